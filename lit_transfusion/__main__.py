@@ -1,0 +1,6 @@
+"""`python -m lit_transfusion`."""
+
+from lit_transfusion.cli import main
+
+if __name__ == "__main__":
+    main()

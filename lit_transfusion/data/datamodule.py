@@ -1,0 +1,121 @@
+"""The LightningDataModule: a source, a tokenizer, a codec and a recipe become packed batches."""
+
+from functools import cached_property
+
+import lightning
+
+from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.errors import InputError
+from lit_transfusion.latents import Codec
+
+
+class TransfusionData(lightning.LightningDataModule):
+    """Pairs of pictures and captions, as documents packed into rows of equal length.
+
+    Args:
+        source: Where pictures and captions come from.
+        codec: Pictures to the latents that are diffused, and back.
+        recipe: How a pair becomes a document: order, noise cap, caption dropout.
+        image_size: Side of the square pictures in pixels.
+        patch_size: Side of a patch in latent pixels (set by the model's patcher).
+        sequence_length: Positions L of a row. Longer rows waste less on padding; one image and its caption must fit.
+        batch_size: Rows B of a batch, on each device.
+        tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's; null trains one on the captions.
+        vocab_size: Largest vocabulary of a tokenizer that is trained, its 256 bytes and 3 controls included.
+        num_workers: Processes that make documents; 0 makes them in the training process. The batches are the same.
+        open_rows: Rows that packing keeps open at once; more waste less padding.
+        seed: Of order, choice of caption, and dropout.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        codec: Codec,
+        recipe: Recipe = Recipe(),
+        image_size: int = 64,
+        patch_size: int = 2,
+        sequence_length: int = 1024,
+        batch_size: int = 4,
+        tokenizer_model: str | None = None,
+        vocab_size: int = 512,
+        num_workers: int = 0,
+        open_rows: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.codec = codec
+        self.recipe = recipe
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.tokenizer_model = tokenizer_model
+        self.vocab_size = vocab_size
+        self.num_workers = num_workers
+        self.open_rows = open_rows
+        self.seed = seed
+        self._check()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The given one, or one trained on the captions of the training split."""
+        if self.tokenizer_model is not None:
+            return Tokenizer.from_file(self.tokenizer_model)
+        return Tokenizer.train(self.source.split("train").captions(), self.vocab_size)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.codec.latent_channels
+
+    @property
+    def patches_per_image(self) -> int:
+        _, height, width = self.codec.latent_shape(self.image_size)
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    def train_dataloader(self) -> PackedLoader:
+        return self._loader("train", endless=True)
+
+    def val_dataloader(self) -> PackedLoader:
+        return self._loader("val", endless=False)
+
+    def test_dataloader(self) -> PackedLoader:
+        return self._loader("val", endless=False)
+
+    def _loader(self, split: str, endless: bool) -> PackedLoader:
+        documents = DocumentSet(
+            self.source.split(split),
+            self.recipe,
+            self.tokenizer,
+            self.patches_per_image,
+            self.sequence_length,
+            self.seed,
+        )
+        return PackedLoader(
+            documents,
+            self.batch_size,
+            self.sequence_length,
+            (3, self.image_size, self.image_size),
+            self.open_rows,
+            self.num_workers,
+            endless,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+
+    def _check(self) -> None:
+        _, height, width = self.codec.latent_shape(self.image_size)
+        if height % self.patch_size or width % self.patch_size:
+            raise InputError(
+                f"data.image_size {self.image_size} gives latents of {height}x{width}, "
+                f"which the patcher's patch_size {self.patch_size} does not divide"
+            )
+        needed = self.patches_per_image + 5  # BOS, one caption token, BOI, EOI, EOS
+        if self.sequence_length < needed:
+            raise InputError(
+                f"data.sequence_length {self.sequence_length} is shorter than one image of {self.patches_per_image} "
+                f"patches with its markers and a caption: at least {needed} is needed"
+            )

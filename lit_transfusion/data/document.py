@@ -1,0 +1,68 @@
+"""The types that pass between the rooms, and the one legend of dimension letters.
+
+    B  rows of a batch               N  images in the batch
+    L  positions of a row            P  patches of one image
+    D  width of the Transformer      C, H, W  channels, height and width of an image in latent space
+    V  vocabulary size
+
+All are NamedTuples: Lightning moves them to a device, torch pins their memory, and `_replace` makes the next one.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+IGNORE_INDEX = -100  # the label of a position that has no text target
+TEXT = -1  # the image id of a position that is not a patch
+NO_LIMIT = 1_000_000  # `max_timestep` of an image whose noise is not capped; the noise process knows the true end
+
+
+class Example(NamedTuple):
+    """What a source yields: a picture and the captions that describe it."""
+
+    image: Tensor  # (3, height, width) float32 in [-1, 1]
+    captions: tuple[str, ...]  # at least one, none empty
+
+
+class Skipped(NamedTuple):
+    """What a source yields in place of an example that cannot be used."""
+
+    name: str  # of the picture, as its owner would look for it
+    reason: str  # short, and the same for all of one kind, so that reasons can be counted
+
+
+class TextSegment(NamedTuple):
+    """A run of text tokens in a document."""
+
+    token_ids: tuple[int, ...]
+    learn: bool = True  # False: a prompt, no loss on these tokens nor on the BOI that follows them
+
+
+class ImageSegment(NamedTuple):
+    """An image in a document. BOI and EOI are put around it when the document is packed."""
+
+    latents: Tensor  # (C, H, W); pixels until the codec has encoded them
+    max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
+
+
+class Document(NamedTuple):
+    """Segments in reading order. Nothing outside a document is ever visible from inside it."""
+
+    segments: tuple[TextSegment | ImageSegment, ...]
+
+    @property
+    def images(self) -> list[ImageSegment]:
+        return [segment for segment in self.segments if isinstance(segment, ImageSegment)]
+
+
+class PackedBatch(NamedTuple):
+    """Documents packed into rows of equal length."""
+
+    tokens: Tensor  # (B, L) int64; the pad token at patches
+    labels: Tensor  # (B, L) int64; the next token, IGNORE_INDEX where there is none to learn
+    positions: Tensor  # (B, L) int64; restart at 0 in each document
+    document_ids: Tensor  # (B, L) int64; rising along a row; padding is cut into short documents of its own
+    image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
+    images: Tensor  # (N, C, H, W) clean images of the whole batch in row-major order; pixels until the codec encodes
+    max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
+    num_padding: int  # positions that hold no token of any document

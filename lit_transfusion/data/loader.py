@@ -1,0 +1,189 @@
+"""The stream of batches: documents made by workers, packed in the main process, resumable at any batch."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+from lit_transfusion.data.document import PackedBatch, Skipped
+from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten
+from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, int]  # (epoch, index): all that a document depends on, beside the seed
+
+
+class DocumentSet(Dataset):
+    """(epoch, index) → the document of that example in that epoch, always the same."""
+
+    def __init__(
+        self, source: Source, recipe: Recipe, tokenizer: Tokenizer, patches_per_image: int, length: int, seed: int
+    ) -> None:
+        self.source = source
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.patches_per_image = patches_per_image
+        self.max_caption_tokens = length - patches_per_image - 4  # BOS, BOI, EOI, EOS
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> FlatDocument | Skipped:
+        example = self.source[key[1]]
+        if isinstance(example, Skipped):
+            return example
+        generator = torch.Generator().manual_seed(mix(self.seed, *key))
+        document = self.recipe.document(example, self.tokenizer, self.max_caption_tokens, generator)
+        return flatten(document, self.tokenizer, self.patches_per_image)
+
+
+class PackedLoader:
+    """Iterates over packed batches: endlessly, in a new order each epoch, or once in order.
+
+    Workers only make documents, which come back in the order they were asked for; packing is done here. So the stream
+    does not depend on the number of workers, and where it stands is a few numbers: the epoch, how many of its
+    documents are used up, and which ones wait in rows that are not full.
+
+    Args:
+        documents: What to pack.
+        batch_size: Rows B of a batch.
+        length: Positions L of a row.
+        image_shape: (C, H, W) of an image.
+        open_rows: Rows that first-fit packing keeps open.
+        num_workers: Processes that make documents; 0 makes them here.
+        endless: Go on for ever in shuffled order (training), or once through in order (validation).
+        rank: Which of `world_size` equal shares of the documents is this process's.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        documents: DocumentSet,
+        batch_size: int,
+        length: int,
+        image_shape: tuple[int, int, int],
+        open_rows: int = 16,
+        num_workers: int = 0,
+        endless: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.documents = documents
+        self.batch_size = batch_size
+        self.length = length
+        self.image_shape = image_shape
+        self.open_rows = open_rows
+        self.num_workers = num_workers
+        self.endless = endless
+        self.rank = rank
+        self.world_size = world_size
+        self.skipped: Counter[str] = Counter()
+        self._state: dict[str, Any] = {"epoch": 0, "used": 0, "open": [], "closed": []}
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        epoch, used = self._state["epoch"], self._state["used"]
+        packer = FirstFit(self.length, self.open_rows)
+        packer.rows = [[self._sized(key, self._remake(key)) for key in row] for row in self._state["open"]]
+        closed = [[(key, self._remake(key)) for key in row] for row in self._state["closed"]]
+        while True:
+            order = self._order(epoch)
+            usable = used > 0  # whether this epoch has given anything
+            for index, document in zip(order[used:], self._make(epoch, order[used:]), strict=True):
+                used += 1
+                if isinstance(document, Skipped):
+                    self._skip(document)
+                    continue
+                usable = True
+                key = (epoch, index)
+                row = packer.add((key, document), len(document.tokens))
+                if row is not None:
+                    closed.append(row)
+                if len(closed) == self.batch_size:
+                    batch, closed = closed, []
+                    self._remember(epoch, used, packer, closed)
+                    yield self._collate(batch)
+            self._report(epoch, len(order))
+            if not usable:
+                raise InputError(
+                    f"not one of the {len(order)} examples can be used ({self._reasons() or 'no examples'})"
+                )
+            if not self.endless:
+                break
+            epoch, used = epoch + 1, 0
+        closed += packer.flush()
+        for start in range(0, len(closed), self.batch_size):
+            yield self._collate(closed[start : start + self.batch_size])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream of every rank stands: Lightning keeps only what rank 0 returns."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return {"ranks": [self._state]}
+        states = [None] * dist.get_world_size()
+        dist.all_gather_object(states, self._state)
+        return {"ranks": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["ranks"]) != self.world_size:
+            raise InputError(
+                f"the checkpoint was written by {len(state['ranks'])} processes and this run has {self.world_size}: "
+                "continue with the same number of devices, or start from its weights only"
+            )
+        self._state = state["ranks"][self.rank]
+
+    def _order(self, epoch: int) -> list[int]:
+        size = len(self.documents.source)
+        if not self.endless:
+            return list(range(self.rank, size, self.world_size))
+        generator = torch.Generator().manual_seed(mix(self.documents.seed, epoch, size))
+        return torch.randperm(size, generator=generator)[self.rank :: self.world_size].tolist()
+
+    def _make(self, epoch: int, order: list[int]) -> Iterator[FlatDocument | Skipped]:
+        keys = [(epoch, index) for index in order]
+        prefetch = {"prefetch_factor": 16} if self.num_workers else {}
+        return iter(DataLoader(self.documents, sampler=keys, batch_size=None, num_workers=self.num_workers, **prefetch))
+
+    def _remake(self, key: Key) -> FlatDocument:
+        return self.documents[tuple(key)]
+
+    @staticmethod
+    def _sized(key: Key, document: FlatDocument) -> tuple[int, tuple[Key, FlatDocument]]:
+        return len(document.tokens), (key, document)
+
+    def _remember(self, epoch: int, used: int, packer: FirstFit, closed: list) -> None:
+        self._state = {
+            "epoch": epoch,
+            "used": used,
+            "open": [[key for _, (key, _) in row] for row in packer.rows],
+            "closed": [[key for key, _ in row] for row in closed],
+        }
+
+    def _collate(self, rows: list[list[tuple[Key, FlatDocument]]]) -> PackedBatch:
+        documents = [[document for _, document in row] for row in rows]
+        return collate(documents, self.length, self.documents.tokenizer.pad, self.image_shape)
+
+    def _skip(self, skipped: Skipped) -> None:
+        if not self.skipped[skipped.reason]:
+            log.warning("skipped %s: %s (more of this kind are only counted)", skipped.name, skipped.reason)
+        self.skipped[skipped.reason] += 1
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{reason}: {count}" for reason, count in self.skipped.items())
+
+    def _report(self, epoch: int, size: int) -> None:
+        if self.skipped:
+            log.warning("by the end of epoch %d, of %d examples skipped: %s", epoch, size, self._reasons())
+
+
+def mix(*numbers: int) -> int:
+    """One seed out of several numbers; neighbours give unrelated streams."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**64
+        seed ^= seed >> 29
+    return seed % 2**63

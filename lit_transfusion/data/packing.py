@@ -1,0 +1,119 @@
+"""Documents → rows of equal length → one batch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lit_transfusion.data.document import IGNORE_INDEX, TEXT, Document, ImageSegment, PackedBatch
+from lit_transfusion.data.tokenizer import Tokenizer
+
+
+class FlatDocument(NamedTuple):
+    """A document as it stands in a row: one entry for each position."""
+
+    tokens: list[int]
+    labels: list[int]
+    image_ids: list[int]  # index into the document's own images, TEXT elsewhere
+    images: list[ImageSegment]
+
+
+def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) -> FlatDocument:
+    """Put BOI and EOI around the images, and the next token, where it is to be learned, at each position.
+
+    What is learned (paper, 3.2 and footnote 8): text tokens and the BOI after learned text. What is not: patches; EOI,
+    since it is the decoder that appends it; anything at an input BOI. An EOI as input predicts the text after it.
+    """
+    tokens: list[int] = []
+    learn: list[bool] = []
+    image_ids: list[int] = []
+    images: list[ImageSegment] = []
+    learn_boi = False  # at the start of a document nothing precedes BOI that could predict it
+    for segment in document.segments:
+        if isinstance(segment, ImageSegment):
+            tokens += [tokenizer.boi, *[tokenizer.pad] * patches_per_image, tokenizer.eoi]
+            learn += [learn_boi, *[False] * (patches_per_image + 1)]
+            image_ids += [TEXT, *[len(images)] * patches_per_image, TEXT]
+            images.append(segment)
+        else:
+            tokens += segment.token_ids
+            learn += [segment.learn] * len(segment.token_ids)
+            image_ids += [TEXT] * len(segment.token_ids)
+            learn_boi = segment.learn
+    labels = [t if learned else IGNORE_INDEX for t, learned in zip(tokens[1:], learn[1:], strict=True)]
+    return FlatDocument(tokens, [*labels, IGNORE_INDEX], image_ids, images)
+
+
+class FirstFit:
+    """Packs items into rows of a fixed length: each goes into the first open row that has room.
+
+    When no row has room and `open_rows` are open, the fullest is closed to make place for a new one. Items are never
+    cut. What is still open is in `rows`, so that packing can be taken up again where it stopped.
+
+    Args:
+        length: Positions of a row.
+        open_rows: Rows that are kept open at once; more waste less.
+    """
+
+    def __init__(self, length: int, open_rows: int) -> None:
+        self.length = length
+        self.open_rows = open_rows
+        self.rows: list[list[tuple[int, Any]]] = []  # (item length, item)
+
+    def add(self, item: Any, length: int) -> list[Any] | None:
+        """Take an item; returns the items of a row if one had to be closed."""
+        if length > self.length:
+            raise ValueError(f"a document of {length} positions does not fit into rows of {self.length}")
+        for row in self.rows:
+            if filled(row) + length <= self.length:
+                row.append((length, item))
+                return None
+        closed = None
+        if len(self.rows) == self.open_rows:
+            fullest = max(range(len(self.rows)), key=lambda i: filled(self.rows[i]))
+            closed = [item for _, item in self.rows.pop(fullest)]
+        self.rows.append([(length, item)])
+        return closed
+
+    def flush(self) -> Iterator[list[Any]]:
+        """Close the rows that are left."""
+        while self.rows:
+            yield [item for _, item in self.rows.pop(0)]
+
+
+def filled(row: list[tuple[int, Any]]) -> int:
+    return sum(length for length, _ in row)
+
+
+def collate(
+    rows: Sequence[Sequence[FlatDocument]], length: int, pad: int, image_shape: tuple[int, int, int]
+) -> PackedBatch:
+    """Rows of documents → PackedBatch of rows of `length` positions. `image_shape` is (C, H, W), for want of images."""
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORE_INDEX)
+    positions = torch.zeros(len(rows), length, dtype=torch.int64)
+    document_ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    image_ids = torch.full((len(rows), length), TEXT)
+    images: list[ImageSegment] = []
+    num_padding = 0
+    for r, row in enumerate(rows):
+        start = 0
+        for d, document in enumerate(row):
+            here = slice(start, start + len(document.tokens))
+            tokens[r, here] = torch.tensor(document.tokens)
+            labels[r, here] = torch.tensor(document.labels)
+            ids = torch.tensor(document.image_ids)
+            image_ids[r, here] = torch.where(ids >= 0, ids + len(images), TEXT)
+            positions[r, here] = torch.arange(len(document.tokens))
+            document_ids[r, here] = d
+            images += document.images
+            start = here.stop
+        # Padding is attended to like text. As one long document it would cost more than the documents beside it.
+        padding = torch.arange(length - start)
+        longest = max((len(document.tokens) for document in row), default=length)
+        positions[r, start:] = padding % longest
+        document_ids[r, start:] = len(row) + padding // longest
+        num_padding += length - start
+    latents = torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape)
+    max_timesteps = torch.tensor([image.max_timestep for image in images], dtype=torch.int64)
+    return PackedBatch(tokens, labels, positions, document_ids, image_ids, latents, max_timesteps, num_padding)

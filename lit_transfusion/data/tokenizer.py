@@ -1,0 +1,72 @@
+"""The text tokenizer: SentencePiece, as in Llama, with two markers for images after its vocabulary."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from lit_transfusion.errors import InputError
+
+
+class Tokenizer:
+    """A SentencePiece model and the ids of BOI and EOI, which follow its vocabulary.
+
+    Args:
+        model: The serialised SentencePiece model.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.bos = self._pieces.bos_id()
+        self.eos = self._pieces.eos_id()
+        if self.bos < 0 or self.eos < 0:
+            raise InputError("the SentencePiece model has no BOS or no EOS; train it with --bos_id=1 --eos_id=2")
+        self.boi = self._pieces.get_piece_size()  # begin of image
+        self.eoi = self.boi + 1  # end of image
+        self.vocab_size = self.boi + 2
+        self.pad = self.eos  # stands where nobody looks: at patches and in padding
+
+    @classmethod
+    def from_file(cls, path: str) -> "Tokenizer":
+        if not Path(path).is_file():
+            raise InputError(f"tokenizer model {path} not found")
+        try:
+            return cls(Path(path).read_bytes())
+        except RuntimeError:
+            raise InputError(f"{path} is not a SentencePiece model") from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Train byte-pair encoding on `texts` with byte fallback, so that any text can be written.
+
+        The vocabulary is smaller than `vocab_size` where the texts do not hold that many pieces. The result depends
+        on nothing but the arguments.
+        """
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                byte_fallback=True,
+                character_coverage=1.0,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise InputError(
+                f"no tokenizer of {vocab_size} pieces could be trained on these captions: {error}"
+            ) from None
+        return cls(model.getvalue())
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of `text`, without BOS and EOS."""
+        return tuple(self._pieces.encode(text))
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of `token_ids`; the markers of images are left out."""
+        return self._pieces.decode([i for i in token_ids if i < self.boi])

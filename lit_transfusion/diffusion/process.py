@@ -1,0 +1,98 @@
+"""How images are noised in training and denoised in sampling, around the schedulers of diffusers."""
+
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from torch import Tensor
+
+from lit_transfusion.errors import InputError
+
+SAMPLERS: dict[str, type[SchedulerMixin]] = {
+    "ddpm": DDPMScheduler,  # ancestral, the paper's
+    "ddim": DDIMScheduler,  # deterministic, good from some 25 steps on
+    "dpm++": DPMSolverMultistepScheduler,  # deterministic, second order, good from some 15 steps on
+}
+
+
+class NoiseProcess:
+    """What the training step and the sampler need to know about noise. Tensors in, tensors out."""
+
+    num_train_timesteps: int
+
+    def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
+        """(N,) inclusive upper bounds → (N,) timesteps, one for each image (paper, 3.3)."""
+        raise NotImplementedError
+
+    def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Clean images (N, C, H, W), noise of the same shape, (N,) timesteps → noisy images."""
+        raise NotImplementedError
+
+    def target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the net is trained to predict from the noisy images, (N, C, H, W)."""
+        raise NotImplementedError
+
+    def sampler(self, name: str, num_inference_steps: int) -> SchedulerMixin:
+        """A diffusers scheduler with its timesteps set, ready for `step`."""
+        raise NotImplementedError
+
+
+class DDPM(NoiseProcess):
+    """Denoising diffusion (Ho et al., 2020) as the paper has it: cosine schedule, 1,000 steps (section 2.2).
+
+    Args:
+        num_train_timesteps: T; timesteps are the integers from 0 (almost clean) to T - 1 (noise).
+        beta_schedule: Of diffusers; `squaredcos_cap_v2` is the cosine schedule of Nichol & Dhariwal.
+        prediction_type: What the net predicts: the noise (`epsilon`, the paper), `v_prediction`, or the clean image
+            (`sample`). In pixel space the last two learn faster.
+        clip_sample: Whether sampling clips its estimate of the clean image to [-1, 1]: for pixels, not for latents.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2",
+        prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
+        clip_sample: bool = False,
+    ) -> None:
+        self.num_train_timesteps = num_train_timesteps
+        self.beta_schedule = beta_schedule
+        self.prediction_type = prediction_type
+        self.clip_sample = clip_sample
+        self._scheduler = DDPMScheduler(
+            num_train_timesteps=num_train_timesteps,
+            beta_schedule=beta_schedule,
+            prediction_type=prediction_type,
+            clip_sample=clip_sample,
+            # The last sampling step is T - 1 for any number of steps: sampling starts from the noise training knows.
+            timestep_spacing="trailing",
+        )
+
+    def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform over 0 … min(max_timestep, T - 1), both included."""
+        count = max_timesteps.clamp(max=self.num_train_timesteps - 1) + 1
+        uniform = torch.rand(max_timesteps.shape, generator=generator, device=max_timesteps.device, dtype=torch.float64)
+        return (uniform * count).long()
+
+    def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = √ᾱ_t · x_0 + √(1 - ᾱ_t) · ε (paper, Equation 2)."""
+        return self._scheduler.add_noise(images, noise, timesteps)
+
+    def target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return noise  # paper, Equation 3
+        if self.prediction_type == "v_prediction":
+            return self._scheduler.get_velocity(images, noise, timesteps)  # √ᾱ_t · ε - √(1 - ᾱ_t) · x_0
+        return images
+
+    def sampler(self, name: str, num_inference_steps: int) -> SchedulerMixin:
+        if name not in SAMPLERS:
+            raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
+        if not 1 <= num_inference_steps <= self.num_train_timesteps:
+            raise InputError(
+                f"num_inference_steps {num_inference_steps} is not between 1 and the {self.num_train_timesteps} "
+                "timesteps of training"
+            )
+        sampler = SAMPLERS[name].from_config(self._scheduler.config)
+        sampler.set_timesteps(num_inference_steps)
+        return sampler

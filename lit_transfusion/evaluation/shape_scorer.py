@@ -1,0 +1,128 @@
+"""Reads pictures of coloured shapes, and says how often a model drew, or wrote, the colour and shape it was asked for.
+
+The reader sees nothing but the pixels. An object is a connected patch of ink; its colour is the nearest of the
+palette; its shape is the one that covers it best when drawn with the same area around the same centre of mass.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_transfusion.data.sources.shapes import COLOURS, SHAPES, coverage, parse_caption
+
+INK = 0.4  # a pixel with more ink than this belongs to an object
+SPECK = 0.01  # an object with less ink than this, in areas of the picture, is dirt; the smallest cross has 0.03
+MIN_IOU = 0.6  # an object that no shape overlaps by this much is a blob; a blurred and noisy one still has 0.75
+
+
+class FoundObject(NamedTuple):
+    """An object read from a picture. Lengths are in sides of the picture."""
+
+    colour: str
+    shape: str | None  # None for a blob
+    centre: tuple[float, float]  # (x, y) of its bounding box, from the top left
+    size: float  # side of its bounding box
+
+
+class ColourShapeScore(NamedTuple):
+    """Fractions in [0, 1] of the pictures or captions that are right."""
+
+    colour: float
+    shape: float
+    both: float
+
+
+def read_picture(image: Tensor) -> list[FoundObject]:
+    """The objects in a picture (3, S, S) in [-1, 1] on white, from the top down."""
+    image = image.detach().float().cpu()
+    colour_ink = (1 - image) / 2  # (3, S, S): what each channel lacks of white
+    ink = colour_ink.amax(0).clamp(0, 1)  # (S, S): 1 where a palette colour covers all of the pixel
+    objects = []
+    for component in connected_components(ink > INK):
+        region = F.max_pool2d(component[None].float(), 3, stride=1, padding=1)[0]  # (S, S): with its faint rim
+        object_ink = ink * region
+        if object_ink.mean() < SPECK:
+            continue
+        colour = nearest_colour(1 - (colour_ink * region).sum((1, 2)) / object_ink.sum())
+        sharpened = (1.5 * object_ink - 0.25).clamp(0, 1)  # undoes a blur of up to a pixel, and drops faint dirt
+        objects.append(FoundObject(colour, *fit_shape(sharpened)))
+    return objects
+
+
+def connected_components(mask: Tensor) -> list[Tensor]:
+    """(S, S) bool → one (S, S) bool mask for each group of pixels that touch by a side or a corner."""
+    unseen = dict.fromkeys(map(tuple, mask.nonzero().tolist()))  # a set that keeps the reading order
+    components = []
+    while unseen:
+        start = next(iter(unseen))
+        del unseen[start]
+        group = [start]
+        for row, column in group:  # grows as it is read
+            for neighbour in [(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]:
+                if neighbour in unseen:
+                    del unseen[neighbour]
+                    group.append(neighbour)
+        component = torch.zeros_like(mask)
+        component[tuple(torch.tensor(group).T)] = True
+        components.append(component)
+    return components
+
+
+def nearest_colour(rgb: Tensor) -> str:
+    """(3,) in [0, 1] → the name of the palette colour at the least distance."""
+    palette = torch.tensor(list(COLOURS.values())) / 255
+    return list(COLOURS)[int((palette - rgb).norm(dim=1).argmin())]
+
+
+def moments(ink: Tensor) -> tuple[float, float, float]:
+    """(S, S) → its area and the x and y of its centre of mass."""
+    axis = (torch.arange(ink.shape[0]) + 0.5) / ink.shape[0]  # (S,)
+    return float(ink.mean()), float((ink.sum(0) @ axis) / ink.sum()), float((ink.sum(1) @ axis) / ink.sum())
+
+
+@cache
+def moments_of_shape(shape: str) -> tuple[float, float, float]:
+    """The moments of a shape that fills the picture."""
+    return moments(coverage(shape, (0.5, 0.5), 1.0, image_size=256))
+
+
+def fit_shape(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
+    """(S, S) ink of one object → its shape, centre and size."""
+    area, x, y = moments(ink)
+    best_iou, best_fit = -1.0, (None, (x, y), area**0.5)
+    for shape in SHAPES:
+        shape_area, shape_x, shape_y = moments_of_shape(shape)
+        size = (area / shape_area) ** 0.5
+        centre = (x - (shape_x - 0.5) * size, y - (shape_y - 0.5) * size)
+        template = coverage(shape, centre, size, ink.shape[0])  # (S, S)
+        iou = float(torch.minimum(ink, template).sum() / torch.maximum(ink, template).sum())
+        if iou > best_iou:
+            best_iou, best_fit = iou, (shape if iou >= MIN_IOU else None, centre, size)
+    return best_fit
+
+
+def score_pictures(images: Sequence[Tensor] | Tensor, wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
+    """How many pictures (N, 3, S, S) in [-1, 1] show just one object, and of the wanted (colour, shape)."""
+    return score([[(found.colour, found.shape) for found in read_picture(image)] for image in images], wanted)
+
+
+def score_captions(captions: Sequence[str], wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
+    """How many captions name just one object, and of the wanted (colour, shape)."""
+    return score([parse_caption(caption) for caption in captions], wanted)
+
+
+def score(
+    objects: Sequence[Sequence[tuple[str | None, str | None]]], wanted: Sequence[tuple[str, str]]
+) -> ColourShapeScore:
+    """Compares the objects in each of N pictures or captions, N > 0, with the one that was wanted."""
+    if len(objects) != len(wanted) or not wanted:
+        raise ValueError(f"{len(objects)} answers to {len(wanted)} questions cannot be scored")
+    answers = [found[0] if len(found) == 1 else (None, None) for found in objects]
+    colour_right = sum(answer[0] == colour for answer, (colour, _) in zip(answers, wanted, strict=True))
+    shape_right = sum(answer[1] == shape for answer, (_, shape) in zip(answers, wanted, strict=True))
+    both_right = sum(answer == tuple(pair) for answer, pair in zip(answers, wanted, strict=True))
+    return ColourShapeScore(colour_right / len(wanted), shape_right / len(wanted), both_right / len(wanted))

@@ -1,0 +1,64 @@
+"""Tensors → pictures for people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+SMALLEST = 112  # side, in pixels, to which small pictures are enlarged, so that a caption has room beside them
+MARGIN = 6
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] → a picture."""
+    return to_pil_image((image.float().cpu().clamp(-1, 1) + 1) / 2)
+
+
+def captioned_grid(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """Pictures (N, 3, H, W) in [-1, 1], each with its caption below it, in rows of `columns`."""
+    font = ImageFont.load_default(12)
+    scale = max(1, -(-SMALLEST // images.shape[-1]))  # whole, so that pixels stay square
+    tiles = [to_pil(image) for image in images]
+    tiles = [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
+    width, height = tiles[0].size
+    texts = [wrap(caption, font, width) for caption in captions]
+    line = 15
+    text_height = line * max(text.count("\n") + 1 for text in texts)
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    cell = width + MARGIN, height + text_height + 2 * MARGIN
+    page = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), (238, 238, 238))
+    pen = ImageDraw.Draw(page)
+    for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
+        x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
+        page.paste(tile, (x, y))
+        pen.multiline_text((x, y + height + 2), text, fill=(20, 20, 20), font=font, spacing=line - 12)
+    return page
+
+
+def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """Break `text` into lines of at most `width` pixels; four at most."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines if len(lines) <= 4 else [*lines[:3], lines[3] + " …"])
+
+
+def film(steps: Sequence[Tensor]) -> Tensor:
+    """Denoising as one picture: a list of (N, 3, H, W), noisy to clean → (3, height, width), a row for each image."""
+    frames = torch.stack(list(steps), dim=1).flatten(0, 1).float().cpu()  # (N · steps, 3, H, W)
+    return make_grid((frames.clamp(-1, 1) + 1) / 2, nrow=len(steps), padding=1, pad_value=1.0)
+
+
+def save(picture: Image.Image, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path

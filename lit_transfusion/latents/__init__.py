@@ -1,0 +1,7 @@
+"""Codecs: images in pixels ⇄ images in latent space."""
+
+from lit_transfusion.latents.base import Codec
+from lit_transfusion.latents.pixels import Pixels
+from lit_transfusion.latents.vae import VAE
+
+__all__ = ["VAE", "Codec", "Pixels"]

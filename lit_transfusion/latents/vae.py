@@ -1,0 +1,88 @@
+"""A pretrained autoencoder from `diffusers` as the latent space."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.latents.base import Codec
+
+
+class VAE(Codec):
+    """A `diffusers` AutoencoderKL (of Stable Diffusion and the like) or AutoencoderTiny (TAESD), loaded and frozen.
+
+    Which of the two it is, and how its latents z are brought to a scale of about one, stands in its `config.json`:
+    latents = (z - shift_factor) · scaling_factor.
+
+    Args:
+        path: Folder that holds the autoencoder, or its name on the Hugging Face hub.
+        subfolder: Where to look inside it; `vae` if `path` is a whole pipeline.
+        sample_posterior: Encode to a sample of the posterior; else to its mean. AutoencoderTiny has no posterior.
+        revision: Branch, tag or commit on the hub; its main branch if not given.
+    """
+
+    def __init__(
+        self, path: str, subfolder: str | None = None, sample_posterior: bool = True, revision: str | None = None
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.subfolder = subfolder
+        self.sample_posterior = sample_posterior
+        self.revision = revision
+
+        from diffusers import AutoencoderKL, AutoencoderTiny  # here, since it takes seconds and Pixels needs none of it
+
+        place = f"VAE path {path!r}" + (f", subfolder {subfolder!r}" if subfolder else "")
+        try:
+            config = AutoencoderKL.load_config(path, subfolder=subfolder, revision=revision)
+        except (OSError, ValueError) as error:
+            if os.path.isdir(path):
+                fix = "holds no readable config.json"
+                fix += "" if subfolder else "; if it is a whole pipeline, set subfolder: vae"
+            else:
+                fix = "is no folder here, and the Hugging Face hub did not hand out a model of that name"
+            raise InputError(f"{place} {fix}") from error
+
+        class_name = config.get("_class_name")
+        classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+        if class_name not in classes:
+            raise InputError(f"{place} holds a model of class {class_name}, not one of {', '.join(classes)}")
+        try:
+            self.autoencoder, loading = classes[class_name].from_pretrained(
+                path, subfolder=subfolder, revision=revision, low_cpu_mem_usage=False, output_loading_info=True
+            )
+        except Exception as error:  # a missing file, one cut short, weights that do not fit the config
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{place}: the weights of its {class_name} do not load ({reason})") from error
+        if loading["missing_keys"]:  # diffusers would go on with random numbers in their place
+            raise InputError(f"{place}: its file of weights lacks {len(loading['missing_keys'])} of a {class_name}'s")
+
+        self.latent_channels = self.autoencoder.config.latent_channels
+        self.downscale = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        self.scaling_factor = self.autoencoder.config.scaling_factor
+        self.shift_factor = self.autoencoder.config.shift_factor or 0.0  # null in the older ones
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if len(images) == 0:  # which the attention of AutoencoderKL cannot take
+            rows, columns = (side // self.downscale for side in images.shape[2:])
+            return images.new_empty(0, self.latent_channels, rows, columns)
+        encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
+        if hasattr(encoded, "latents"):  # AutoencoderTiny
+            z = encoded.latents
+        elif self.sample_posterior:
+            z = encoded.latent_dist.sample(generator)
+        else:
+            z = encoded.latent_dist.mode()
+        return (z.to(images.dtype) - self.shift_factor) * self.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        if len(latents) == 0:
+            rows, columns = (side * self.downscale for side in latents.shape[2:])
+            return latents.new_empty(0, 3, rows, columns)
+        z = latents / self.scaling_factor + self.shift_factor
+        images = self.autoencoder.decode(z.to(self.autoencoder.dtype)).sample
+        return images.to(latents.dtype).clamp(-1, 1)

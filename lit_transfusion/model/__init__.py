@@ -1,0 +1,20 @@
+"""The net. Needs torch and nothing else."""
+
+from lit_transfusion.model.patchers import LinearPatcher, Patcher, UNetPatcher
+from lit_transfusion.model.transformer import SIZES, Transformer, TransformerSize
+from lit_transfusion.model.transfusion import Transfusion, TransfusionOutput
+from lit_transfusion.model.visibility import Bidirectional, Causal, Visibility
+
+__all__ = [
+    "SIZES",
+    "Bidirectional",
+    "Causal",
+    "LinearPatcher",
+    "Patcher",
+    "Transformer",
+    "TransformerSize",
+    "Transfusion",
+    "TransfusionOutput",
+    "UNetPatcher",
+    "Visibility",
+]

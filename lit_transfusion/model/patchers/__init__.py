@@ -1,0 +1,7 @@
+"""Ways in and out of the Transformer for images: a line in YAML chooses one, a subclass of `Patcher` adds one."""
+
+from lit_transfusion.model.patchers.base import Patcher
+from lit_transfusion.model.patchers.linear import LinearPatcher
+from lit_transfusion.model.patchers.unet import UNetPatcher
+
+__all__ = ["LinearPatcher", "Patcher", "UNetPatcher"]

@@ -1,0 +1,175 @@
+"""What is shown of a run while it goes on, and where it leaves things."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import rich
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.generation.pictures import captioned_grid, film, save
+from lit_transfusion.generation.sampler import Sampling, draw, write
+
+
+class Throughput(lightning.Callback):
+    """Logs what is trained per second on this device: tokens and patches (padding not counted), and images."""
+
+    def __init__(self) -> None:
+        self.tokens = self.images = 0
+        self.since = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._restart()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        self.tokens += batch.tokens.numel() - batch.num_padding
+        self.images += len(batch.images)
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            seconds = time.perf_counter() - self.since
+            pl_module.log("throughput/tokens_per_second", self.tokens / seconds)
+            pl_module.log("throughput/images_per_second", self.images / seconds, prog_bar=True)
+            self._restart()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._restart()  # validation is no training time
+
+    def _restart(self) -> None:
+        self.tokens = self.images = 0
+        self.since = time.perf_counter()
+
+
+class ShowSamples(lightning.Callback):
+    """Draws pictures for held-out captions, and writes captions for held-out pictures, with the averaged weights.
+
+    Each time there are three pictures, in `samples/` of the run and in TensorBoard: the drawn pictures beside their
+    captions, how four of them came out of noise, and the held-out pictures with the captions that the model writes.
+
+    Args:
+        every_n_steps: Optimiser steps between two showings; there is one more at the end.
+        num_samples: Pictures and captions each time.
+        prompts: What to draw; null takes captions of the held-out split.
+        sampler: ddpm, ddim or dpm++.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt against no prompt; 1 is none.
+        max_new_tokens: Length of a written caption at most.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        num_samples: int = 16,
+        prompts: list[str] | None = None,
+        sampler: str = "ddim",
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        max_new_tokens: int = 40,
+    ) -> None:
+        self.every_n_steps = every_n_steps
+        self.num_samples = num_samples
+        self.prompts = prompts
+        self.sampling = Sampling(
+            sampler, num_inference_steps, guidance_scale, temperature=0.0, max_new_tokens=max_new_tokens
+        )
+        self.last_step = -1
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.last_step:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step != self.last_step:
+            self._show(trainer, pl_module)
+
+    def _show(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """On every rank, since a sharded net needs them all; rank 0 writes."""
+        self.last_step = trainer.global_step
+        held_out = self._held_out(trainer)
+        prompts = self.prompts or [caption for _, caption in held_out]
+        frames: list[Tensor] = []
+        last = self.sampling.num_inference_steps - 1
+        shown = {round(i * last / 7) for i in range(8)}
+        pipeline = pl_module.pipeline
+
+        def keep(step: int, latents: Tensor) -> None:
+            if step in shown:
+                frames.append(pipeline.codec.decode(latents[:4]))
+
+        drawn = draw(pipeline, prompts, self.sampling, on_step=keep)
+        pictures = {"samples": captioned_grid(drawn, prompts), "denoising": to_pil_image(film(frames))}
+        if held_out:
+            images = torch.stack([image for image, _ in held_out])
+            pictures["captions"] = captioned_grid(images, write(pipeline, images, self.sampling))
+        self._keep(trainer, pictures)
+
+    def _held_out(self, trainer: lightning.Trainer) -> list[tuple[Tensor, str]]:
+        """The first held-out pictures that can be read, each with one of its captions."""
+        source = trainer.datamodule.source.split("val")
+        examples = (source[i] for i in range(min(len(source), 4 * self.num_samples)))
+        # Each example tells its captions in the same order; taking another one each time shows more wordings.
+        readable = [e for e in examples if hasattr(e, "captions")][: self.num_samples]
+        return [(e.image, e.captions[i % len(e.captions)]) for i, e in enumerate(readable)]
+
+    @rank_zero_only
+    def _keep(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:
+        for name, picture in pictures.items():
+            save(picture, Path(trainer.default_root_dir) / "samples" / f"{name}_{trainer.global_step:06d}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes what `predict` makes to `predictions/` of the run: a grid of drawings, and one of written captions."""
+
+    def __init__(self) -> None:
+        super().__init__("batch")
+
+    def write_on_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, prediction: Any, indices: Any, batch: Any, batch_idx: int, *_
+    ) -> None:
+        folder = Path(trainer.default_root_dir) / "predictions"
+        name = f"{batch_idx:04d}_rank{trainer.global_rank}.png" if trainer.world_size > 1 else f"{batch_idx:04d}.png"
+        save(captioned_grid(prediction.drawn, batch.captions), folder / f"drawn_{name}")
+        save(captioned_grid(batch.images, prediction.written), folder / f"written_{name}")
+
+
+class RunDirectory(lightning.Callback):
+    """Keeps the tokenizer with the run, and says at the end where everything is and what to do next."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.model").write_bytes(pl_module.tokenizer.model)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        folder = Path(trainer.default_root_dir)
+        checkpoint = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
+        grids = sorted((folder / "samples").glob("samples_*.png"))
+        caption = trainer.datamodule.source.split("train").captions()[0]
+        generate = f"python -m lit_transfusion generate --ckpt {checkpoint}"
+        console = rich.get_console()
+        rows = {
+            "checkpoint": checkpoint,
+            "logs": folder,
+            "pictures": grids[-1] if grids else None,
+        }
+        console.print(f"\n[bold]Step {trainer.global_step} is done.[/bold]")
+        for name, value in rows.items():
+            if value:
+                console.print(f"  {name:<11}{value}", soft_wrap=True, highlight=False)
+        if checkpoint:
+            console.print("Next:")
+            console.print(f"  tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
+            console.print(f'  {generate} --prompt "{caption}" --output out.png', soft_wrap=True, highlight=False)

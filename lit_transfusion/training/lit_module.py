@@ -1,0 +1,194 @@
+"""The LightningModule: draws noise, asks the net, adds the two losses."""
+
+import copy
+import math
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lit_transfusion.data.document import IGNORE_INDEX, PackedBatch
+from lit_transfusion.data.loader import mix
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.diffusion import NoiseProcess
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.pipeline import KEY, Pipeline
+from lit_transfusion.latents import Codec
+from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
+from lit_transfusion.training.ema import AverageWeights
+from lit_transfusion.training.losses import LossTerms, transfusion_loss
+from lit_transfusion.training.optim import decay_groups
+
+SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
+TIMESTEP_BUCKETS = 8
+
+
+class LitTransfusion(lightning.LightningModule):
+    """Transfusion and how it is trained.
+
+    Args:
+        tokenizer: Of the text (set by the data module).
+        codec: Of the images (set by the data module).
+        image_size: Side of the pictures in pixels (set by the data module).
+        patcher: Linear or U-Net, or a class of your own.
+        mask: Who sees whom: Bidirectional (the paper), Causal, or a class of your own.
+        noise: The noise process.
+        optimizer: Given the parameters; weight decay is applied to matrices only.
+        scheduler: Given the optimiser; stepped after each optimiser step.
+        size: Of the Transformer: a name (0.16B to 7B are the paper's Table 2) or the widths themselves.
+        image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4).
+        ema_decay: Of the moving average of the weights that validation and sampling use; null for none.
+        attention: Attention backend: auto, eager, dense, split or flex.
+        seed: Of noise and timesteps.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        codec: Codec,
+        image_size: int,
+        patcher: Patcher,
+        mask: Visibility,
+        noise: NoiseProcess,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable,
+        size: SizeName | TransformerSize = "nano",
+        image_loss_weight: float = 5.0,
+        ema_decay: float | None = 0.999,
+        attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._codec = [codec]  # in a list, so that its frozen weights are no part of checkpoints
+        self.image_size = image_size
+        self.noise = noise
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.image_loss_weight = image_loss_weight
+        self.ema_decay = ema_decay
+        self.seed = seed
+        size = SIZES[size] if isinstance(size, str) else size
+        self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, attention=attention)
+        self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec[0].to(self.device)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What generation needs, with the averaged weights if there are any."""
+        return Pipeline(self.ema or self.net, self.noise, self.codec, self.tokenizer, self.image_size)
+
+    def losses(self, net: Transfusion, batch: PackedBatch, generator: torch.Generator) -> tuple[LossTerms, Tensor]:
+        """Noise each image as its own timestep says, and compare the net's predictions; also returns the timesteps."""
+        images = self.codec.encode(batch.images, generator)  # (N, C, H, W)
+        timesteps = self.noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        labels = batch.labels.flatten()
+        text = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (T,) positions that have a target
+        output = net(
+            batch.tokens,
+            batch.positions,
+            batch.document_ids,
+            batch.image_ids,
+            self.noise.add_noise(images, noise, timesteps),
+            timesteps,
+            logit_positions=text,
+        )
+        target = self.noise.target(images, noise, timesteps)
+        terms = transfusion_loss(output.logits, labels[text], output.image_prediction, target, self.image_loss_weight)
+        return terms, timesteps
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        # Randomness is a function of the step, so that a run that was stopped goes on exactly as if it had not been.
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        seed = mix(self.seed, self.global_step, micro_batch, self.global_rank)
+        terms, timesteps = self.losses(self.net, batch, torch.Generator(self.device).manual_seed(seed))
+        self._log("train", terms, batch)
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self._log_by_timestep("train", terms.per_image, timesteps)
+        return terms.total
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        self._evaluate("test", batch, batch_idx)
+
+    def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
+        """The same noise and timesteps each time, so that curves are comparable from step to step."""
+        generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx, self.global_rank))
+        terms, timesteps = self.losses(self.ema or self.net, batch, generator)
+        self._log(stage, terms, batch)
+        self._log_by_timestep(stage, terms.per_image, timesteps)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/perplexity", self.trainer.callback_metrics["val/loss_text"].exp())
+
+    def on_test_epoch_end(self) -> None:
+        self.log("test/perplexity", self.trainer.callback_metrics["test/loss_text"].exp())
+
+    def _log(self, stage: str, terms: LossTerms, batch: PackedBatch) -> None:
+        num_targets, num_images = int((batch.labels != IGNORE_INDEX).sum()), len(terms.per_image)
+        on_epoch = stage != "train"
+        self.log(f"{stage}/loss", terms.total, prog_bar=True, batch_size=len(batch.tokens), sync_dist=on_epoch)
+        if num_targets:
+            self.log(f"{stage}/loss_text", terms.text, prog_bar=True, batch_size=num_targets, sync_dist=on_epoch)
+            if not on_epoch:
+                self.log("train/perplexity", terms.text.exp())
+        if num_images:
+            self.log(f"{stage}/loss_image", terms.image, prog_bar=True, batch_size=num_images, sync_dist=on_epoch)
+
+    def _log_by_timestep(self, stage: str, per_image: Tensor, timesteps: Tensor) -> None:
+        """The mean over all timesteps hides where learning happens: large t is layout, small t is detail."""
+        T = self.noise.num_train_timesteps
+        buckets = timesteps * TIMESTEP_BUCKETS // T
+        for bucket in buckets.unique().tolist():
+            inside = buckets == bucket
+            first, last = bucket * T // TIMESTEP_BUCKETS, (bucket + 1) * T // TIMESTEP_BUCKETS - 1
+            name = f"{stage}/loss_image_by_timestep/{first:03d}-{last:03d}"
+            self.log(name, per_image[inside].mean(), batch_size=int(inside.sum()))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer(decay_groups(self.net))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
+    ) -> None:
+        """Clip by norm and log it. Lightning's own refuses fused AdamW under bf16-mixed, and returns no norm."""
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
+        self.log("train/grad_norm", norm)
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        return [] if self.ema is None else [AverageWeights()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.pipeline.describe()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another shape, or another tokenizer, before anything is changed."""
+        if KEY not in checkpoint:
+            raise InputError(f"this is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
+        if checkpoint[KEY]["tokenizer"] != self.tokenizer.model:
+            raise InputError(
+                "the checkpoint was trained with another tokenizer than this run's; set data.tokenizer_model to the "
+                "tokenizer.model in the checkpoint's run directory"
+            )
+        mine, theirs = self.state_dict(), checkpoint["state_dict"]
+        odd = [name for name in mine | theirs if shape_of(mine, name) != shape_of(theirs, name)]
+        if odd:
+            name = odd[0]
+            raise InputError(
+                f"the checkpoint does not fit this model: {len(odd)} of {len(mine)} weights differ, the first is "
+                f"{name}, {shape_of(theirs, name)} in the checkpoint and {shape_of(mine, name)} here; "
+                "use the config.yaml beside the checkpoint's run"
+            )
+
+
+def shape_of(weights: dict[str, Tensor], name: str) -> str:
+    return "x".join(map(str, weights[name].shape)) if name in weights else "missing"
