@@ -1,34 +1,45 @@
 """The command: Lightning's subcommands on composed YAML files, and the tools that need no trainer."""
 
+import argparse
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse 5 drops
 
 import lightning
 import torch
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace, auto_cli, set_parsing_settings
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentError,
+    DefaultHelpFormatter,
+    Namespace,
+    auto_cli,
+    set_parsing_settings,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lit_transfusion.composition import compose
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.data.sources import ImageCaptions, OpenMoji, Shapes  # noqa: F401 (so that YAML can name them)
 from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.command import generate
 from lit_transfusion.model import SIZES
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 
-TOOLS = {"generate": generate}  # need a checkpoint and nothing else
+TOOLS = {"generate": generate, "score_shapes": score_shapes}  # need a checkpoint and nothing else
 
 DESCRIPTION = """\
 Transfusion: one Transformer that writes text and draws images.
@@ -38,10 +49,15 @@ Transfusion: one Transformer that writes text and draws images.
   test       the same, logged as test                test --config runs/NAME/config.yaml --ckpt_path last
   predict    draw and caption held-out pictures      predict --config runs/NAME/config.yaml --ckpt_path last
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
+  score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
 
 Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <
 the config < the command line. `--print_config` shows the whole.
 """
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves the lines of the description as they are."""
 
 
 class ConfigFile(ActionConfigFile):
@@ -54,12 +70,14 @@ class ConfigFile(ActionConfigFile):
             try:
                 super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
             except (ArgumentError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: {error}") from error
+                raise InputError(f"{path}: {one_line(error)}") from error
+            parser.arm_found = parser.arm_found or "arm" in content
 
 
 class TransfusionCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = LightningArgumentParser(**kwargs)
+        parser.arm_found = False  # whether a --config has arms
         parser.add_argument(
             "-c", "--config", action=ConfigFile, help="YAML file of the run. Given several times, the later wins."
         )
@@ -76,17 +94,26 @@ class TransfusionCLI(LightningCLI):
         parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")
         parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        arm = self.config[self.config.subcommand].arm
+        if arm is not None and not self._parser(self.config.subcommand).arm_found:
+            raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
+
     def before_fit(self) -> None:
         check_precision(self.trainer)
-        self._check_last()
+        self._check_ckpt_path()
         if self.config.fit.ckpt_path is None:
             move_earlier_run_aside(Path(self.trainer.default_root_dir))
 
-    before_validate = before_test = before_predict = lambda self: self._check_last()
+    before_validate = before_test = before_predict = lambda self: self._check_ckpt_path()
 
-    def _check_last(self) -> None:
+    def _check_ckpt_path(self) -> None:
         """Lightning starts from scratch if there is nothing to continue."""
-        if self.config[self.subcommand].ckpt_path != "last":
+        ckpt_path = self.config[self.subcommand].ckpt_path
+        if ckpt_path not in (None, "last", "best", "hpc") and not Path(ckpt_path).exists():
+            raise InputError(f"--ckpt_path {ckpt_path}: there is no such file")
+        if ckpt_path != "last":
             return
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
         if not any(folder.glob("last*.ckpt")):
@@ -97,7 +124,8 @@ class TransfusionCLI(LightningCLI):
 
 
 def width(size: Any) -> int:
-    return SIZES[size].dim if isinstance(size, str) else size["dim"] if isinstance(size, dict) else size.dim
+    """D of a size by name, or of one that is spelled out in YAML."""
+    return SIZES[size].dim if isinstance(size, str) else size.get("init_args", size)["dim"]
 
 
 def check_precision(trainer: lightning.Trainer) -> None:
@@ -136,12 +164,21 @@ def arm_first(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. What the user can mend is said in one line, with exit status 2."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     quieten()
     try:
-        if argv and argv[0] in TOOLS:
-            auto_cli(TOOLS[argv[0]], args=argv[1:], prog=f"lit_transfusion {argv[0]}")
+        if argv[0] in TOOLS:
+            auto_cli(
+                TOOLS[argv[0]],
+                args=argv[1:],
+                prog=f"lit_transfusion {argv[0]}",
+                as_positional=False,
+                exit_on_error=False,
+            )
             return
+        commands = [*TransfusionCLI.subcommands(), *TOOLS]
+        if argv[0] not in commands and not argv[0].startswith("-"):
+            raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(commands)}")
         set_parsing_settings(
             omegaconf_absolute_to_relative_paths=True,
             # YAML names classes; it must not name what runs commands.
@@ -151,7 +188,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         TransfusionCLI(
             LitTransfusion,
             TransfusionData,
-            parser_kwargs={"parser_mode": "omegaconf+", "description": DESCRIPTION, "prog": "lit_transfusion"},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "description": DESCRIPTION,
+                "prog": "lit_transfusion",
+                "exit_on_error": False,
+                "formatter_class": HelpFormatter,
+            },
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
@@ -159,9 +202,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except SIGTERMException:
         sys.exit(143)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, ArgumentError, OmegaConfBaseException, MisconfigurationException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
+    vain = ("Expected a path but", "Does not validate against any", "Subtypes:", "Errors:", "Given value type:")
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(vain)]
+    message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
+    keys = re.findall(r'Parser key "([\w.]+)":', message)
+    known = known_classes(keys[0]) if len(keys) == 1 else []
+    there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
+    message = re.sub(r"Expected a dot import path string: (\S+)", there_is, message)
+    message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
+    return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
+
+
+def known_classes(key: str) -> list[str]:
+    """Short names of the classes that may stand at a key such as `model.mask`; none where no class is asked for."""
+    section, _, name = key.partition(".")
+    owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
+    hint = get_type_hints(owner.__init__).get(name) if owner else None
+    base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
+    return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
+
+
+def subclasses(base: type) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        if not cls.__name__.startswith("_"):
+            yield cls
+        yield from subclasses(cls)
 
 
 def quieten() -> None:
@@ -171,6 +244,11 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(lambda record: "Tip:" not in record.getMessage())
-    for message in (".*LeafSpec.*", ".*intended to run from within Python.*"):
+    for message in (
+        ".*LeafSpec.*",
+        ".*intended to run from within Python.*",
+        ".*Experiment logs directory.*",  # an earlier run has been moved aside, a continued one is appended to
+        ".*in eval mode at the start of training.*",  # the averaged weights
+    ):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -18,32 +18,48 @@ from lit_transfusion.errors import InputError
 def compose(path: str | Path, arm: str | None = None) -> list[tuple[str, dict[str, Any]]]:
     """The parts of a run in the order in which they are laid over each other, each with the file it is from.
 
-    First what the file builds on, then the file, then the arm that was asked for (the first, if none was).
+    First what the file builds on, then the file, then the arm that was asked for (the first, if none was). A file
+    without arms has those of the file that it builds on.
     """
-    path = Path(path)
-    content = read(path)
-    bases = content.pop("base", [])
-    arms = content.pop("arms", None)
-    parts = [part for base in ([bases] if isinstance(bases, str) else bases) for part in compose(path.parent / base)]
-    parts.append((str(path), content))
-    if arms is not None:
-        if not isinstance(arms, dict) or not arms:
-            raise InputError(f"{path}: `arms` names no arm")
+    parts, arms = collect(Path(path))
+    if arms:
         name = next(iter(arms)) if arm is None else arm
         if name not in arms:
             raise InputError(f"{path} has no arm {name!r}; it has {', '.join(arms)}")
-        parts.append((f"{path}, arm {name}", {"arm": name, **(arms[name] or {})}))
-    elif arm is not None and "arm" not in content:
-        raise InputError(f"{path} has no arms, so --arm {arm} has no meaning")
+        parts.append((f"{path}, arm {name}", {"arm": name, **arms[name]}))
+    elif arm is not None and parts[-1][1].get("arm", arm) != arm:  # the config.yaml of a run
+        raise InputError(f"{path} has no arm {arm!r}; it has {parts[-1][1]['arm'] or 'none'}")
     return parts
+
+
+def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, dict]]:
+    """What a file builds on and the file itself, and its arms. `above` are the files that build on this one."""
+    if path.resolve() in above:
+        raise InputError(f"{path} builds on itself")
+    content = read(path)
+    bases = content.pop("base", [])
+    parts, arms = [], {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        below, arms_below = collect(path.parent / base, (*above, path.resolve()))
+        parts += below
+        arms = arms_below or arms
+    if "arms" in content:
+        arms = content.pop("arms")
+        if not isinstance(arms, dict) or not arms:
+            raise InputError(f"{path}: `arms` names no arm")
+        arms = {str(name): changes or {} for name, changes in arms.items()}  # a name may be a number
+        for name, changes in arms.items():
+            if not isinstance(changes, dict):
+                raise InputError(f"{path}: arm {name} must hold keys and values")
+    return [*parts, (str(path), content)], arms
 
 
 def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config file {path} not found")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold keys and values")

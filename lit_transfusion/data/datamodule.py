@@ -1,9 +1,13 @@
 """The LightningDataModule: a source, a tokenizer, a codec and a recipe become packed batches."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import lightning
+import torch
+from torch.utils.data import DataLoader
 
+from lit_transfusion.data.document import Example, ExampleBatch, Skipped
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
@@ -85,6 +89,10 @@ class TransfusionData(lightning.LightningDataModule):
     def test_dataloader(self) -> PackedLoader:
         return self._loader("val", endless=False)
 
+    def predict_dataloader(self) -> DataLoader:
+        """Held-out pictures with one caption each, those that cannot be read left out."""
+        return DataLoader(self.source.split("val"), batch_size=32, collate_fn=side_by_side)
+
     def _loader(self, split: str, endless: bool) -> PackedLoader:
         documents = DocumentSet(
             self.source.split(split),
@@ -107,6 +115,8 @@ class TransfusionData(lightning.LightningDataModule):
         )
 
     def _check(self) -> None:
+        if self.source.image_size != self.image_size:
+            raise InputError(f"data.image_size is {self.image_size}, but the source yields {self.source.image_size}")
         _, height, width = self.codec.latent_shape(self.image_size)
         if height % self.patch_size or width % self.patch_size:
             raise InputError(
@@ -119,3 +129,10 @@ class TransfusionData(lightning.LightningDataModule):
                 f"data.sequence_length {self.sequence_length} is shorter than one image of {self.patches_per_image} "
                 f"patches with its markers and a caption: at least {needed} is needed"
             )
+
+
+def side_by_side(examples: Sequence[Example | Skipped]) -> ExampleBatch:
+    usable = [example for example in examples if isinstance(example, Example)]
+    if not usable:
+        raise InputError(f"not one of {len(examples)} held-out pictures can be used; the first is {examples[0].name}")
+    return ExampleBatch(torch.stack([e.image for e in usable]), [e.captions[0] for e in usable])

@@ -24,6 +24,13 @@ class Example(NamedTuple):
     captions: tuple[str, ...]  # at least one, none empty
 
 
+class ExampleBatch(NamedTuple):
+    """Examples side by side, for drawing their captions and describing their pictures."""
+
+    images: Tensor  # (N, 3, S, S) in [-1, 1]
+    captions: list[str]  # one for each picture
+
+
 class Skipped(NamedTuple):
     """What a source yields in place of an example that cannot be used."""
 

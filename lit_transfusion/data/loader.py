@@ -106,7 +106,8 @@ class PackedLoader:
                     closed.append(row)
                 if len(closed) == self.batch_size:
                     batch, closed = closed, []
-                    self._remember(epoch, used, packer, closed)
+                    if self.endless:  # validation starts at the first example each time
+                        self._remember(epoch, used, packer, closed)
                     yield self._collate(batch)
             self._report(epoch, len(order))
             if not usable:

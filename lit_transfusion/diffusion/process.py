@@ -4,13 +4,24 @@ from typing import Literal
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
 
+
+class DDIM(DDIMScheduler):
+    """diffusers' DDIM, going on from the clean image it has clipped; without that, clipping leaves a step that is
+    neither, and guided pictures are ruined by it."""
+
+    def step(self, model_output: Tensor, timestep: int, sample: Tensor, generator=None) -> DDIMSchedulerOutput:
+        clipped = self.config.clip_sample
+        return super().step(model_output, timestep, sample, use_clipped_model_output=clipped, generator=generator)
+
+
 SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "ddpm": DDPMScheduler,  # ancestral, the paper's
-    "ddim": DDIMScheduler,  # deterministic, good from some 25 steps on
+    "ddim": DDIM,  # deterministic, good from some 25 steps on
     "dpm++": DPMSolverMultistepScheduler,  # deterministic, second order, good from some 15 steps on
 }
 
@@ -93,6 +104,7 @@ class DDPM(NoiseProcess):
                 f"num_inference_steps {num_inference_steps} is not between 1 and the {self.num_train_timesteps} "
                 "timesteps of training"
             )
-        sampler = SAMPLERS[name].from_config(self._scheduler.config)
+        # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
+        sampler = SAMPLERS[name].from_config(self._scheduler.config, thresholding=self.clip_sample)
         sampler.set_timesteps(num_inference_steps)
         return sampler

@@ -7,12 +7,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
+from lit_transfusion.data.document import Document, ImageSegment
 from lit_transfusion.data.images import read_image
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pictures import captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import Sampling, draw, interleave, write
+from lit_transfusion.generation.sampler import Sampling, draw, interleave, prompt_document, write
 
 
 def generate(
@@ -94,16 +94,6 @@ def open_picture(path: str, image_size: int) -> Tensor:
         return read_image(path, image_size)
     except ValueError as error:
         raise InputError(f"picture {path}: {error}") from None
-
-
-def prompt_document(pipeline: Pipeline, prompt: str | None, picture: Tensor | None) -> Document:
-    """BOS [picture] prompt, of which either may be missing."""
-    tokenizer = pipeline.tokenizer
-    words = tokenizer.encode(prompt) if prompt else ()
-    if picture is None:
-        return Document((TextSegment((tokenizer.bos, *words)),))
-    latents = pipeline.codec.encode(picture, torch.Generator().manual_seed(0))[0]
-    return Document((TextSegment((tokenizer.bos,)), ImageSegment(latents), TextSegment(words)))
 
 
 def read_out(pipeline: Pipeline, document: Document, num_given: int) -> tuple[str, list[Tensor]]:

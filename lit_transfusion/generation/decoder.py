@@ -9,7 +9,6 @@ from lit_transfusion.data.document import TEXT, ImageSegment
 from lit_transfusion.data.packing import FlatDocument
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.model import TransfusionOutput
-from lit_transfusion.model.kv_cache import HOLE
 
 
 class Decoder:
@@ -67,7 +66,7 @@ class Decoder:
 
     def rewind(self, lengths: Tensor) -> None:
         """Forget what each row holds from position `lengths` (R,) on."""
-        self.cache.positions.masked_fill_(self.cache.positions >= lengths[:, None], HOLE)
+        self.cache.forget(lengths)
         self.lengths = lengths
 
     def _image(self, images: Tensor, active: Tensor, timestep: int) -> TransfusionOutput:

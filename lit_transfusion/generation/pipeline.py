@@ -1,6 +1,5 @@
 """Everything that generation needs, in one value, and how a checkpoint carries it."""
 
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +39,7 @@ class Pipeline(NamedTuple):
         """Plain data from which `from_description` makes the same pipeline, its weights aside."""
         return {
             "size": asdict(self.net.transformer.size),
+            "rope_theta": self.net.transformer.rope_theta,
             "patcher": describe(self.net.patcher),
             "mask": describe(self.net.mask),
             "noise": describe(self.noise),
@@ -56,6 +56,7 @@ class Pipeline(NamedTuple):
             TransformerSize(**description["size"]),
             build(description["patcher"], Patcher),
             build(description["mask"], Visibility),
+            description["rope_theta"],
         )
         noise, codec = build(description["noise"], NoiseProcess), build(description["codec"], Codec)
         return cls(net.eval(), noise, codec, tokenizer, description["image_size"])
@@ -81,8 +82,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} not found")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path} is not a checkpoint that can be read ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # of a dozen kinds, depending on where in the file torch loses the thread
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is not a checkpoint that can be read ({reason})") from None
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
     return checkpoint

@@ -1,7 +1,7 @@
 """Decoding: language-model mode writes text until BOI, diffusion mode draws the image (paper, 3.4)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -138,7 +138,7 @@ def interleave(
             break
         null_lengths = decoder.lengths[1:].clone()
         decoder.read_tokens(torch.full_like(decoder.lengths, tokenizer.boi), active=both)
-        latents = _denoise(decoder, 1, sampling, on_step)
+        latents = _denoise(decoder, 1, replace(sampling, seed=sampling.seed + images), on_step)
         decoder.read_image(latents.expand(len(pieces), -1, -1, -1), active=first)
         decoder.rewind(torch.cat([decoder.lengths[:1], null_lengths]))
         logits = decoder.read_tokens(torch.full_like(decoder.lengths, tokenizer.eoi), active=first)[0]
@@ -147,6 +147,16 @@ def interleave(
         text, images = [], images + 1
     segments += [TextSegment(tuple(text))] if text else []
     return Generated(Document(tuple(segments)), stop)
+
+
+def prompt_document(pipeline: Pipeline, prompt: str | None = None, picture: Tensor | None = None) -> Document:
+    """BOS [picture] prompt, of which either may be missing; a picture is (1, 3, S, S) in [-1, 1]."""
+    tokenizer = pipeline.tokenizer
+    words = tokenizer.encode(prompt) if prompt else ()
+    if picture is None:
+        return Document((TextSegment((tokenizer.bos, *words)),))
+    latents = pipeline.codec.encode(picture, torch.Generator().manual_seed(0))[0]
+    return Document((TextSegment((tokenizer.bos,)), ImageSegment(latents), TextSegment(words)))
 
 
 def _denoise(decoder: Decoder, count: int, sampling: Sampling, on_step: OnStep | None) -> Tensor:

@@ -106,8 +106,9 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, cache) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.n_heads, -1)).transpose(1, 3).unbind(2)  # (B, heads, L, head_dim)
-        q, k = rotate(q, rope), rotate(k, rope)
+        qkv = self.qkv(x).unflatten(2, (3 * self.n_heads, -1)).transpose(1, 2)  # (B, 3 · heads, L, head_dim)
+        qk, v = qkv.split([2 * self.n_heads, self.n_heads], dim=1)
+        q, k = rotate(qk, rope).chunk(2, dim=1)  # (B, heads, L, head_dim) each
         if cache is not None:
             k, v = cache.append(k, v)  # (B, heads, S, head_dim), S cached positions and these
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, L, D)

@@ -85,12 +85,10 @@ class Transfusion(nn.Module):
         at_patches = torch.nonzero_static(image_ids.flatten() >= 0, size=patches.shape[0] * patches.shape[1])[:, 0]
         x = x.flatten(0, 1).index_copy(0, at_patches, patches.flatten(0, 1).to(x.dtype)).view_as(x)
 
-        lo, hi = self.mask.intervals(document_ids, image_ids)  # once, for all layers
         if cache is None:
-            attend = BACKENDS[self.attention](lo, hi)
+            attend = BACKENDS[self.attention](*self.mask.intervals(document_ids, image_ids))  # once, for all layers
         else:
-            index = torch.arange(hi.shape[1], device=hi.device)
-            attend = cache.open(positions, reach=hi - index, holes=document_ids < 0)
+            attend = cache.open(self.mask, positions, image_ids, holes=document_ids < 0)
         hidden = self.transformer(x, positions, attend, cache).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)

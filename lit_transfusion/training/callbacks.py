@@ -1,5 +1,7 @@
 """What is shown of a run while it goes on, and where it leaves things."""
 
+import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import lightning
 import rich
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -17,6 +19,20 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from lit_transfusion.data.document import PackedBatch
 from lit_transfusion.generation.pictures import captioned_grid, film, save
 from lit_transfusion.generation.sampler import Sampling, draw, write
+
+log = logging.getLogger(__name__)
+
+
+class RunProgress(RichProgressBar):
+    """Lightning's, for a run that is one long epoch: the two losses and the pace, and no epoch number."""
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
+        short = {"train/loss_text": "text", "train/loss_image": "image", "throughput/images_per_second": "images/s"}
+        metrics = super().get_metrics(trainer, pl_module)
+        return {short[name]: value for name, value in metrics.items() if name in short}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
 
 
 class Throughput(lightning.Callback):
@@ -151,11 +167,17 @@ class RunDirectory(lightning.Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.model").write_bytes(pl_module.tokenizer.model)
+        net = pl_module.net
+        millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in net.named_children()}
+        parts = ", ".join(f"{name} {count:.2f}M" for name, count in millions.items())
+        log.info("%.2fM parameters: %s", sum(millions.values()), parts)
+        log.info("the run is kept in %s", folder)
 
     @rank_zero_only
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         folder = Path(trainer.default_root_dir)
-        checkpoint = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
+        last = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
+        checkpoint = os.path.relpath(last) if last else ""
         grids = sorted((folder / "samples").glob("samples_*.png"))
         caption = trainer.datamodule.source.split("train").captions()[0]
         generate = f"python -m lit_transfusion generate --ckpt {checkpoint}"

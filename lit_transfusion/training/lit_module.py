@@ -2,19 +2,20 @@
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_transfusion.data.document import IGNORE_INDEX, PackedBatch
+from lit_transfusion.data.document import IGNORE_INDEX, ExampleBatch, PackedBatch
 from lit_transfusion.data.loader import mix
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import KEY, Pipeline
+from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
 from lit_transfusion.training.ema import AverageWeights
@@ -23,6 +24,11 @@ from lit_transfusion.training.optim import decay_groups
 
 SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
 TIMESTEP_BUCKETS = 8
+
+
+class Prediction(NamedTuple):
+    drawn: Tensor  # (N, 3, S, S) in [-1, 1], what the captions say
+    written: list[str]  # what the pictures show
 
 
 class LitTransfusion(lightning.LightningModule):
@@ -119,6 +125,10 @@ class LitTransfusion(lightning.LightningModule):
     def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
         self._evaluate("test", batch, batch_idx)
 
+    def predict_step(self, batch: ExampleBatch, batch_idx: int) -> Prediction:
+        pipeline = self.pipeline
+        return Prediction(draw(pipeline, batch.captions), write(pipeline, batch.images))
+
     def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
         """The same noise and timesteps each time, so that curves are comparable from step to step."""
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx, self.global_rank))
@@ -127,10 +137,10 @@ class LitTransfusion(lightning.LightningModule):
         self._log_by_timestep(stage, terms.per_image, timesteps)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/perplexity", self.trainer.callback_metrics["val/loss_text"].exp())
+        self._log_perplexity("val")
 
     def on_test_epoch_end(self) -> None:
-        self.log("test/perplexity", self.trainer.callback_metrics["test/loss_text"].exp())
+        self._log_perplexity("test")
 
     def _log(self, stage: str, terms: LossTerms, batch: PackedBatch) -> None:
         num_targets, num_images = int((batch.labels != IGNORE_INDEX).sum()), len(terms.per_image)
@@ -142,6 +152,10 @@ class LitTransfusion(lightning.LightningModule):
                 self.log("train/perplexity", terms.text.exp())
         if num_images:
             self.log(f"{stage}/loss_image", terms.image, prog_bar=True, batch_size=num_images, sync_dist=on_epoch)
+
+    def _log_perplexity(self, stage: str) -> None:
+        if f"{stage}/loss_text" in self.trainer.callback_metrics:  # no text is learned if all captions are dropped
+            self.log(f"{stage}/perplexity", self.trainer.callback_metrics[f"{stage}/loss_text"].exp())
 
     def _log_by_timestep(self, stage: str, per_image: Tensor, timesteps: Tensor) -> None:
         """The mean over all timesteps hides where learning happens: large t is layout, small t is detail."""

@@ -92,20 +92,22 @@ def draw(objects: Sequence[DrawnObject], image_size: int) -> Tensor:
 
 # -------------------------------------------------------------------------------------------------------------- scenes
 
-SIZES = {"small": 0.25, "medium": 0.34, "large": 0.44}  # side of the bounding box
+SIZES = {"small": 0.3, "medium": 0.42, "large": 0.56}  # side of the bounding box of a single object
+SIZES_OF_SEVERAL = {"small": 0.25, "medium": 0.34}  # where up to four must fit
 SIZE_JITTER = 0.01
-PLACES = {  # the centre
-    "at the top left": (0.27, 0.27),
-    "at the top": (0.5, 0.27),
-    "at the top right": (0.73, 0.27),
-    "at the left": (0.27, 0.5),
-    "in the centre": (0.5, 0.5),
-    "at the right": (0.73, 0.5),
-    "at the bottom left": (0.27, 0.73),
-    "at the bottom": (0.5, 0.73),
-    "at the bottom right": (0.73, 0.73),
+PLACES = {  # column and row
+    "at the top left": (-1, -1),
+    "at the top": (0, -1),
+    "at the top right": (1, -1),
+    "at the left": (-1, 0),
+    "in the centre": (0, 0),
+    "at the right": (1, 0),
+    "at the bottom left": (-1, 1),
+    "at the bottom": (0, 1),
+    "at the bottom right": (1, 1),
 }
 PLACE_JITTER = 0.03
+MARGIN = 0.05  # between an object at an edge and that edge, before jitter
 QUARTERS = tuple(product((0.25, 0.75), repeat=2))  # centres of several objects of at most medium size: two pixels apart
 RELATIONS = {"left of": "right of", "above": "below"}  # each with its reverse
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -117,6 +119,13 @@ PAIRS = tuple(
     for diagonal in range(len(SHAPES))
     for column, colour in enumerate(COLOURS)
 )
+
+
+def centre(place: str, size: float) -> tuple[float, float]:
+    """Of an object of that size at that place."""
+    column, row = PLACES[place]
+    room = 0.5 - MARGIN - size / 2
+    return 0.5 + column * room, 0.5 + row * room
 
 
 def jitter(value: float, amount: float, random: Random) -> float:
@@ -180,7 +189,7 @@ class Single(Scene):
         return {"colour": self.colour, "shape": self.shape, "size": self.size, "place": self.place}
 
     def layout(self, random: Random) -> list[DrawnObject]:
-        x, y = (jitter(c, PLACE_JITTER, random) for c in PLACES[self.place])
+        x, y = (jitter(c, PLACE_JITTER, random) for c in centre(self.place, SIZES[self.size]))
         return [DrawnObject(self.colour, self.shape, (x, y), jitter(SIZES[self.size], SIZE_JITTER, random))]
 
 
@@ -223,7 +232,7 @@ class Relation(Scene):
         for pair, along in zip(self.pairs(), (0.25, 0.75), strict=True):
             along, across = jitter(along, PLACE_JITTER, random), jitter(0.5, 3 * PLACE_JITTER, random)
             centre = (along, across) if self.relation == "left of" else (across, along)
-            objects.append(DrawnObject(*pair, centre, random.uniform(SIZES["small"], SIZES["medium"])))
+            objects.append(DrawnObject(*pair, centre, random.uniform(*SIZES_OF_SEVERAL.values())))
         return objects
 
 
@@ -250,7 +259,7 @@ class Count(Scene):
 
     @classmethod
     def every(cls) -> "list[Scene]":
-        return [cls(*pair, size, number) for pair, size, number in product(PAIRS, ("small", "medium"), NUMBERS)]
+        return [cls(*pair, size, number) for pair, size, number in product(PAIRS, SIZES_OF_SEVERAL, NUMBERS)]
 
     def pairs(self) -> list[tuple[str, str]]:
         return [(self.colour, self.shape)] * NUMBERS[self.number]
@@ -259,7 +268,7 @@ class Count(Scene):
         return {"number": self.number, "size": self.size, "colour": self.colour, "shapes": PLURALS[self.shape]}
 
     def layout(self, random: Random) -> list[DrawnObject]:
-        size = jitter(SIZES[self.size], SIZE_JITTER, random)
+        size = jitter(SIZES_OF_SEVERAL[self.size], SIZE_JITTER, random)
         quarters = random.sample(QUARTERS, NUMBERS[self.number])
         centres = [(jitter(x, PLACE_JITTER, random), jitter(y, PLACE_JITTER, random)) for x, y in quarters]
         return [DrawnObject(self.colour, self.shape, centre, size) for centre in centres]

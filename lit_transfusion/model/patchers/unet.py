@@ -40,6 +40,8 @@ class UNetPatcher(Patcher):
         channels: Features of the coarsest level, the one at the Transformer; each finer level has half as many.
         num_res_blocks: Residual blocks per level, in each half.
         head_dim: Features of an attention head; a level whose width is no multiple of it takes their common divisor.
+        attention_levels: How many levels, from the coarsest on, have attention. Its cost at a level grows with the
+            square of the level's pixels, so on raw pixels 1 is several times cheaper than all.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class UNetPatcher(Patcher):
         channels: int = 64,
         num_res_blocks: int = 1,
         head_dim: int = 32,
+        attention_levels: int = 4,
     ) -> None:
         super().__init__(latent_channels, dim, patch_size)
         self.channels = channels
         self.num_res_blocks = num_res_blocks
         self.head_dim = head_dim
+        self.attention_levels = attention_levels
         if patch_size not in (1, 2, 4, 8):
             raise InputError(f"patch_size {patch_size} is not one of 1, 2, 4, 8: a U-Net halves the resolution")
         if channels % patch_size:
@@ -69,12 +73,17 @@ class UNetPatcher(Patcher):
         self.down_convs = nn.ModuleList([nn.Conv2d(latent_channels, widths[0], 3, padding=1)])
         for fine, coarse in pairwise(widths):
             self.down_convs.append(nn.Conv2d(fine, coarse, 3, stride=2, padding=1))
-        self.down_levels = nn.ModuleList(Level(w, w, time_dim, num_res_blocks, head_dim) for w in widths)
+        heads = [head_dim if len(widths) - i <= attention_levels else None for i in range(len(widths))]
+        self.down_levels = nn.ModuleList(
+            Level(w, w, time_dim, num_res_blocks, h) for w, h in zip(widths, heads, strict=True)
+        )
         self.proj_in = nn.Linear(channels, dim)
 
         # Up: the mirror image. Each level takes a skip beside what comes from below, and is left by a convolution.
         self.proj_out = nn.Linear(dim, channels)
-        self.up_levels = nn.ModuleList(Level(2 * w, w, time_dim, num_res_blocks, head_dim) for w in reversed(widths))
+        self.up_levels = nn.ModuleList(
+            Level(2 * w, w, time_dim, num_res_blocks, h) for w, h in zip(reversed(widths), reversed(heads), strict=True)
+        )
         self.up_convs = nn.ModuleList()
         for coarse, fine in pairwise(reversed(widths)):
             self.up_convs.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(coarse, fine, 3, padding=1)))
@@ -104,13 +113,18 @@ class UNetPatcher(Patcher):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each with attention behind it; the first may change the features."""
+    """Residual blocks at one resolution, each with attention behind it unless `head_dim` is None. The first may change
+    the features."""
 
-    def __init__(self, in_features: int, features: int, time_dim: int, num_res_blocks: int, head_dim: int) -> None:
+    def __init__(
+        self, in_features: int, features: int, time_dim: int, num_res_blocks: int, head_dim: int | None
+    ) -> None:
         super().__init__()
         in_widths = [in_features] + [features] * (num_res_blocks - 1)
         self.res_blocks = nn.ModuleList(ResBlock(width, features, time_dim) for width in in_widths)
-        self.attentions = nn.ModuleList(SelfAttention(features, head_dim) for _ in in_widths)
+        self.attentions = nn.ModuleList(
+            nn.Identity() if head_dim is None else SelfAttention(features, head_dim) for _ in in_widths
+        )
 
     def forward(self, features: Tensor, time: Tensor) -> Tensor:
         for res_block, attention in zip(self.res_blocks, self.attentions, strict=True):

@@ -1,0 +1,28 @@
+PYTHON ?= python
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-slow lint format quickstart clean
+
+help:        ## Show this list
+	@awk -F ': *## ' '/^[a-z-]+: *## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install:     ## Install the package in place, with all that developing needs
+	$(PYTHON) -m pip install -e ".[dev]"
+
+test:        ## Run the tests that take seconds
+	$(PYTHON) -m pytest
+
+test-slow:   ## Run the tests that take minutes, the notebooks among them
+	$(PYTHON) -m pytest -m slow
+
+lint:        ## Check style and formatting
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+
+format:      ## Mend style and formatting where that can be done by machine
+	$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
+
+quickstart:  ## Learn to draw and describe coloured shapes, on a CPU
+	$(PYTHON) -m lit_transfusion fit --config configs/quickstart.yaml
+
+clean:       ## Remove caches and build outputs; runs/ stays
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,66 @@
+"""`score_shapes`: how well a checkpoint that was trained on shapes draws and describes shapes it has never seen."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lit_transfusion.data.sources.shapes import Shapes, parse_caption, single_object_prompts
+from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
+from lit_transfusion.generation.pictures import captioned_grid, save
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.sampler import Sampling, StopReason, draw, interleave, prompt_document, write
+
+
+def score_shapes(
+    ckpt: str,
+    num_samples: int = 64,
+    sampler: str = "ddim",
+    num_inference_steps: int = 25,
+    guidance_scale: float = 3.0,
+    seed: int = 0,
+    output: str | None = None,
+) -> None:
+    """Draw held-out prompts, describe held-out pictures, and read with an exact scorer what came of it.
+
+    The prompts name one object each, in all 24 pairs of a colour and a shape, at sizes and places and in wordings that
+    training never shows together. A picture is right if exactly one object is found in it, of the colour (the shape)
+    that was asked for.
+
+    Args:
+        ckpt: Checkpoint of a run on the `Shapes` source.
+        num_samples: Prompts and pictures, at most 216.
+        sampler: ddpm, ddim or dpm++.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt against no prompt; 1 is none.
+        seed: Of noise.
+        output: PNG file for the pictures that were drawn; null keeps none.
+    """
+    pipeline = Pipeline.from_checkpoint(ckpt)
+    sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
+    prompts = single_object_prompts(num_samples)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("drawing", total=num_inference_steps)
+        texts = [prompt.text for prompt in prompts]
+        drawn = draw(pipeline, texts, sampling, lambda step, _: progress.update(task, completed=step + 1))
+        held_out = Shapes(image_size=pipeline.image_size, scenes=("single",)).split("val")
+        examples = [held_out[i] for i in range(num_samples)]
+        written = write(pipeline, torch.stack([example.image for example in examples]), sampling)
+        opened = 0
+        task = progress.add_task("opening images", total=num_samples)
+        for prompt in prompts:
+            document, _ = interleave(pipeline, prompt_document(pipeline, prompt.text), Sampling(num_inference_steps=1))
+            opened += len(document.images) == 1
+            progress.advance(task)
+    pictures = score_pictures(drawn, [(prompt.colour, prompt.shape) for prompt in prompts])
+    captions = score_captions(written, [parse_caption(example.captions[0])[0] for example in examples])
+    table = Table("", "colour", "shape", "both", title=f"{num_samples} held-out prompts and pictures")
+    for name, score in (("drawn pictures", pictures), ("written captions", captions)):
+        table.add_row(name, *(f"{100 * share:.0f} %" for share in (score.colour, score.shape, score.both)))
+    console = Console()
+    console.print(table)
+    console.print(f"After {opened} of {num_samples} prompts the model itself began an image.")
+    if output is not None:
+        console.print(str(save(captioned_grid(drawn, texts), Path(output))))

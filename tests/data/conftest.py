@@ -1,0 +1,10 @@
+"""What the tests of the data room share."""
+
+import pytest
+
+from lit_transfusion.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a red circle", "two blue squares", "a green cross is left of a circle"] * 4, 300)

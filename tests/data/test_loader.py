@@ -1,0 +1,287 @@
+"""The stream of batches: the same for any number of workers, shared out among ranks, and resumable at any batch."""
+
+import json
+import logging
+from itertools import islice
+
+import pytest
+import torch
+
+from lit_transfusion.data.document import Example, Skipped
+from lit_transfusion.data.loader import DocumentSet, PackedLoader, mix
+from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.sources.base import Source
+from lit_transfusion.errors import InputError
+
+SIDE = 2  # a picture is 2 × 2 pixels and one patch of a row stands for it
+PATCHES = 1
+WORDS = ("a red circle", "two blue squares above a red circle", "a green cross is left of two red circles")
+UNUSABLE = {3: "cannot be read", 5: "cannot be read", 6: "does not exist"}
+
+
+class Numbered(Source):
+    """Each picture is filled with its own number, so that a batch tells what it is made of."""
+
+    def __init__(self, size: int, captions=WORDS, unusable=()) -> None:
+        super().__init__(SIDE)
+        self.size = size
+        self.given_captions = captions
+        self.unusable = dict(unusable)
+
+    def split(self, name):
+        return self
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index in self.unusable:
+            return Skipped(f"picture {index}", self.unusable[index])
+        return Example(torch.full((3, SIDE, SIDE), float(index)), self.given_captions)
+
+    def captions(self):
+        return list(self.given_captions)
+
+
+@pytest.fixture
+def make_loader(tokenizer):
+    def make_loader(source, *, length=48, batch_size=2, seed=0, **options):
+        documents = DocumentSet(source, Recipe(image_first_max_timestep=500), tokenizer, PATCHES, length, seed)
+        return PackedLoader(documents, batch_size, length, (3, SIDE, SIDE), **{"open_rows": 3} | options)
+
+    return make_loader
+
+
+@pytest.fixture
+def make_sequence(make_loader, tokenizer):
+    """A loader whose batches hold one document each, so that they come in the order of the documents."""
+    caption = "a red circle"
+
+    def make_sequence(source, **options):
+        source.given_captions = (caption,)
+        loader = make_loader(source, length=4 + PATCHES + len(tokenizer.encode(caption)), batch_size=1, **options)
+        loader.documents.recipe = Recipe(caption_dropout=0.0)
+        loader.open_rows = 1
+        return loader
+
+    return make_sequence
+
+
+def numbers(batches) -> list[int]:
+    return [int(n) for batch in batches for n in batch.images[:, 0, 0, 0]]
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        for name, x, y in zip(a._fields, a, b, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
+
+
+# Documents
+
+
+def test_document_of_an_epoch_is_always_the_same_and_epochs_differ(make_loader):
+    documents = make_loader(Numbered(8)).documents
+    assert all(documents[0, i].tokens == documents[0, i].tokens for i in range(8))
+    assert [documents[0, i].tokens for i in range(8)] != [documents[1, i].tokens for i in range(8)]
+
+
+def test_seed_gives_another_stream(make_loader):
+    streams = [list(islice(make_loader(Numbered(40), seed=seed), 6)) for seed in (0, 0, 1)]
+    assert_equal(streams[0], streams[1])
+    assert numbers(streams[0]) != numbers(streams[2])
+
+
+def test_longest_document_fills_a_row_exactly(make_loader, tokenizer):
+    source = Numbered(4, captions=("a red circle " * 50,))
+    loader = make_loader(source, batch_size=1, endless=False)
+    loader.documents.recipe = Recipe(caption_dropout=0.0)
+    batches = list(loader)
+    assert numbers(batches) == [0, 1, 2, 3] and all(batch.num_padding == 0 for batch in batches)
+
+
+def test_mix_tells_neighbours_apart():
+    seeds = [mix(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(200)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mix(0, 1) != mix(1, 0) and mix(0) != mix(0, 0)
+    streams = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    assert torch.corrcoef(torch.cat([streams[:-1], streams[1:]], 1).T).fill_diagonal_(0).abs().max() < 0.06
+
+
+# Order
+
+
+def test_workers_do_not_change_the_batches(make_loader):
+    source = Numbered(30, unusable=UNUSABLE)
+    assert_equal(
+        list(islice(make_loader(source, num_workers=2), 12)), list(islice(make_loader(source, num_workers=0), 12))
+    )
+
+
+def test_each_epoch_holds_each_document_once_in_a_new_order(make_sequence):
+    order = numbers(islice(make_sequence(Numbered(20)), 60))
+    epochs = order[:20], order[20:40], order[40:]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert list(range(20)) not in epochs
+
+
+@pytest.mark.parametrize("size", [20, 21])
+def test_ranks_share_the_documents_of_an_epoch(make_sequence, size):
+    ranks = [make_sequence(Numbered(size), rank=rank, world_size=2) for rank in (0, 1)]
+    sizes = [(size + 1) // 2, size // 2]
+    streams = [numbers(islice(loader, 2 * count)) for loader, count in zip(ranks, sizes, strict=True)]
+    for epoch in (0, 1):
+        parts = [stream[epoch * n : epoch * n + n] for stream, n in zip(streams, sizes, strict=True)]
+        assert sorted(parts[0] + parts[1]) == list(range(size))
+
+
+def test_no_document_is_lost_or_doubled_in_packed_batches(make_loader):
+    seen = numbers(islice(make_loader(Numbered(25)), 100))
+    counts = torch.tensor(seen).bincount()
+    assert len(counts) == 25 and counts.max() - counts.min() <= 2  # but for what is still in open rows
+
+
+# Validation
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_validation_passes_once_over_everything(make_loader, world_size, num_workers):
+    source = Numbered(13)
+    ranks = [
+        list(
+            make_loader(source, endless=False, rank=rank, world_size=world_size, batch_size=3, num_workers=num_workers)
+        )
+        for rank in range(world_size)
+    ]
+    assert sorted(numbers(batch for batches in ranks for batch in batches)) == list(range(13))
+    assert all(len(batch.tokens) == 3 for batches in ranks for batch in batches[:-1])
+
+
+def test_validation_is_the_same_each_time(make_loader):
+    """Lightning keeps the loader and iterates over it again; one pass may also be broken off (limit_val_batches)."""
+    loader = make_loader(Numbered(30), endless=False)
+    whole = list(loader)
+    assert len(whole) > 3
+    assert_equal(list(islice(loader, 3)), whole[:3])
+    assert_equal(list(loader), whole)
+
+
+# Resuming
+
+
+def resumed(loader, fresh, stop, count, through_json=True):
+    """`count` batches of `fresh`, which goes on where `loader` is after `stop` batches."""
+    iterator = iter(loader)
+    before = [next(iterator) for _ in range(stop)]
+    state = loader.state_dict()
+    fresh.load_state_dict(json.loads(json.dumps(state)) if through_json else state)
+    return before + list(islice(fresh, count))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 5, 9, 14])
+def test_stream_goes_on_exactly_where_it_stopped(make_loader, stop):
+    """Across borders of epochs too: 23 documents are some 5 batches."""
+    source = Numbered(23, unusable=UNUSABLE)
+    whole = list(islice(make_loader(source), 20))
+    assert_equal(resumed(make_loader(source), make_loader(source), stop, 20 - stop), whole)
+
+
+@pytest.mark.parametrize("stop", [19, 20, 21])
+def test_stream_goes_on_at_the_border_of_an_epoch(make_sequence, stop):
+    whole = list(islice(make_sequence(Numbered(20)), 45))
+    assert_equal(resumed(make_sequence(Numbered(20)), make_sequence(Numbered(20)), stop, 45 - stop), whole)
+
+
+def test_stream_can_stop_twice(make_loader):
+    source = Numbered(23)
+    whole = list(islice(make_loader(source), 12))
+    second = make_loader(source)
+    start = resumed(make_loader(source), second, 4, 3)
+    third = make_loader(source)
+    third.load_state_dict(second.state_dict())
+    assert_equal(start + list(islice(third, 5)), whole)
+
+
+def test_workers_may_change_when_a_run_goes_on(make_loader):
+    source = Numbered(23, unusable=UNUSABLE)
+    whole = list(islice(make_loader(source), 10))
+    assert_equal(resumed(make_loader(source, num_workers=2), make_loader(source), 4, 6), whole)
+    assert_equal(resumed(make_loader(source), make_loader(source, num_workers=2), 4, 6), whole)
+
+
+def test_batch_that_was_made_but_not_taken_is_not_lost(make_loader):
+    """The state is that of the last batch that was handed out."""
+    loader = make_loader(Numbered(23))
+    iterator = iter(loader)
+    taken = [next(iterator) for _ in range(3)]
+    states = [loader.state_dict() for _ in range(2)]
+    assert states[0] == states[1]
+    fresh = make_loader(Numbered(23))
+    fresh.load_state_dict(states[0])
+    assert_equal(taken + [next(iter(fresh))], list(islice(make_loader(Numbered(23)), 4)))
+
+
+def test_other_number_of_ranks_is_refused(make_loader):
+    state = make_loader(Numbered(8)).state_dict()
+    with pytest.raises(InputError, match="by 1 processes and this run has 2"):
+        make_loader(Numbered(8), rank=1, world_size=2).load_state_dict(state)
+
+
+def test_each_rank_takes_its_own_state(make_loader):
+    source = Numbered(23)
+    loaders = [make_loader(source, rank=rank, world_size=2) for rank in (0, 1)]
+    for loader, count in zip(loaders, (3, 5), strict=True):  # ranks pack at their own pace
+        list(islice(loader, count))
+    state = {"ranks": [loader.state_dict()["ranks"][0] for loader in loaders]}
+    for rank, count in ((0, 3), (1, 5)):
+        fresh = make_loader(source, rank=rank, world_size=2)
+        fresh.load_state_dict(state)
+        whole = list(islice(make_loader(source, rank=rank, world_size=2), count + 4))
+        assert_equal(list(islice(fresh, 4)), whole[count:])
+
+
+# What cannot be used
+
+
+def test_unusable_examples_are_left_out_counted_and_told_once_for_each_reason(make_loader, caplog):
+    loader = make_loader(Numbered(10, unusable=UNUSABLE), endless=False)
+    with caplog.at_level(logging.WARNING, "lit_transfusion"):
+        batches = list(loader)
+    assert sorted(numbers(batches)) == [0, 1, 2, 4, 7, 8, 9]
+    assert loader.skipped == {"cannot be read": 2, "does not exist": 1}
+    first, second, summary = caplog.messages
+    assert "picture 3" in first and "cannot be read" in first
+    assert "picture 6" in second and "does not exist" in second
+    assert "10 examples" in summary and "cannot be read: 2" in summary and "does not exist: 1" in summary
+
+
+def test_example_of_a_reason_is_not_told_again_in_later_epochs(make_sequence, caplog):
+    with caplog.at_level(logging.WARNING, "lit_transfusion"):
+        list(islice(make_sequence(Numbered(10, unusable={4: "cannot be read"})), 25))
+    assert sum("picture 4" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_source_without_a_usable_example_is_an_error(make_loader, endless):
+    source = Numbered(4, unusable=dict.fromkeys(range(4), "cannot be read"))
+    with pytest.raises(InputError, match="not one of the 4 examples can be used.*cannot be read: 4"):
+        next(iter(make_loader(source, endless=endless)))
+
+
+def test_source_without_examples_is_an_error(make_loader):
+    with pytest.raises(InputError, match="no examples"):
+        next(iter(make_loader(Numbered(0))))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_run_that_goes_on_with_only_unusable_examples_left_does_not_fail(make_sequence, stop):
+    """What an epoch gave before the stop counts."""
+    source = Numbered(4)
+    order = numbers(islice(make_sequence(source), 4))
+    source.unusable = dict.fromkeys(order[2:], "cannot be read")
+    whole = list(islice(make_sequence(source), 5))
+    assert_equal(resumed(make_sequence(source), make_sequence(source), stop, 5 - stop), whole)

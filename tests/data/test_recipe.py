@@ -1,0 +1,161 @@
+"""What a pair becomes, and in which shares (paper, 4.1 and 4.3.4)."""
+
+import math
+
+import pytest
+import torch
+
+from lit_transfusion.data.document import IGNORE_INDEX, NO_LIMIT, Example, ImageSegment
+from lit_transfusion.data.packing import flatten
+from lit_transfusion.data.recipe import Recipe, null_prompt
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.errors import InputError
+
+IMAGE = torch.zeros(3, 2, 2)
+CAPTIONS = ("a red circle", "a circle that is red", "two blue squares")
+EXAMPLE = Example(IMAGE, CAPTIONS)
+DRAWS = 2000
+
+
+def documents(recipe, tokenizer, count=DRAWS, example=EXAMPLE, max_caption_tokens=100):
+    generator = torch.Generator().manual_seed(0)
+    return [recipe.document(example, tokenizer, max_caption_tokens, generator) for _ in range(count)]
+
+
+def is_image_first(document):
+    """Nothing but BOS before the image, and more than EOS after it."""
+    before, image, after = document.segments
+    assert isinstance(image, ImageSegment)
+    return len(before.token_ids) == 1 and len(after.token_ids) > 1
+
+
+def is_unconditional(document):
+    return all(len(segment.token_ids) == 1 for segment in document.segments if not isinstance(segment, ImageSegment))
+
+
+def share(documents, condition):
+    return sum(map(condition, documents)) / len(documents)
+
+
+def three_sigma(p, count=DRAWS):
+    return 3 * math.sqrt(p * (1 - p) / count)
+
+
+# Shares
+
+
+@pytest.mark.parametrize("caption_first", [0.8, 0.5])
+def test_share_of_documents_with_the_image_first(tokenizer, caption_first):
+    made = documents(Recipe(caption_first=caption_first), tokenizer)
+    assert share(made, is_image_first) == pytest.approx(1 - caption_first, abs=three_sigma(caption_first))
+
+
+def test_paper_has_eight_of_ten_captions_first():
+    assert Recipe().caption_first == 0.8
+
+
+def test_dropout_is_a_share_of_the_caption_first_documents(tokenizer):
+    made = documents(Recipe(caption_first=0.5, caption_dropout=0.3), tokenizer)
+    assert share(made, is_unconditional) == pytest.approx(0.15, abs=three_sigma(0.15))
+    assert share(made, is_image_first) == pytest.approx(0.5, abs=three_sigma(0.5))  # these keep their caption
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [
+        (Recipe(caption_first=0.0, caption_dropout=1.0), is_image_first),
+        (Recipe(caption_first=1.0, caption_dropout=1.0), is_unconditional),
+        (Recipe(caption_first=1.0, caption_dropout=0.0), lambda d: not is_image_first(d) and not is_unconditional(d)),
+    ],
+)
+def test_shares_of_nought_and_one_have_no_exception(tokenizer, recipe, kind):
+    assert all(map(kind, documents(recipe, tokenizer, 300)))
+
+
+@pytest.mark.parametrize("name", ["caption_first", "caption_dropout"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_share_outside_nought_to_one_is_refused(name, value):
+    with pytest.raises(InputError, match=f"{name} {value}"):
+        Recipe(**{name: value})
+
+
+# The noise cap
+
+
+def test_only_images_before_their_caption_are_capped(tokenizer):
+    for document in documents(Recipe(image_first_max_timestep=500), tokenizer, 300):
+        (image,) = document.images
+        assert image.max_timestep == (500 if is_image_first(document) else NO_LIMIT)
+
+
+def test_without_a_cap_no_image_has_one(tokenizer):
+    assert {document.images[0].max_timestep for document in documents(Recipe(), tokenizer, 300)} == {NO_LIMIT}
+
+
+def test_cap_holds_for_the_timesteps_that_are_drawn(tokenizer):
+    """Table 8 caps images that are to be described; an image that is to be drawn is noised up to the end."""
+    made = documents(Recipe(caption_first=0.5, image_first_max_timestep=500), tokenizer, 4000)
+    limits = torch.tensor([document.images[0].max_timestep for document in made])
+    timesteps = DDPM().draw_timesteps(limits, torch.Generator().manual_seed(0))
+    capped = timesteps[limits == 500]
+    free = timesteps[limits == NO_LIMIT]
+    assert capped.min() < 10 and 490 < capped.max() <= 500
+    assert free.min() < 10 and 990 < free.max() <= 999
+    assert capped.float().mean() == pytest.approx(250, abs=15) and free.float().mean() == pytest.approx(499.5, abs=25)
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_timesteps_up_to_and_including_a_small_cap_are_drawn(limit):
+    timesteps = DDPM().draw_timesteps(torch.full((200,), limit), torch.Generator().manual_seed(0))
+    assert set(timesteps.tolist()) == set(range(limit + 1))
+
+
+# What the documents say
+
+
+def test_order_of_segments(tokenizer):
+    example = Example(IMAGE, CAPTIONS[:1])
+    caption = tokenizer.encode(CAPTIONS[0])
+    (first,) = documents(Recipe(caption_first=1, caption_dropout=0), tokenizer, 1, example)
+    assert [s.token_ids for s in first.segments[::2]] == [(tokenizer.bos, *caption), (tokenizer.eos,)]
+    (second,) = documents(Recipe(caption_first=0), tokenizer, 1, example)
+    assert [s.token_ids for s in second.segments[::2]] == [(tokenizer.bos,), (*caption, tokenizer.eos)]
+    assert first.images[0].latents is second.images[0].latents is IMAGE
+
+
+def test_nothing_of_the_text_of_a_dropped_caption_is_learned(tokenizer):
+    (document,) = documents(Recipe(caption_first=1, caption_dropout=1), tokenizer, 1)
+    assert set(flatten(document, tokenizer, 4).labels) == {IGNORE_INDEX}
+    assert document.segments[0] == null_prompt(tokenizer)  # which is what guidance puts before an image
+
+
+def test_all_captions_are_used(tokenizer):
+    made = documents(Recipe(caption_first=1, caption_dropout=0), tokenizer)
+    told = [document.segments[0].token_ids[1:] for document in made]
+    for caption in CAPTIONS:
+        used = told.count(tokenizer.encode(caption)) / len(told)
+        assert used == pytest.approx(1 / 3, abs=three_sigma(1 / 3))
+
+
+@pytest.mark.parametrize("caption_first", [0.0, 1.0])
+def test_captions_are_cut(tokenizer, caption_first):
+    example = Example(IMAGE, ("a red circle " * 10,))
+    whole = tokenizer.encode(example.captions[0])
+    (document,) = documents(Recipe(caption_first, caption_dropout=0), tokenizer, 1, example, max_caption_tokens=7)
+    before, _, after = document.segments
+    markers = (tokenizer.bos, tokenizer.eos)
+    assert tuple(i for i in before.token_ids + after.token_ids if i not in markers) == whole[:7]
+    assert (before.token_ids[0], after.token_ids[-1]) == markers
+
+
+def test_document_depends_on_the_generator_alone(tokenizer):
+    recipe = Recipe(image_first_max_timestep=500)
+
+    def made(seed):
+        document = recipe.document(EXAMPLE, tokenizer, 100, torch.Generator().manual_seed(seed))
+        return flatten(document, tokenizer, 4)._replace(images=[image.max_timestep for image in document.images])
+
+    before = [made(seed) for seed in range(20)]
+    torch.manual_seed(1)  # the global state has no say
+    assert [made(seed) for seed in range(20)] == before
+    assert len({str(document) for document in before}) > 3

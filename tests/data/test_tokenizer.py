@@ -1,0 +1,130 @@
+"""Any text can be written and read back, the markers follow the vocabulary, and what cannot work is said clearly."""
+
+import io
+import unicodedata
+
+import pytest
+import sentencepiece
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.errors import InputError
+
+TEXTS = ["a red circle", "two blue squares, one above the other", "a green cross is left of a red circle"] * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, 300)
+
+
+def raw_model(**options) -> bytes:
+    """A SentencePiece model that was not made by us."""
+    model = io.BytesIO()
+    settings = dict(model_type="bpe", vocab_size=40, hard_vocab_limit=False, minloglevel=2) | options
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=model, **settings)
+    return model.getvalue()
+
+
+def error_of(make, *arguments) -> str:
+    """The message of the InputError, which has to be one line."""
+    with pytest.raises(InputError) as caught:
+        make(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Text and ids
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S"])))
+@example("日本 👩🏽🚀 <s> </s> <unk> <0x41>")
+@settings(max_examples=200, deadline=None)
+def test_unseen_characters_come_back_as_they_were(tokenizer, text):
+    text = unicodedata.normalize("NFKC", text).replace("▁", "")  # as SentencePiece does; ▁ is its own sign for a space
+    text = " ".join(text.split())
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(st.text())
+@settings(max_examples=100, deadline=None)
+def test_any_text_can_be_written_with_the_vocabulary(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert all(0 <= i < tokenizer.boi for i in ids)
+    assert tokenizer.bos not in ids and tokenizer.eos not in ids  # not even where the text spells them
+    once = tokenizer.decode(ids)
+    assert tokenizer.decode(tokenizer.encode(once)) == once
+
+
+def test_known_words_take_fewer_tokens_than_letters(tokenizer):
+    assert len(tokenizer.encode("a red circle")) < len("a red circle") / 2
+
+
+def test_markers_of_images_follow_the_vocabulary(tokenizer):
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model).get_piece_size()
+    assert (tokenizer.boi, tokenizer.eoi, tokenizer.vocab_size) == (pieces, pieces + 1, pieces + 2)
+    assert len({tokenizer.bos, tokenizer.eos, tokenizer.boi, tokenizer.eoi}) == 4
+
+
+def test_markers_are_left_out_of_decoded_text(tokenizer):
+    words = tokenizer.encode("a red circle")
+    ids = (tokenizer.bos, *words, tokenizer.boi, tokenizer.pad, tokenizer.eoi, tokenizer.eos)
+    assert tokenizer.decode(ids) == "a red circle"
+
+
+# Training
+
+
+def test_training_depends_on_nothing_but_its_arguments():
+    assert Tokenizer.train(TEXTS, 300).model == Tokenizer.train(iter(TEXTS), 300).model
+    assert Tokenizer.train(TEXTS, 300).model != Tokenizer.train([*TEXTS, "a yellow square"] * 2, 300).model
+
+
+def test_vocabulary_is_smaller_where_the_texts_hold_no_more_pieces():
+    few = Tokenizer.train(["a red cat"], 512)
+    assert 259 < few.vocab_size < 300
+    assert few.decode(few.encode("a red cat")) == "a red cat"
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 3, 259])
+def test_vocabulary_too_small_for_bytes_and_letters_is_refused(vocab_size):
+    assert str(vocab_size) in error_of(Tokenizer.train, TEXTS, vocab_size)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["\n"]])
+def test_no_text_at_all_is_refused(texts):
+    error_of(Tokenizer.train, texts, 300)
+
+
+# Files
+
+
+def test_file_gives_the_same_tokenizer(tokenizer, tmp_path):
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(tokenizer.model)
+    read = Tokenizer.from_file(str(file))
+    assert read.model == tokenizer.model and read.encode("a red circle") == tokenizer.encode("a red circle")
+
+
+def test_model_of_another_kind_is_taken(tmp_path):
+    """Llama 2's tokenizer has its unknown, BOS and EOS at 0, 1, 2; others have them elsewhere."""
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(raw_model(unk_id=5, bos_id=3, eos_id=4))
+    assert (Tokenizer.from_file(str(file)).bos, Tokenizer.from_file(str(file)).eos) == (3, 4)
+
+
+def test_missing_file_is_named(tmp_path):
+    assert str(tmp_path / "none.model") in error_of(Tokenizer.from_file, str(tmp_path / "none.model"))
+    assert str(tmp_path) in error_of(Tokenizer.from_file, str(tmp_path))
+
+
+def test_file_that_is_no_model_is_named(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("not a model")
+    assert str(file) in error_of(Tokenizer.from_file, str(file))
+
+
+@pytest.mark.parametrize("missing", ["bos_id", "eos_id"])
+def test_model_without_begin_or_end_is_refused(missing):
+    assert "BOS" in error_of(Tokenizer, raw_model(**{missing: -1}))

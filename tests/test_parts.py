@@ -1,0 +1,90 @@
+"""Parts as plain data, and back."""
+
+import json
+
+import pytest
+from torch import nn
+
+from lit_transfusion.diffusion import DDPM, NoiseProcess
+from lit_transfusion.errors import InputError
+from lit_transfusion.latents import Codec, Pixels
+from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, Patcher, UNetPatcher, Visibility
+from lit_transfusion.parts import build, describe
+
+PARTS = [
+    (LinearPatcher(latent_channels=4, dim=48, patch_size=4, positions=6), Patcher),
+    (UNetPatcher(5, dim=48, patch_size=4, channels=24, num_res_blocks=2, head_dim=8, attention_levels=1), Patcher),
+    (Bidirectional(), Visibility),
+    (Causal(), Visibility),
+    (DDPM(77, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=True), NoiseProcess),
+    (Pixels(), Codec),
+]
+
+
+class Window(Visibility):
+    """A part of someone else's."""
+
+    def __init__(self, size: int, *, both_sides: bool = False) -> None:
+        self.size = size
+        self.both_sides = both_sides
+
+
+class Forgetful(Visibility):
+    def __init__(self, size: int, depth: int = 3) -> None:
+        self.depth = depth
+
+
+@pytest.mark.parametrize(("part", "base"), PARTS, ids=[type(part).__name__ for part, _ in PARTS])
+def test_every_shipped_part_comes_back(part, base):
+    """The same class with the same arguments, through plain data; a module with places for the same weights."""
+    description = json.loads(json.dumps(describe(part)))
+    assert description["class_path"].split(".")[0] == "lit_transfusion"
+    again = build(description, base)
+    assert type(again) is type(part)
+    assert describe(again) == describe(part)
+    if isinstance(part, nn.Module):
+        again.load_state_dict(part.state_dict())
+
+
+def test_a_description_is_what_yaml_would_say():
+    assert describe(LinearPatcher(dim=48))["class_path"] == "lit_transfusion.model.patchers.linear.LinearPatcher"
+    arguments = {"num_train_timesteps": 9, "beta_schedule": "linear", "prediction_type": "sample", "clip_sample": False}
+    assert describe(DDPM(9, "linear", "sample"))["init_args"] == arguments
+    assert describe(PARTS[1][0])["init_args"] == {
+        "latent_channels": 5,
+        "dim": 48,
+        "patch_size": 4,
+        "channels": 24,
+        "num_res_blocks": 2,
+        "head_dim": 8,
+        "attention_levels": 1,
+    }
+    assert describe(Bidirectional())["init_args"] == {}
+
+
+def test_a_part_of_ones_own_comes_back():
+    window = build(describe(Window(5, both_sides=True)), Visibility)
+    assert (window.size, window.both_sides) == (5, True)
+
+
+def test_a_part_that_forgets_its_arguments_is_told_so():
+    with pytest.raises(TypeError, match=r"Forgetful must keep its argument\(s\) size as attributes"):
+        describe(Forgetful(2))
+
+
+@pytest.mark.parametrize("class_path", ["os.system", "collections.OrderedDict", "builtins.print"])
+def test_what_is_not_of_the_family_is_never_called(class_path, capfd):
+    with pytest.raises(InputError, match=f"{class_path} is not a Visibility"):
+        build({"class_path": class_path, "init_args": {"command": "echo called"}}, Visibility)
+    assert "called" not in capfd.readouterr().out
+
+
+def test_a_part_of_another_family_is_refused():
+    with pytest.raises(InputError, match=r"Causal is not a Patcher"):
+        build(describe(Causal()), Patcher)
+
+
+@pytest.mark.parametrize("class_path", ["no_such_package.Mask", "lit_transfusion.model.NoSuchMask", "Mask"])
+def test_what_cannot_be_imported_is_named(class_path):
+    with pytest.raises(InputError, match=f"{class_path} cannot be imported"):
+        build({"class_path": class_path, "init_args": {}}, Visibility)

@@ -1,0 +1,98 @@
+"""What the tests of the training room share: the smallest module that is complete, and batches for it."""
+
+from functools import partial
+
+import lightning
+import pytest
+import torch
+
+from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
+from lit_transfusion.data.packing import collate, flatten
+from lit_transfusion.data.recipe import caption_first, image_first, unconditional
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.latents import Pixels
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize
+from lit_transfusion.training.lit_module import LitTransfusion
+from lit_transfusion.training.optim import WarmupCosine
+
+SIDE, PATCH = 4, 2
+SHAPE = (3, SIDE, SIDE)
+TEXTS = ["a red circle", "two blue squares"] * 4
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, 300)
+
+
+@pytest.fixture
+def make_module(tokenizer):
+    def make_module(*, dim=16, patch_size=PATCH, noise=None, patcher=LinearPatcher, lr=1e-2, **options):
+        torch.manual_seed(0)
+        options = {
+            "tokenizer": tokenizer,
+            "optimizer": partial(torch.optim.AdamW, lr=lr),
+            "scheduler": partial(WarmupCosine, warmup_steps=2, total_steps=20, final_lr=lr / 20),
+            "size": TransformerSize(dim=dim, n_layers=1, n_heads=2, hidden_dim=2 * dim),
+        } | options
+        return LitTransfusion(
+            codec=Pixels(),
+            image_size=SIDE,
+            patcher=patcher(3, dim, patch_size),
+            mask=Bidirectional(),
+            noise=noise or DDPM(),
+            **options,
+        )
+
+    return make_module
+
+
+@pytest.fixture
+def make_batch(tokenizer):
+    def make_batch(kind: str = "mixed", seed: int = 0, length: int = 48, max_timestep: int = 1_000_000) -> PackedBatch:
+        """Two rows: "text", "image" (nothing of the text is learned), or "mixed"."""
+        generator = torch.Generator().manual_seed(seed)
+        words = tokenizer.encode(TEXTS[seed % 2])
+
+        def image():
+            return torch.rand(SHAPE, generator=generator) * 2 - 1
+
+        text = Document((TextSegment((tokenizer.bos, *words, tokenizer.eos)),))
+        both = Document((*image_first(words, image(), tokenizer, max_timestep).segments, ImageSegment(image())))
+        rows = {
+            "text": [[text], [text, text]],
+            "image": [[unconditional(image(), tokenizer)], [unconditional(image(), tokenizer)]],
+            "mixed": [[caption_first(words, image(), tokenizer), text], [both]],
+        }[kind]
+        patches = (SIDE // PATCH) ** 2
+        flat = [[flatten(document, tokenizer, patches) for document in row] for row in rows]
+        return collate(flat, length, tokenizer.pad, SHAPE)
+
+    return make_batch
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make_trainer(**options) -> lightning.Trainer:
+        options = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        } | options
+        return lightning.Trainer(**options)
+
+    return make_trainer
+
+
+@pytest.fixture
+def loader():
+    def loader(*batches: PackedBatch) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(list(batches), batch_size=None)
+
+    return loader

@@ -1,0 +1,324 @@
+"""The training step against formulas, batches that lack a modality, the average, and checkpoints that do not fit."""
+
+import math
+from collections import Counter
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from lit_transfusion.data.document import IGNORE_INDEX
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.errors import InputError
+from lit_transfusion.model import LinearPatcher, UNetPatcher
+from lit_transfusion.training.lit_module import LitTransfusion
+
+
+class Ears:
+    """Notes what a net is given, and what it answers, call by call."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self.noisy_images, self.timesteps, self.logit_positions, self.outputs = [], [], [], []
+        net.register_forward_hook(self.listen, with_kwargs=True)
+
+    def listen(self, net, args, kwargs, output):
+        self.noisy_images.append(args[4].detach().clone())
+        self.timesteps.append(args[5].clone())
+        self.logit_positions.append(kwargs["logit_positions"])
+        self.outputs.append(output)
+
+
+def alpha_bar(timesteps: torch.Tensor, T: int = 1000) -> torch.Tensor:
+    """The cosine schedule of Nichol & Dhariwal, Equation 17, each β at most 0.999."""
+
+    def f(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - f((t + 1) / T) / f(t / T), 0.999) for t in range(T)]
+    products = torch.tensor([1 - beta for beta in betas], dtype=torch.float64).cumprod(0)
+    return products[timesteps].float().view(-1, 1, 1, 1)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# Noise
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_noise_in_the_target_is_the_noise_in_the_input(make_module, make_batch, prediction_type):
+    module, batch = make_module(noise=DDPM(prediction_type=prediction_type)), make_batch()
+    ears = Ears(module.net)
+    terms, timesteps = module.losses(module.net, batch, generator())
+    assert len(batch.images) == 3 and torch.equal(timesteps, ears.timesteps[0])
+
+    x_0, x_t, signal = batch.images, ears.noisy_images[0], alpha_bar(timesteps)
+    noise = (x_t - signal.sqrt() * x_0) / (1 - signal).sqrt()
+    assert abs(noise.mean()) < 0.3 and noise.std() == pytest.approx(1, abs=0.2)
+    target = {
+        "epsilon": noise,
+        "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * x_0,
+        "sample": x_0,
+    }[prediction_type]
+    expected = (ears.outputs[0].image_prediction - target).square().mean((1, 2, 3))
+    torch.testing.assert_close(terms.per_image, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_cap_of_an_image_holds_in_training(make_module, make_batch):
+    module = make_module()
+    drawn = torch.stack(
+        [module.losses(module.net, make_batch(max_timestep=50), generator(seed))[1] for seed in range(40)]
+    )
+    assert drawn[:, 1].max() <= 50 < drawn[:, 0].min() + 500  # the second image is the one before its caption
+    assert drawn[:, 0].max() > 500 and drawn[:, 2].max() > 500
+
+
+def test_logits_are_asked_for_where_a_label_is_and_nowhere_else(make_module, make_batch):
+    module, batch = make_module(), make_batch()
+    ears = Ears(module.net)
+    terms, _ = module.losses(module.net, batch, generator())
+    labels = batch.labels.flatten()
+    assert torch.equal(ears.logit_positions[0], (labels != IGNORE_INDEX).nonzero().squeeze(1))
+    expected = torch.nn.functional.cross_entropy(ears.outputs[0].logits, labels[labels != IGNORE_INDEX])
+    torch.testing.assert_close(terms.text, expected)
+
+
+def test_padding_changes_no_loss(make_module, make_batch):
+    module = make_module()
+    short, long = (module.losses(module.net, make_batch(length=n), generator())[0] for n in (32, 64))
+    torch.testing.assert_close(short, long)
+
+
+def test_each_step_and_micro_batch_has_noise_of_its_own_and_a_second_run_the_same(
+    make_module, make_batch, make_trainer, loader
+):
+    def drawn():
+        module = make_module()
+        ears = Ears(module.net)
+        batches = loader(*[make_batch()] * 6)
+        make_trainer(accumulate_grad_batches=2).fit(module, batches)
+        return [tuple(t.tolist()) for t in ears.timesteps]
+
+    first = drawn()
+    torch.manual_seed(1)
+    assert drawn() == first
+    assert len(set(first)) == 6
+
+
+def test_validation_has_the_same_noise_each_time(make_module, make_batch, make_trainer, loader):
+    module = make_module()
+    ears = Ears(module.ema)
+    results = [
+        make_trainer().validate(module, loader(make_batch(), make_batch(seed=1)), verbose=False) for _ in range(2)
+    ]
+    assert results[0] == results[1]
+    assert all(map(torch.equal, ears.noisy_images[:2], ears.noisy_images[2:]))
+    assert not torch.equal(ears.timesteps[0], ears.timesteps[1])  # but not the same for all batches
+
+
+# Batches that lack a modality
+
+
+@pytest.mark.parametrize("patcher", [LinearPatcher, UNetPatcher])
+@pytest.mark.parametrize("kind", ["text", "image", "mixed"])
+def test_every_parameter_has_a_gradient_whatever_the_batch_lacks(make_module, make_batch, kind, patcher):
+    module, batch = make_module(patcher=patcher), make_batch(kind)
+    terms, _ = module.losses(module.net, batch, generator())
+    terms.total.backward()
+    assert terms.total.isfinite()
+    assert (terms.text > 0) == (kind != "image") and (terms.image > 0) == (kind != "text")
+    without = [name for name, p in module.net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    moved = {name.split(".")[0] for name, p in module.net.named_parameters() if p.grad.abs().sum() > 0}
+    assert ("patcher" in moved) == (kind != "text") and ("head" in moved) == (kind != "image")
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_run_without_one_modality_trains_and_validates(make_module, make_batch, make_trainer, loader, kind):
+    module = make_module()
+    before = {name: p.clone() for name, p in module.net.named_parameters()}
+    trainer = make_trainer()
+    trainer.fit(module, loader(make_batch(kind), make_batch(kind, seed=1)), loader(make_batch(kind)))
+    assert trainer.global_step == 2
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert any(not torch.equal(p, before[name]) for name, p in module.net.named_parameters())
+    assert trainer.callback_metrics["val/loss"].isfinite()
+    assert ("val/loss_text" in trainer.callback_metrics) == (kind == "text")
+    assert ("val/loss_image" in trainer.callback_metrics) == (kind == "image")
+
+
+# What is logged
+
+
+def test_validation_means_over_tokens_and_images_and_not_over_batches(make_module, make_batch, make_trainer, loader):
+    module = make_module()
+    batches = [make_batch("text"), make_batch("mixed", seed=1), make_batch("image", seed=2)]
+    ears = Ears(module.ema)
+    (result,) = make_trainer().validate(module, loader(*batches), verbose=False)
+    nats, targets, errors = 0.0, 0, []
+    for batch, output, noisy, t in zip(batches, ears.outputs, ears.noisy_images, ears.timesteps, strict=True):
+        labels = batch.labels[batch.labels != IGNORE_INDEX]
+        nats += torch.nn.functional.cross_entropy(output.logits, labels, reduction="sum").item()
+        targets += len(labels)
+        noise = (noisy - alpha_bar(t).sqrt() * batch.images) / (1 - alpha_bar(t)).sqrt()
+        errors += (output.image_prediction - noise).square().mean((1, 2, 3)).tolist()
+    assert result["val/loss_text"] == pytest.approx(nats / targets, rel=1e-4)
+    assert result["val/perplexity"] == pytest.approx(math.exp(nats / targets), rel=1e-4)
+    assert result["val/loss_image"] == pytest.approx(sum(errors) / len(errors), rel=1e-3)
+
+
+class Notebook(DummyLogger):
+    """Keeps what is logged, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+
+BY_TIMESTEP = "train/loss_image_by_timestep/"
+
+
+def bucket_of(timestep: int) -> str:
+    return f"{timestep // 125 * 125:03d}-{timestep // 125 * 125 + 124:03d}"
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_losses_by_timestep_are_of_the_step_that_they_are_logged_at(
+    make_module, make_batch, make_trainer, loader, every
+):
+    """Not of one before, and nothing for timesteps that were not drawn."""
+    module, notebook = make_module(), Notebook()
+    ears = Ears(module.net)
+    batches = loader(*(make_batch(seed=seed) for seed in range(9)))
+    make_trainer(logger=notebook, log_every_n_steps=every).fit(module, batches)
+    rows = [(step, metrics) for step, metrics in notebook.rows if "train/loss" in metrics]
+    assert [step for step, _ in rows] == list(range(every - 1, 9, every))
+    for step, metrics in rows:
+        drawn = Counter(bucket_of(t) for t in ears.timesteps[step].tolist())
+        logged = {name.removeprefix(BY_TIMESTEP): v for name, v in metrics.items() if name.startswith(BY_TIMESTEP)}
+        assert logged.keys() == drawn.keys(), step
+        mean = sum(logged[bucket] * count for bucket, count in drawn.items()) / drawn.total()
+        assert mean == pytest.approx(metrics["train/loss_image"], rel=1e-4), step
+
+
+def test_gradient_is_clipped_by_norm_and_logged_as_it_was(make_module, make_batch, make_trainer, loader):
+    clip = 1e-3
+    module = make_module(optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0))
+    module.scheduler = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    before = torch.nn.utils.parameters_to_vector(module.net.parameters()).detach().clone()
+    trainer = make_trainer(gradient_clip_val=clip)
+    trainer.fit(module, loader(make_batch()))
+    moved = torch.nn.utils.parameters_to_vector(module.net.parameters()).detach() - before
+    assert moved.norm() == pytest.approx(clip, rel=0.02)
+    assert trainer.callback_metrics["train/grad_norm"] > 10 * clip
+
+
+# The average
+
+
+class WeightsByStep(lightning.Callback):
+    def __init__(self) -> None:
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step > len(self.weights):
+            self.weights.append([p.detach().clone() for p in pl_module.net.parameters()])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("decay", [0.2, 0.999])
+def test_average_is_its_recursion(make_module, make_batch, make_trainer, loader, accumulate, decay):
+    module, steps = make_module(ema_decay=decay), WeightsByStep()
+    expected = [p.detach().clone() for p in module.net.parameters()]
+    assert all(map(torch.equal, module.ema.parameters(), expected))
+    trainer = make_trainer(accumulate_grad_batches=accumulate, callbacks=[steps])
+    trainer.fit(module, loader(*(make_batch(seed=seed) for seed in range(4 * accumulate))))
+    assert len(steps.weights) == 4
+    for step, weights in enumerate(steps.weights, start=1):
+        d = min(decay, (1 + step) / (10 + step))
+        expected = [d * e + (1 - d) * w for e, w in zip(expected, weights, strict=True)]
+    torch.testing.assert_close(list(module.ema.parameters()), expected)
+    assert not torch.equal(module.ema.head.weight, module.net.head.weight)
+
+
+def test_average_is_not_trained_and_is_what_samples(make_module):
+    module = make_module()
+    assert not any(p.requires_grad for p in module.ema.parameters())
+    assert module.pipeline.net is module.ema
+    shared = {p.data_ptr() for p in module.ema.parameters()} & {p.data_ptr() for p in module.net.parameters()}
+    assert not shared
+
+
+def test_without_an_average(make_module, make_batch, make_trainer, loader, tmp_path):
+    module = make_module(ema_decay=None)
+    assert module.ema is None and module.pipeline.net is module.net
+    trainer = make_trainer()
+    trainer.fit(module, loader(make_batch()), loader(make_batch()))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    names = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert names and all(name.startswith("net.") for name in names)
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def checkpoint(make_module, make_batch, make_trainer, loader, tmp_path):
+    module, trainer = make_module(), make_trainer()
+    trainer.fit(module, loader(make_batch()))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def refused(module: LitTransfusion, checkpoint, make_trainer, batches) -> str:
+    """The message of the InputError, after which the module is as it was."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        make_trainer().fit(module, batches, ckpt_path=str(checkpoint))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_checkpoint_of_another_width_is_refused_with_both_shapes(
+    make_module, make_batch, make_trainer, loader, checkpoint
+):
+    message = refused(make_module(dim=32), checkpoint, make_trainer, loader(make_batch()))
+    vocab_size = make_module().net.head.weight.shape[0]
+    assert f"{vocab_size}x16 in the checkpoint" in message and f"{vocab_size}x32 here" in message
+
+
+def test_checkpoint_of_another_patcher_is_refused_with_what_is_missing(
+    make_module, make_batch, make_trainer, loader, checkpoint
+):
+    message = refused(make_module(patcher=UNetPatcher), checkpoint, make_trainer, loader(make_batch()))
+    assert "patcher" in message and "missing" in message
+
+
+def test_checkpoint_of_another_tokenizer_is_refused(make_module, make_batch, make_trainer, loader, checkpoint):
+    other = Tokenizer.train(["green crosses", "a yellow star"] * 4, 300)
+    assert "tokenizer" in refused(make_module(tokenizer=other), checkpoint, make_trainer, loader(make_batch()))
+
+
+def test_checkpoint_of_another_program_is_refused(make_module, make_batch, make_trainer, loader, checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["lit_transfusion"]
+    torch.save(content, checkpoint)
+    assert "not a checkpoint of lit_transfusion" in refused(
+        make_module(), checkpoint, make_trainer, loader(make_batch())
+    )
+
+
+def test_checkpoint_brings_back_net_and_average(make_module, make_batch, make_trainer, loader, checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    module = make_module()
+    make_trainer().validate(module, loader(make_batch()), ckpt_path=str(checkpoint), verbose=False)
+    mine = module.state_dict()
+    assert mine.keys() == saved.keys() and all(torch.equal(mine[name], saved[name]) for name in mine)
+    assert any(name.startswith("ema.") for name in mine)

@@ -1,0 +1,92 @@
+"""L = L_LM + λ · L_DDPM: means that do not depend on how much of anything there is (paper, Equation 4)."""
+
+import math
+
+import pytest
+import torch
+
+from lit_transfusion.model import LinearPatcher
+from lit_transfusion.training.losses import transfusion_loss
+
+
+def images(*values: float, shape=(3, 4, 4)) -> torch.Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, *shape)
+
+
+def test_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])  # chances 1/2 1/2 and 1/4 3/4
+    targets = torch.tensor([1, 0])
+    prediction, target = images(1.0, 2.0), images(0.0, 5.0)  # errors 1 and 9
+    loss = transfusion_loss(logits, targets, prediction, target, image_loss_weight=5.0)
+    assert loss.text == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert loss.per_image.tolist() == [1, 9]
+    assert loss.image == 5
+    assert loss.total == pytest.approx(math.log(8) / 2 + 5 * 5)
+
+
+def test_error_is_meaned_over_the_elements_of_an_image():
+    target = torch.zeros(1, 2, 2, 2)
+    prediction = torch.arange(8.0).view(1, 2, 2, 2)
+    loss = transfusion_loss(torch.zeros(1, 4), torch.tensor([0]), prediction, target, 1.0)
+    assert loss.image == sum(i * i for i in range(8)) / 8
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (16, 4, 4), (3, 8, 8), (3, 2, 2)])
+def test_does_not_depend_on_channels_or_sides(shape):
+    loss = transfusion_loss(torch.zeros(1, 4), torch.tensor([0]), images(1.0, shape=shape), images(3.0, shape=shape), 5)
+    assert loss.image == 4 and loss.total == pytest.approx(math.log(4) + 20)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_does_not_depend_on_the_patch_size(patch_size):
+    """Any patcher's prediction comes back as pixels, so that the layout of patches has no say."""
+    torch.manual_seed(0)
+    pixels, target = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    patcher = LinearPatcher(latent_channels=3, dim=3 * patch_size**2, patch_size=patch_size)
+    with torch.no_grad():  # patches themselves
+        for layer in (patcher.proj_in, patcher.proj_out):
+            layer.weight.copy_(torch.eye(3 * patch_size**2))
+            layer.bias.zero_()
+    patches, skips = patcher.patchify(pixels, torch.zeros(2, patcher.dim))
+    prediction = patcher.unpatchify(patches, torch.zeros(2, patcher.dim), skips, (8 // patch_size, 8 // patch_size))
+    loss = transfusion_loss(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), prediction, target, 5)
+    torch.testing.assert_close(loss.image, (pixels - target).square().mean())
+
+
+def test_more_of_the_same_changes_nothing():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 7), torch.randint(7, (5,))
+    prediction, target = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    once = transfusion_loss(logits, targets, prediction, target, 5)
+    twice = transfusion_loss(*(t.repeat(2, *[1] * (t.ndim - 1)) for t in (logits, targets, prediction, target)), 5)
+    torch.testing.assert_close(twice[:3], once[:3])
+
+
+def test_weight_is_that_of_the_image_loss_alone():
+    one, five = (
+        transfusion_loss(torch.zeros(1, 4), torch.tensor([0]), images(1.0), images(3.0), weight) for weight in (1, 5)
+    )
+    assert (one.text, one.image) == (five.text, five.image)
+    assert five.total - one.total == pytest.approx(4 * one.image.item())
+
+
+@pytest.mark.parametrize("empty", ["text", "images", "both"])
+def test_modality_that_is_missing_costs_nothing_and_keeps_its_gradients(empty):
+    """Under DDP each rank has to have all gradients, whatever its batch lacks."""
+    num_text, num_images = (0 if empty in (name, "both") else 2 for name in ("text", "images"))
+    logits = torch.randn(num_text, 4, requires_grad=True)
+    prediction = torch.randn(num_images, 3, 4, 4, requires_grad=True)
+    loss = transfusion_loss(
+        logits, torch.zeros(num_text, dtype=torch.int64), prediction, torch.zeros_like(prediction), 5
+    )
+    assert loss.total.isfinite() and loss.per_image.shape == (num_images,)
+    assert (loss.text == 0) == (num_text == 0) and (loss.image == 0) == (num_images == 0)
+    loss.total.backward()
+    assert logits.grad is not None and prediction.grad is not None
+
+
+def test_losses_are_computed_in_float32():
+    logits, prediction = torch.randn(2, 4).bfloat16(), torch.randn(1, 3, 4, 4).bfloat16()
+    loss = transfusion_loss(logits, torch.tensor([0, 1]), prediction, torch.zeros(1, 3, 4, 4).bfloat16(), 5)
+    assert {t.dtype for t in loss} == {torch.float32}
+    torch.testing.assert_close(loss.image, prediction.float().square().mean())

@@ -1,0 +1,111 @@
+"""The learning rate at every step, and which parameters decay (paper, 4.1)."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lit_transfusion.model import Bidirectional, LinearPatcher, Transfusion, TransformerSize, UNetPatcher
+from lit_transfusion.training.optim import WarmupCosine, decay_groups
+
+PEAK, FLOOR = 3e-4, 1.5e-5  # the paper's
+
+
+def make(warmup_steps, total_steps, lr=PEAK, floor=FLOOR):
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr)
+    return optimizer, WarmupCosine(optimizer, warmup_steps, total_steps, floor)
+
+
+def rates(optimizer, scheduler, steps):
+    """The learning rate of each of the next steps."""
+    taken = []
+    for _ in range(steps):
+        taken.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return taken
+
+
+def closed_form(step, warmup_steps, total_steps):
+    if step < warmup_steps:
+        return PEAK * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return FLOOR + (PEAK - FLOOR) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@pytest.mark.parametrize(("warmup_steps", "total_steps"), [(10, 100), (1, 20), (2, 3), (5, 6), (100, 1000)])
+def test_schedule_is_its_closed_form(warmup_steps, total_steps):
+    taken = rates(*make(warmup_steps, total_steps), total_steps + 1)
+    expected = [closed_form(step, warmup_steps, total_steps) for step in range(total_steps + 1)]
+    assert taken == pytest.approx(expected, rel=1e-6)
+
+
+def test_first_step_peak_and_floor():
+    taken = rates(*make(10, 100), 101)
+    assert taken[0] == pytest.approx(PEAK / 10)  # not nought: the first step is not wasted
+    assert taken[9] == taken[10] == pytest.approx(PEAK) == max(taken)
+    assert taken[100] == pytest.approx(FLOOR) == pytest.approx(min(taken))
+    assert all(a < b for a, b in zip(taken[:9], taken[1:10], strict=True))
+    assert all(a > b for a, b in zip(taken[10:100], taken[11:], strict=True))
+
+
+def test_paper_has_4000_steps_of_warm_up_and_250000_in_all():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
+    taken = rates(optimizer, WarmupCosine(optimizer), 4001)
+    assert taken[0] == pytest.approx(PEAK / 4000) and taken[3999] == pytest.approx(PEAK)
+    assert taken[4000] == pytest.approx(closed_form(4000, 4000, 250_000))
+
+
+def test_no_warm_up_starts_at_the_peak_and_ends_at_the_floor():
+    taken = rates(*make(0, 50), 51)
+    assert taken[0] == pytest.approx(PEAK)
+    assert taken[50] == pytest.approx(FLOOR, rel=0.05)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 9, 10, 11, 12, 30, 59])
+def test_schedule_goes_on_exactly_where_it_stopped(stop):
+    whole = rates(*make(10, 60), 60)
+    optimizer, scheduler = make(10, 60)
+    before = rates(optimizer, scheduler, stop)
+    fresh_optimizer, fresh = make(10, 60)
+    fresh_optimizer.load_state_dict(optimizer.state_dict())
+    fresh.load_state_dict(scheduler.state_dict())
+    assert before + rates(fresh_optimizer, fresh, 60 - stop) == whole
+
+
+# Groups
+
+SIZE = TransformerSize(dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+PATCHERS = {
+    "linear": lambda: LinearPatcher(3, 16, 2),
+    "linear with positions": lambda: LinearPatcher(3, 16, 2, positions=4),
+    "unet": lambda: UNetPatcher(3, 16, 2, channels=8, head_dim=4),
+}
+
+
+@pytest.mark.parametrize("patcher", PATCHERS)
+def test_matrices_decay_and_nothing_else(patcher):
+    net = Transfusion(40, SIZE, PATCHERS[patcher](), Bidirectional())
+    name_of = {id(p): name for name, p in net.named_parameters()}
+    optimizer = torch.optim.AdamW(decay_groups(net), weight_decay=0.1)
+    decay, rest = ({name_of[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(name_of)  # each exactly once
+    assert decay | rest == set(name_of.values()) and not decay & rest
+
+    owner = {f"{path}.{leaf}": m for path, m in net.named_modules() for leaf, _ in m.named_parameters(recurse=False)}
+    for name in decay:
+        assert name.endswith("weight") and not isinstance(owner[name], nn.Embedding)
+        assert "norm" not in name and "embedding.weight" not in name and "positions" not in name
+    for name in rest:
+        module = owner[name]
+        assert name.endswith("bias") or isinstance(module, nn.Embedding) or "Norm" in type(module).__name__, name
+    assert "head.weight" in decay and "embedding.weight" in rest and "transformer.norm.weight" in rest
+
+
+def test_frozen_parameters_are_in_no_group():
+    net = Transfusion(40, SIZE, LinearPatcher(3, 16, 2), Bidirectional())
+    net.patcher.requires_grad_(False)
+    frozen = {id(p) for p in net.patcher.parameters()}
+    assert not any(id(p) in frozen for group in decay_groups(net) for p in group["params"])
