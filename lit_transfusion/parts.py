@@ -32,7 +32,7 @@ def build(description: dict[str, Any], base: type[T]) -> T:
     module, _, name = description["class_path"].rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         raise InputError(f"{description['class_path']} cannot be imported; is the package that defines it installed?")
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InputError(f"{description['class_path']} is not a {base.__name__}")

@@ -77,7 +77,7 @@ class Pipeline(NamedTuple):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint file that a run of this project wrote. Nothing in it is executed."""
+    """A checkpoint file that a run of this project wrote. Reading it executes nothing that is in it."""
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path} not found")
     try:

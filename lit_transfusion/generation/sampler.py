@@ -29,7 +29,7 @@ class Sampling:
         temperature: Of text; 0 takes the likeliest token each time.
         max_new_tokens: Text tokens written at most.
         max_images: Images drawn at most, where the model decides.
-        seed: Of noise and text. Image i of a batch depends on seed + i and on nothing else of the batch.
+        seed: Of noise and text. Row i of a batch depends on seed + i and on nothing else of the batch.
     """
 
     sampler: str = "ddim"
@@ -85,12 +85,12 @@ def write(pipeline: Pipeline, images: Tensor, sampling: Sampling = Sampling()) -
     pieces = [flatten(document, tokenizer, pipeline.patches_per_image) for document in documents]
     decoder = Decoder(pipeline, len(pieces), len(pieces[0].tokens) + sampling.max_new_tokens)
     logits = decoder.read(pieces)
-    generator = torch.Generator().manual_seed(sampling.seed)
+    generators = _generators(sampling.seed, len(pieces))
     active = torch.ones(len(pieces), dtype=torch.bool, device=logits.device)
     captions: list[list[int]] = [[] for _ in pieces]
     for _ in range(sampling.max_new_tokens):
-        logits[:, [tokenizer.boi, tokenizer.eoi]] = -torch.inf
-        token_ids = _pick(logits, sampling.temperature, generator)  # (B,)
+        logits[:, [tokenizer.bos, tokenizer.boi, tokenizer.eoi]] = -torch.inf
+        token_ids = _pick(logits, sampling.temperature, generators)  # (B,)
         active &= token_ids != tokenizer.eos
         if not active.any():
             break
@@ -119,13 +119,13 @@ def interleave(
     first = torch.arange(len(pieces), device=decoder.device) == 0
     both = torch.ones_like(first)
     logits = decoder.read(pieces)[0]
-    generator = torch.Generator().manual_seed(sampling.seed)
+    generators = _generators(sampling.seed, 1)
 
     segments, text, images = list(prompt.segments), [], 0
     stop = StopReason.TOKEN_LIMIT
     for _ in range(sampling.max_new_tokens):
         logits[tokenizer.eoi] = -torch.inf  # the decoder appends it, the model never writes it
-        token_id = int(_pick(logits[None], sampling.temperature, generator))
+        token_id = int(_pick(logits[None], sampling.temperature, generators))
         if token_id == tokenizer.eos:
             stop = StopReason.END_OF_TEXT
             break
@@ -165,7 +165,7 @@ def _denoise(decoder: Decoder, count: int, sampling: Sampling, on_step: OnStep |
     Rows from `count` on, if there are any, hold no prompt; then ε = ε_null + w · (ε_prompt - ε_null).
     """
     pipeline = decoder.pipeline
-    generators = [torch.Generator().manual_seed(sampling.seed + i) for i in range(count)]
+    generators = _generators(sampling.seed, count)
     latents = torch.stack([torch.randn(pipeline.latent_shape, generator=g) for g in generators]).to(decoder.device)
     scheduler = pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)
     latents = latents * scheduler.init_noise_sigma
@@ -185,9 +185,15 @@ def _with_boi(piece: FlatDocument, boi: int) -> FlatDocument:
     return piece._replace(tokens=[*piece.tokens, boi], image_ids=[*piece.image_ids, -1])
 
 
-def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def _generators(seed: int, count: int) -> list[torch.Generator]:
+    """One for each row, on the CPU, so that a row's numbers depend neither on the others nor on the device."""
+    return [torch.Generator().manual_seed(seed + i) for i in range(count)]
+
+
+def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> Tensor:
     """(B, V) logits → (B,) token ids."""
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits.float() / temperature).softmax(-1).cpu()
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+    picks = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
+    return torch.cat(picks).to(logits.device)

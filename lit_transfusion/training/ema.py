@@ -17,7 +17,7 @@ class AverageWeights(lightning.Callback):
     """
 
     def __init__(self) -> None:
-        self.last_step = 0
+        self.last_step: int | None = None  # not training yet
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.last_step = trainer.global_step
@@ -30,3 +30,8 @@ class AverageWeights(lightning.Callback):
         decay = min(pl_module.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(pl_module.ema.parameters()), list(pl_module.net.parameters()), 1 - decay)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Ctrl-C may come after the step and before this callback, as while samples are drawn; a checkpoint follows."""
+        if self.last_step is not None:
+            self.on_train_batch_end(trainer, pl_module)

@@ -245,7 +245,7 @@ def test_writing_ends_at_its_limit(pipeline, max_new_tokens):
 def test_a_temperature_draws_from_the_softmax():
     """p^(1/2), normalised, at a temperature of 2."""
     logits = torch.tensor([0.64, 0.32, 0.04]).log().expand(20_000, 3)
-    counts = _pick(logits, 2.0, torch.Generator().manual_seed(0)).bincount(minlength=3)
+    counts = _pick(logits, 2.0, [torch.Generator().manual_seed(0)] * 20_000).bincount(minlength=3)
     expected = torch.tensor([0.64, 0.32, 0.04]).sqrt()
     assert torch.allclose(counts / 20_000, expected / expected.sum(), atol=0.02)
 
@@ -255,6 +255,14 @@ def test_the_seed_decides_what_is_written(pipeline):
     image = torch.zeros(1, 3, 4, 4)
     first, again, other = (write(pipeline, image, replace(sampling, seed=seed)) for seed in (0, 0, 1))
     assert first == again != other
+
+
+def test_what_is_written_does_not_depend_on_the_other_rows(pipeline):
+    sampling = Sampling(temperature=1.0, max_new_tokens=8)
+    images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    together = write(pipeline, images, sampling)
+    alone = [write(pipeline, image[None], replace(sampling, seed=i))[0] for i, image in enumerate(images)]
+    assert together == alone
 
 
 # ---------------------------------------------------------------- interleave

@@ -167,11 +167,11 @@ class Single(Scene):
 
     wordings = (
         "a {size} {colour} {shape} {place}",
+        "{place} there is a {size} {colour} {shape}",
+        "the {shape} {place} is {size} and {colour}",
         "a {colour} {shape} {place}",
         "a {size} {colour} {shape}",
         "a {colour} {shape}",
-        "{place} there is a {colour} {shape}",
-        "the {shape} is {size} and {colour}",
     )
     held_out_wordings = (
         "there is a {size} {colour} {shape} {place}",
