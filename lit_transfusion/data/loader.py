@@ -146,8 +146,16 @@ class PackedLoader:
 
     def _make(self, epoch: int, order: list[int]) -> Iterator[FlatDocument | Skipped]:
         keys = [(epoch, index) for index in order]
-        prefetch = {"prefetch_factor": 16} if self.num_workers else {}
-        return iter(DataLoader(self.documents, sampler=keys, batch_size=None, num_workers=self.num_workers, **prefetch))
+        return iter(
+            DataLoader(
+                self.documents,
+                sampler=keys,
+                batch_size=None,
+                num_workers=self.num_workers,
+                prefetch_factor=16 if self.num_workers else None,
+                collate_fn=as_it_is,
+            )
+        )
 
     def _remake(self, key: Key) -> FlatDocument:
         return self.documents[tuple(key)]
@@ -188,3 +196,8 @@ def mix(*numbers: int) -> int:
         seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**64
         seed ^= seed >> 29
     return seed % 2**63
+
+
+def as_it_is(document: FlatDocument | Skipped) -> FlatDocument | Skipped:
+    """In place of DataLoader's own, which would look through every list for arrays to turn into tensors."""
+    return document

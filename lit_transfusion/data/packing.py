@@ -64,13 +64,14 @@ class FirstFit:
         """Take an item; returns the items of a row if one had to be closed."""
         if length > self.length:
             raise ValueError(f"a document of {length} positions does not fit into rows of {self.length}")
-        for row in self.rows:
-            if filled(row) + length <= self.length:
+        filled = [sum(length for length, _ in row) for row in self.rows]
+        for row, taken in zip(self.rows, filled, strict=True):
+            if taken + length <= self.length:
                 row.append((length, item))
                 return None
         closed = None
         if len(self.rows) == self.open_rows:
-            fullest = max(range(len(self.rows)), key=lambda i: filled(self.rows[i]))
+            fullest = filled.index(max(filled))
             closed = [item for _, item in self.rows.pop(fullest)]
         self.rows.append([(length, item)])
         return closed
@@ -81,39 +82,33 @@ class FirstFit:
             yield [item for _, item in self.rows.pop(0)]
 
 
-def filled(row: list[tuple[int, Any]]) -> int:
-    return sum(length for length, _ in row)
-
-
 def collate(
     rows: Sequence[Sequence[FlatDocument]], length: int, pad: int, image_shape: tuple[int, int, int]
 ) -> PackedBatch:
     """Rows of documents → PackedBatch of rows of `length` positions. `image_shape` is (C, H, W), for want of images."""
-    tokens = torch.full((len(rows), length), pad)
-    labels = torch.full((len(rows), length), IGNORE_INDEX)
-    positions = torch.zeros(len(rows), length, dtype=torch.int64)
-    document_ids = torch.zeros(len(rows), length, dtype=torch.int64)
-    image_ids = torch.full((len(rows), length), TEXT)
+    batch: dict[str, list[list[int]]] = {name: [] for name in ("tokens", "labels", "positions", "documents", "images")}
     images: list[ImageSegment] = []
     num_padding = 0
-    for r, row in enumerate(rows):
-        start = 0
-        for d, document in enumerate(row):
-            here = slice(start, start + len(document.tokens))
-            tokens[r, here] = torch.tensor(document.tokens)
-            labels[r, here] = torch.tensor(document.labels)
-            ids = torch.tensor(document.image_ids)
-            image_ids[r, here] = torch.where(ids >= 0, ids + len(images), TEXT)
-            positions[r, here] = torch.arange(len(document.tokens))
-            document_ids[r, here] = d
+    for row in rows:
+        tokens, labels, positions, document_ids, image_ids = [], [], [], [], []
+        for number, document in enumerate(row):
+            tokens += document.tokens
+            labels += document.labels
+            positions += range(len(document.tokens))
+            document_ids += [number] * len(document.tokens)
+            image_ids += [TEXT if i < 0 else i + len(images) for i in document.image_ids]
             images += document.images
-            start = here.stop
         # Padding is attended to like text. As one long document it would cost more than the documents beside it.
-        padding = torch.arange(length - start)
+        padding = length - len(tokens)
         longest = max((len(document.tokens) for document in row), default=length)
-        positions[r, start:] = padding % longest
-        document_ids[r, start:] = len(row) + padding // longest
-        num_padding += length - start
+        tokens += [pad] * padding
+        labels += [IGNORE_INDEX] * padding
+        positions += [i % longest for i in range(padding)]
+        document_ids += [len(row) + i // longest for i in range(padding)]
+        image_ids += [TEXT] * padding
+        for column, values in zip(batch.values(), (tokens, labels, positions, document_ids, image_ids), strict=True):
+            column.append(values)
+        num_padding += padding
     latents = torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape)
     max_timesteps = torch.tensor([image.max_timestep for image in images], dtype=torch.int64)
-    return PackedBatch(tokens, labels, positions, document_ids, image_ids, latents, max_timesteps, num_padding)
+    return PackedBatch(*map(torch.tensor, batch.values()), latents, max_timesteps, num_padding)

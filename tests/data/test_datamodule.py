@@ -49,7 +49,7 @@ def test_image_that_patches_do_not_divide_names_key_and_numbers(patch_size):
 
 def test_latents_and_not_pixels_have_to_be_divisible():
     assert data(codec=Half(), patch_size=4).patches_per_image == 4
-    with pytest.raises(InputError, match="8x8.*patch_size 16"):
+    with pytest.raises(InputError, match=r"8x8.*patch_size 16"):
         data(codec=Half(), patch_size=16)
 
 
@@ -136,5 +136,5 @@ def test_prediction_has_each_usable_picture_with_its_first_caption(broken):
 def test_prediction_without_a_usable_picture_is_an_error():
     source = Four(16)
     source.broken = (0, 1, 2, 3)
-    with pytest.raises(InputError, match="not one of 4 .*picture 0"):
+    with pytest.raises(InputError, match=r"not one of 4 .*picture 0"):
         next(iter(data(source=source).predict_dataloader()))

@@ -222,7 +222,7 @@ def test_batch_that_was_made_but_not_taken_is_not_lost(make_loader):
     assert states[0] == states[1]
     fresh = make_loader(Numbered(23))
     fresh.load_state_dict(states[0])
-    assert_equal(taken + [next(iter(fresh))], list(islice(make_loader(Numbered(23)), 4)))
+    assert_equal([*taken, next(iter(fresh))], list(islice(make_loader(Numbered(23)), 4)))
 
 
 def test_other_number_of_ranks_is_refused(make_loader):
@@ -268,7 +268,7 @@ def test_example_of_a_reason_is_not_told_again_in_later_epochs(make_sequence, ca
 @pytest.mark.parametrize("endless", [True, False])
 def test_source_without_a_usable_example_is_an_error(make_loader, endless):
     source = Numbered(4, unusable=dict.fromkeys(range(4), "cannot be read"))
-    with pytest.raises(InputError, match="not one of the 4 examples can be used.*cannot be read: 4"):
+    with pytest.raises(InputError, match=r"not one of the 4 examples can be used.*cannot be read: 4"):
         next(iter(make_loader(source, endless=endless)))
 
 

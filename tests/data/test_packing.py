@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lit_transfusion.data.document import IGNORE_INDEX, TEXT, Document, ImageSegment, TextSegment
-from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, filled, flatten
+from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten
 from lit_transfusion.data.recipe import caption_first, image_first, unconditional
 
 NO = IGNORE_INDEX
@@ -138,7 +138,7 @@ def test_packing_can_be_taken_up_where_it_stopped(lengths, open_rows):
     for i, n in enumerate(lengths):
         row = packer.add(i, n)
         rows += [] if row is None else [row]
-        assert len(packer.rows) <= open_rows and all(filled(row) <= 20 for row in packer.rows)
+        assert len(packer.rows) <= open_rows and all(sum(n for n, _ in row) <= 20 for row in packer.rows)
         packer, state = FirstFit(20, open_rows), packer.rows
         packer.rows = [list(row) for row in state]
     assert rows + list(packer.flush()) == pack(lengths, 20, open_rows)

@@ -1,12 +1,13 @@
 """The learning rate at every step, and which parameters decay (paper, 4.1)."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from lit_transfusion.model import Bidirectional, LinearPatcher, Transfusion, TransformerSize, UNetPatcher
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion, UNetPatcher
 from lit_transfusion.training.optim import WarmupCosine, decay_groups
 
 PEAK, FLOOR = 3e-4, 1.5e-5  # the paper's
@@ -46,8 +47,8 @@ def test_first_step_peak_and_floor():
     assert taken[0] == pytest.approx(PEAK / 10)  # not nought: the first step is not wasted
     assert taken[9] == taken[10] == pytest.approx(PEAK) == max(taken)
     assert taken[100] == pytest.approx(FLOOR) == pytest.approx(min(taken))
-    assert all(a < b for a, b in zip(taken[:9], taken[1:10], strict=True))
-    assert all(a > b for a, b in zip(taken[10:100], taken[11:], strict=True))
+    assert all(a < b for a, b in pairwise(taken[:10]))
+    assert all(a > b for a, b in pairwise(taken[10:]))
 
 
 def test_paper_has_4000_steps_of_warm_up_and_250000_in_all():

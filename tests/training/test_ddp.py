@@ -1,0 +1,191 @@
+"""Two processes train one model: the whole command, and batches of which one rank's lacks a modality."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+# The whole command
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """Runs `fit` of the smallest model on two processes in `tmp_path / name`."""
+
+    def fit(name: str, *arguments: str) -> Path:
+        folder = tmp_path / name
+        content = {
+            "base": str(REPOSITORY / "configs" / "default.yaml"),
+            "trainer": {
+                "default_root_dir": str(folder),
+                "accelerator": "cpu",
+                "strategy": "ddp",
+                "devices": 2,
+                "max_steps": 3,
+                "val_check_interval": 2,
+                "limit_val_batches": 1,
+                "log_every_n_steps": 1,
+                "enable_progress_bar": False,
+                "callbacks": [
+                    {
+                        "class_path": "ModelCheckpoint",
+                        "init_args": {
+                            "dirpath": "${trainer.default_root_dir}/checkpoints",
+                            "every_n_train_steps": 1,
+                            "save_top_k": -1,
+                            "save_last": "link",
+                        },
+                    },
+                    {
+                        "class_path": "ShowSamples",
+                        "init_args": {"num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 2},
+                    },
+                    {"class_path": "Throughput"},
+                    {"class_path": "RunDirectory"},
+                ],
+            },
+            "model": {
+                "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+                "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
+            },
+            "data": {
+                "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
+                "image_size": 16,
+                "sequence_length": 96,
+                "batch_size": 1,
+                "vocab_size": 300,
+            },
+        }
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(content))
+        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(config), *arguments]
+        done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return folder
+
+    return fit
+
+
+def checkpoint(folder: Path, step: int) -> dict:
+    (path,) = (folder / "checkpoints").glob(f"*step={step}.ckpt")
+    return torch.load(path, weights_only=True)
+
+
+def test_command_trains_on_two_processes(fit):
+    folder = fit("run")
+    start, end = checkpoint(folder, 1), checkpoint(folder, 3)
+    assert end["global_step"] == 3
+    assert not torch.equal(start["state_dict"]["net.head.weight"], end["state_dict"]["net.head.weight"])
+    ranks = end["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["ranks"]
+    assert len(ranks) == 2 and all(rank["used"] > 0 for rank in ranks) and ranks[0] != ranks[1]
+    assert len(list((folder / "samples").glob("samples_*.png"))) == 1  # rank 0 draws
+    assert (folder / "config.yaml").exists() and not folder.with_name("run.1").exists()
+
+
+@pytest.mark.slow
+def test_stopped_and_continued_run_equals_an_uninterrupted_one(fit, tmp_path):
+    whole = fit("whole", "--trainer.limit_val_batches", "0")
+    fit(
+        "parts",
+        *("--trainer.max_steps", "2", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "0"),
+        *("--model.scheduler.total_steps", "3"),
+    )
+    parts = fit("parts", "--ckpt_path", "last", "--trainer.limit_val_batches", "0")
+    first, second = checkpoint(whole, 3), checkpoint(parts, 3)
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    loaders = [c["loops"]["fit_loop"]["state_dict"]["combined_loader"] for c in (first, second)]
+    assert loaders[0] == loaders[1]
+
+
+# Batches that lack a modality on one rank
+
+
+def test_rank_without_images_or_without_text_holds_up_nobody(tmp_path):
+    """This file as a script, once for each rank. It has no `find_unused_parameters` to fall back on."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(tmp_path / "meeting"), str(tmp_path / f"{rank}.pt")],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)[-3000:]
+    for first, second in zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True):
+        assert first["without gradient"] == second["without gradient"] == [[], [], []]
+        for name, weight in first["weights"].items():
+            assert torch.equal(weight, second["weights"][name]), name
+            assert not torch.equal(weight, first["start"][name]), name
+
+
+def main(rank: int, meeting: str, output: str) -> None:
+    from lit_transfusion.model import LinearPatcher, UNetPatcher
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.save([train_as_rank(rank, patcher) for patcher in (LinearPatcher, UNetPatcher)], output)
+    torch.distributed.destroy_process_group()
+
+
+def train_as_rank(rank: int, patcher: type) -> dict:
+    """Three steps of DDP in which this rank learns from text alone, from an image alone, and from both."""
+    from functools import partial
+
+    from lit_transfusion.data.document import Document, TextSegment
+    from lit_transfusion.data.packing import collate, flatten
+    from lit_transfusion.data.recipe import caption_first, unconditional
+    from lit_transfusion.data.tokenizer import Tokenizer
+    from lit_transfusion.diffusion import DDPM
+    from lit_transfusion.latents import Pixels
+    from lit_transfusion.model import Bidirectional, TransformerSize
+    from lit_transfusion.training.lit_module import LitTransfusion
+    from lit_transfusion.training.optim import WarmupCosine, decay_groups
+
+    torch.manual_seed(rank)  # DDP has to bring the weights of rank 0 to all
+    tokenizer = Tokenizer.train(["a red circle", "two blue squares"], 300)
+    module = LitTransfusion(
+        tokenizer,
+        Pixels(),
+        image_size=4,
+        patcher=patcher(3, 16, 2),
+        mask=Bidirectional(),
+        noise=DDPM(),
+        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+        scheduler=WarmupCosine,
+        size=TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
+    )
+    net = torch.nn.parallel.DistributedDataParallel(module.net)
+    start = {name: weight.clone() for name, weight in module.net.state_dict().items()}
+    optimizer = module.optimizer(decay_groups(module.net))
+    image, words = torch.rand(3, 4, 4) * 2 - 1, tokenizer.encode("a red circle")
+    text = Document((TextSegment((tokenizer.bos, *words, tokenizer.eos)),))
+    both = caption_first(words, image, tokenizer)
+    alone = unconditional(image, tokenizer)
+    without_gradient = []
+    for documents in [(text, both), (both, alone), (alone, text)]:
+        batch = collate([[flatten(documents[rank], tokenizer, 4)]], 24, tokenizer.pad, (3, 4, 4))
+        terms, _ = module.losses(net, batch, torch.Generator().manual_seed(rank))
+        optimizer.zero_grad()
+        terms.total.backward()
+        without_gradient.append([name for name, p in module.net.named_parameters() if p.grad is None])
+        optimizer.step()
+    return {"without gradient": without_gradient, "weights": module.net.state_dict(), "start": start}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
