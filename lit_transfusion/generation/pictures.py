@@ -55,6 +55,8 @@ def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: i
 def film(steps: Sequence[Tensor]) -> Tensor:
     """Denoising as one picture: a list of (N, 3, H, W), noisy to clean → (3, height, width), a row for each image."""
     frames = torch.stack(list(steps), dim=1).flatten(0, 1).float().cpu()  # (N · steps, 3, H, W)
+    scale = max(1, SMALLEST // 2 // frames.shape[-1])
+    frames = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return make_grid((frames.clamp(-1, 1) + 1) / 2, nrow=len(steps), padding=1, pad_value=1.0)
 
 

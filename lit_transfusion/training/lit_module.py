@@ -165,7 +165,7 @@ class LitTransfusion(lightning.LightningModule):
             inside = buckets == bucket
             first, last = bucket * T // TIMESTEP_BUCKETS, (bucket + 1) * T // TIMESTEP_BUCKETS - 1
             name = f"{stage}/loss_image_by_timestep/{first:03d}-{last:03d}"
-            self.log(name, per_image[inside].mean(), batch_size=int(inside.sum()))
+            self.log(name, per_image[inside].mean(), batch_size=int(inside.sum()))  # of this rank's images only
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(decay_groups(self.net))
