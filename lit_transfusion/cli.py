@@ -249,7 +249,7 @@ def quieten() -> None:
         ".*intended to run from within Python.*",
         ".*Experiment logs directory.*",  # an earlier run has been moved aside, a continued one is appended to
         ".*in eval mode at the start of training.*",  # the averaged weights
-        ".*sync_dist=True.*",  # not for the losses by timestep: ranks differ in which buckets they have
+        ".*sync_dist=True.*",  # all ranks validate on the same batches
     ):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -102,6 +102,9 @@ class TransfusionData(lightning.LightningDataModule):
             self.sequence_length,
             self.seed,
         )
+        # Training documents are shared out. Held-out ones are few: all ranks see all of them, have the same losses
+        # without asking each other, and none waits for one that has run out.
+        shared = endless and self.trainer is not None
         return PackedLoader(
             documents,
             self.batch_size,
@@ -110,8 +113,8 @@ class TransfusionData(lightning.LightningDataModule):
             self.open_rows,
             self.num_workers,
             endless,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if shared else 0,
+            world_size=self.trainer.world_size if shared else 1,
         )
 
     def _check(self) -> None:

@@ -83,6 +83,8 @@ class PackedLoader:
         self.endless = endless
         self.rank = rank
         self.world_size = world_size
+        if 0 < len(documents.source) < world_size:
+            raise InputError(f"{len(documents.source)} examples cannot be shared out to {world_size} processes")
         self.skipped: Counter[str] = Counter()
         self._state: dict[str, Any] = {"epoch": 0, "used": 0, "open": [], "closed": []}
 

@@ -150,13 +150,13 @@ class WritePredictions(BasePredictionWriter):
     def __init__(self) -> None:
         super().__init__("batch")
 
+    @rank_zero_only  # all ranks predict the same
     def write_on_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, prediction: Any, indices: Any, batch: Any, batch_idx: int, *_
     ) -> None:
         folder = Path(trainer.default_root_dir) / "predictions"
-        name = f"{batch_idx:04d}_rank{trainer.global_rank}.png" if trainer.world_size > 1 else f"{batch_idx:04d}.png"
-        save(captioned_grid(prediction.drawn, batch.captions), folder / f"drawn_{name}")
-        save(captioned_grid(batch.images, prediction.written), folder / f"written_{name}")
+        save(captioned_grid(prediction.drawn, batch.captions), folder / f"drawn_{batch_idx:04d}.png")
+        save(captioned_grid(batch.images, prediction.written), folder / f"written_{batch_idx:04d}.png")
 
 
 class RunDirectory(lightning.Callback):

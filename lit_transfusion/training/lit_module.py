@@ -115,7 +115,7 @@ class LitTransfusion(lightning.LightningModule):
         seed = mix(self.seed, self.global_step, micro_batch, self.global_rank)
         terms, timesteps = self.losses(self.net, batch, torch.Generator(self.device).manual_seed(seed))
         self._log("train", terms, batch)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the steps that Lightning writes down
             self._log_by_timestep("train", terms.per_image, timesteps)
         return terms.total
 
@@ -130,8 +130,8 @@ class LitTransfusion(lightning.LightningModule):
         return Prediction(draw(pipeline, batch.captions), write(pipeline, batch.images))
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
-        """The same noise and timesteps each time, so that curves are comparable from step to step."""
-        generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx, self.global_rank))
+        """The same noise and timesteps each time and on each rank, so that curves are comparable from step to step."""
+        generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx))
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
         self._log(stage, terms, batch)
         self._log_by_timestep(stage, terms.per_image, timesteps)
@@ -145,13 +145,13 @@ class LitTransfusion(lightning.LightningModule):
     def _log(self, stage: str, terms: LossTerms, batch: PackedBatch) -> None:
         num_targets, num_images = int((batch.labels != IGNORE_INDEX).sum()), len(terms.per_image)
         on_epoch = stage != "train"
-        self.log(f"{stage}/loss", terms.total, prog_bar=True, batch_size=len(batch.tokens), sync_dist=on_epoch)
+        self.log(f"{stage}/loss", terms.total, prog_bar=True, batch_size=len(batch.tokens))
         if num_targets:
-            self.log(f"{stage}/loss_text", terms.text, prog_bar=True, batch_size=num_targets, sync_dist=on_epoch)
+            self.log(f"{stage}/loss_text", terms.text, prog_bar=True, batch_size=num_targets)
             if not on_epoch:
                 self.log("train/perplexity", terms.text.exp())
         if num_images:
-            self.log(f"{stage}/loss_image", terms.image, prog_bar=True, batch_size=num_images, sync_dist=on_epoch)
+            self.log(f"{stage}/loss_image", terms.image, prog_bar=True, batch_size=num_images)
 
     def _log_perplexity(self, stage: str) -> None:
         if f"{stage}/loss_text" in self.trainer.callback_metrics:  # no text is learned if all captions are dropped
@@ -165,7 +165,7 @@ class LitTransfusion(lightning.LightningModule):
             inside = buckets == bucket
             first, last = bucket * T // TIMESTEP_BUCKETS, (bucket + 1) * T // TIMESTEP_BUCKETS - 1
             name = f"{stage}/loss_image_by_timestep/{first:03d}-{last:03d}"
-            self.log(name, per_image[inside].mean(), batch_size=int(inside.sum()))  # of this rank's images only
+            self.log(name, per_image[inside].mean(), batch_size=int(inside.sum()))
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(decay_groups(self.net))

@@ -1,8 +1,11 @@
 """Two processes train one model: the whole command, and batches of which one rank's lacks a modality."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,15 +20,17 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY
 
 
 @pytest.fixture
-def fit(tmp_path):
-    """Runs `fit` of the smallest model on two processes in `tmp_path / name`."""
+def make_config(tmp_path):
+    """The config of the smallest run on two processes, in `tmp_path / name`."""
 
-    def fit(name: str, *arguments: str) -> Path:
-        folder = tmp_path / name
+    def make_config(name: str, **trainer) -> Path:
+        checkpoints = {"dirpath": "${trainer.default_root_dir}/checkpoints", "every_n_train_steps": 1}
+        checkpoints |= {"save_top_k": -1, "save_last": "link", "save_on_exception": True}
+        samples = {"num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 2}
         content = {
             "base": str(REPOSITORY / "configs" / "default.yaml"),
             "trainer": {
-                "default_root_dir": str(folder),
+                "default_root_dir": str(tmp_path / name),
                 "accelerator": "cpu",
                 "strategy": "ddp",
                 "devices": 2,
@@ -35,23 +40,13 @@ def fit(tmp_path):
                 "log_every_n_steps": 1,
                 "enable_progress_bar": False,
                 "callbacks": [
-                    {
-                        "class_path": "ModelCheckpoint",
-                        "init_args": {
-                            "dirpath": "${trainer.default_root_dir}/checkpoints",
-                            "every_n_train_steps": 1,
-                            "save_top_k": -1,
-                            "save_last": "link",
-                        },
-                    },
-                    {
-                        "class_path": "ShowSamples",
-                        "init_args": {"num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 2},
-                    },
+                    {"class_path": "ModelCheckpoint", "init_args": checkpoints},
+                    {"class_path": "ShowSamples", "init_args": samples},
                     {"class_path": "Throughput"},
                     {"class_path": "RunDirectory"},
                 ],
-            },
+            }
+            | trainer,
             "model": {
                 "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
                 "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
@@ -66,10 +61,20 @@ def fit(tmp_path):
         }
         config = tmp_path / f"{name}.yaml"
         config.write_text(yaml.safe_dump(content))
-        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(config), *arguments]
+        return config
+
+    return make_config
+
+
+@pytest.fixture
+def fit(make_config, tmp_path):
+    """Runs `fit` on two processes in `tmp_path / name`."""
+
+    def fit(name: str, *arguments: str) -> Path:
+        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(make_config(name)), *arguments]
         done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=180)
         assert done.returncode == 0, done.stderr[-3000:]
-        return folder
+        return tmp_path / name
 
     return fit
 
@@ -104,6 +109,25 @@ def test_stopped_and_continued_run_equals_an_uninterrupted_one(fit, tmp_path):
         assert torch.equal(value, second["state_dict"][name]), name
     loaders = [c["loops"]["fit_loop"]["state_dict"]["combined_loader"] for c in (first, second)]
     assert loaders[0] == loaders[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_both_processes_and_leaves_a_checkpoint(make_config, tmp_path):
+    config = make_config("run", max_steps=100_000, val_check_interval=100_000)
+    command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(config)]
+    with subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("run/checkpoints/*step=*")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of the command
+            assert process.wait(timeout=60) == 1
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(last["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["ranks"]) == 2
 
 
 # Batches that lack a modality on one rank

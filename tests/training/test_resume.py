@@ -60,17 +60,15 @@ class Killed(BaseException):
 
 
 def config(folder: Path, stop: tuple[int, str] | None) -> dict:
-    """The smallest run there is, with the callbacks of configs/default.yaml."""
+    """The smallest run there is, with the callbacks of configs/default.yaml and ShowSamples."""
     callbacks = yaml.safe_load((CONFIGS / "default.yaml").read_text())["trainer"]["callbacks"]
-    small = {
-        "ModelCheckpoint": {"every_n_train_steps": 2},
-        "ShowSamples": {"every_n_steps": 4, "num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 3},
-    }
-    for callback in callbacks:
-        callback.setdefault("init_args", {}).update(small.get(callback["class_path"], {}))
-        if callback["class_path"] == "ModelCheckpoint" and stop is not None and stop[1] == "killed":
-            callback["init_args"]["save_on_exception"] = False
-    callbacks = [callback for callback in callbacks if "Progress" not in callback["class_path"]]
+    callbacks = [c for c in callbacks if not c["class_path"].endswith(("Progress", "ShowSamples"))]
+    (checkpoint,) = (c for c in callbacks if c["class_path"] == "ModelCheckpoint")
+    checkpoint["init_args"]["every_n_train_steps"] = 2
+    if stop is not None and stop[1] == "killed":
+        checkpoint["init_args"]["save_on_exception"] = False
+    few = {"every_n_steps": 4, "num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 3}
+    callbacks.append({"class_path": "ShowSamples", "init_args": few})
     callbacks.append({"class_path": f"{__name__}.Witness"})
     if stop is not None:
         callbacks.append({"class_path": f"{__name__}.StopAt", "init_args": {"step": stop[0], "where": stop[1]}})
