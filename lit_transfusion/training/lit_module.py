@@ -116,7 +116,9 @@ class LitTransfusion(lightning.LightningModule):
         terms, timesteps = self.losses(self.net, batch, torch.Generator(self.device).manual_seed(seed))
         self._log("train", terms, batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the steps that Lightning writes down
-            self._log_by_timestep("train", terms.per_image, timesteps)
+            losses = self._by_timestep("train", terms.per_image, timesteps)
+            for logger in self.loggers:  # not self.log, which would repeat old values of the buckets not drawn now
+                logger.log_metrics({name: loss.item() for name, (loss, _) in losses.items()}, self.global_step)
         return terms.total
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
@@ -134,7 +136,8 @@ class LitTransfusion(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx))
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
         self._log(stage, terms, batch)
-        self._log_by_timestep(stage, terms.per_image, timesteps)
+        for name, (loss, count) in self._by_timestep(stage, terms.per_image, timesteps).items():
+            self.log(name, loss, batch_size=count)
 
     def on_validation_epoch_end(self) -> None:
         self._log_perplexity("val")
@@ -157,15 +160,18 @@ class LitTransfusion(lightning.LightningModule):
         if f"{stage}/loss_text" in self.trainer.callback_metrics:  # no text is learned if all captions are dropped
             self.log(f"{stage}/perplexity", self.trainer.callback_metrics[f"{stage}/loss_text"].exp())
 
-    def _log_by_timestep(self, stage: str, per_image: Tensor, timesteps: Tensor) -> None:
-        """The mean over all timesteps hides where learning happens: large t is layout, small t is detail."""
+    def _by_timestep(self, stage: str, per_image: Tensor, timesteps: Tensor) -> dict[str, tuple[Tensor, int]]:
+        """Name → mean loss and number of images, for each bucket of timesteps that was drawn. The mean over all
+        timesteps hides where learning happens: large t is layout, small t is detail."""
         T = self.noise.num_train_timesteps
         buckets = timesteps * TIMESTEP_BUCKETS // T
+        losses = {}
         for bucket in buckets.unique().tolist():
             inside = buckets == bucket
             first, last = bucket * T // TIMESTEP_BUCKETS, (bucket + 1) * T // TIMESTEP_BUCKETS - 1
             name = f"{stage}/loss_image_by_timestep/{first:03d}-{last:03d}"
-            self.log(name, per_image[inside].mean(), batch_size=int(inside.sum()))
+            losses[name] = per_image[inside].mean().detach(), int(inside.sum())
+        return losses
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(decay_groups(self.net))

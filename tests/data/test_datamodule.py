@@ -1,6 +1,7 @@
 """What cannot fit is said before anything is made; what is given is used."""
 
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_splits_are_the_sources_and_validation_has_an_end():
     for batch in islice(train, 2):
         assert batch.tokens.shape == (2, 64) and batch.images.shape[1:] == (3, 16, 16)
         assert ((batch.image_ids >= 0).sum() == 16 * len(batch.images)) and batch.images.abs().max() <= 1
+
+
+def test_ranks_share_the_training_documents_and_validate_on_the_same():
+    """As under a trainer of two processes."""
+    streams = {"train": [], "val": []}
+    for rank in (0, 1):
+        made = data()
+        made.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        streams["train"].append([batch.tokens for batch in islice(made.train_dataloader(), 2)])
+        streams["val"].append([batch.tokens for batch in made.val_dataloader()])
+    assert not torch.equal(streams["train"][0][0], streams["train"][1][0])
+    assert len(streams["val"][0]) == len(streams["val"][1]) and all(map(torch.equal, *streams["val"]))
 
 
 def test_seed_is_the_datas():

@@ -138,6 +138,13 @@ def test_ranks_share_the_documents_of_an_epoch(make_sequence, size):
         assert sorted(parts[0] + parts[1]) == list(range(size))
 
 
+def test_fewer_documents_than_ranks_are_refused_on_every_rank(make_loader):
+    """One rank without any would hold up the others."""
+    for rank in range(3):
+        with pytest.raises(InputError, match="2 examples cannot be shared out to 3 processes"):
+            make_loader(Numbered(2), rank=rank, world_size=3)
+
+
 def test_no_document_is_lost_or_doubled_in_packed_batches(make_loader):
     seen = numbers(islice(make_loader(Numbered(25)), 100))
     counts = torch.tensor(seen).bincount()
