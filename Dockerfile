@@ -4,7 +4,7 @@
 #
 #   docker run --rm --gpus all --ipc=host \
 #       -v "$PWD/runs:/app/runs" -v /path/to/pictures:/data:ro \
-#       lit-transfusion fit --config configs/quickstart.yaml --trainer.accelerator gpu
+#       lit-transfusion fit --config configs/quickstart.yaml --trainer.accelerator gpu --trainer.devices 1 --trainer.strategy auto
 #
 # --gpus all   needs the NVIDIA Container Toolkit on the host; leave it out on a CPU.
 # --ipc=host   gives the processes of `data.num_workers` enough shared memory.

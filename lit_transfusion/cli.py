@@ -22,7 +22,7 @@ from jsonargparse import (
     auto_cli,
     set_parsing_settings,
 )
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import OmegaConf
@@ -103,15 +103,17 @@ class TransfusionCLI(LightningCLI):
     def before_fit(self) -> None:
         check_precision(self.trainer)
         self._check_ckpt_path()
-        if self.config.fit.ckpt_path is None:
+        if self.config.fit.ckpt_path is None and not self.trainer.fast_dev_run:
             move_earlier_run_aside(Path(self.trainer.default_root_dir))
 
     before_validate = before_test = before_predict = lambda self: self._check_ckpt_path()
 
     def _check_ckpt_path(self) -> None:
-        """Lightning starts from scratch if there is nothing to continue."""
+        """Where Lightning would start from scratch, or judge random weights, say so instead."""
         ckpt_path = self.config[self.subcommand].ckpt_path
-        if ckpt_path not in (None, "last", "best", "hpc") and not Path(ckpt_path).exists():
+        if ckpt_path is None and self.subcommand != "fit":
+            raise InputError(f"{self.subcommand} needs weights: add --ckpt_path last, or the path of a checkpoint")
+        if ckpt_path not in (None, "last", "hpc") and not Path(ckpt_path).exists():
             raise InputError(f"--ckpt_path {ckpt_path}: there is no such file")
         if ckpt_path != "last":
             return
@@ -128,7 +130,20 @@ def width(size: Any) -> int:
     return SIZES[size].dim if isinstance(size, str) else size.get("init_args", size)["dim"]
 
 
+class KeepConfig(SaveConfigCallback):
+    """Writes config.yaml of a fit: what it was asked to do, not where it was once continued from."""
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
+            super().setup(trainer, pl_module, stage)
+
+
 def check_precision(trainer: lightning.Trainer) -> None:
+    if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+        # bf16 weights lose the small steps of AdamW and of the average; fp16's loss scaling runs past our clipping.
+        raise InputError(f"trainer.precision {trainer.precision} is not supported; use 32-true or bf16-mixed")
     fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
     if trainer.precision.startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not fast:
         raise InputError(
@@ -143,7 +158,8 @@ def move_earlier_run_aside(folder: Path) -> None:
 
     A job that was preempted and queued again finds Lightning's own checkpoint there, and goes on.
     """
-    if not (folder / "config.yaml").exists() or any(folder.glob("hpc_ckpt_*")):
+    is_run = (folder / "config.yaml").exists() and (folder / "tokenizer.model").exists()
+    if not is_run or any(folder.glob("hpc_ckpt_*")) or Path.cwd().is_relative_to(folder.resolve()):
         return
     number = 1
     while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
@@ -196,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "formatter_class": HelpFormatter,
             },
             auto_configure_optimizers=False,
+            save_config_callback=KeepConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             args=arm_first(argv),

@@ -33,7 +33,8 @@ def build(description: dict[str, Any], base: type[T]) -> T:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise InputError(f"{description['class_path']} cannot be imported; is the package that defines it installed?")
+        message = f"{description['class_path']} cannot be imported; is the package that defines it installed?"
+        raise InputError(message) from None
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InputError(f"{description['class_path']} is not a {base.__name__}")
     return cls(**description["init_args"])

@@ -83,7 +83,9 @@ class TransfusionData(lightning.LightningDataModule):
     def train_dataloader(self) -> PackedLoader:
         return self._loader("train", endless=True)
 
-    def val_dataloader(self) -> PackedLoader:
+    def val_dataloader(self) -> PackedLoader | list:
+        if not len(self.source.split("val")):
+            return []  # nothing is held out
         return self._loader("val", endless=False)
 
     def test_dataloader(self) -> PackedLoader:
@@ -118,6 +120,9 @@ class TransfusionData(lightning.LightningDataModule):
         )
 
     def _check(self) -> None:
+        for name, least in (("batch_size", 1), ("open_rows", 1), ("num_workers", 0), ("patch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"data.{name} {getattr(self, name)} is less than {least}")
         if self.source.image_size != self.image_size:
             raise InputError(f"data.image_size is {self.image_size}, but the source yields {self.source.image_size}")
         _, height, width = self.codec.latent_shape(self.image_size)

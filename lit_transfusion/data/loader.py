@@ -93,32 +93,25 @@ class PackedLoader:
         packer = FirstFit(self.length, self.open_rows)
         packer.rows = [[self._sized(key, self._remake(key)) for key in row] for row in self._state["open"]]
         closed = [[(key, self._remake(key)) for key in row] for row in self._state["closed"]]
-        while True:
-            order = self._order(epoch)
-            usable = used > 0  # whether this epoch has given anything
-            for index, document in zip(order[used:], self._make(epoch, order[used:]), strict=True):
-                used += 1
-                if isinstance(document, Skipped):
-                    self._skip(document)
-                    continue
-                usable = True
-                key = (epoch, index)
-                row = packer.add((key, document), len(document.tokens))
-                if row is not None:
-                    closed.append(row)
-                if len(closed) == self.batch_size:
-                    batch, closed = closed, []
-                    if self.endless:  # validation starts at the first example each time
-                        self._remember(epoch, used, packer, closed)
-                    yield self._collate(batch)
-            self._report(epoch, len(order))
-            if not usable:
-                raise InputError(
-                    f"not one of the {len(order)} examples can be used ({self._reasons() or 'no examples'})"
-                )
-            if not self.endless:
-                break
-            epoch, used = epoch + 1, 0
+        usable = used > 0  # whether this epoch has given anything
+        for key, document in zip(self._keys(epoch, used), self._make(epoch, used), strict=True):
+            if key[0] != epoch:
+                self._end_epoch(epoch, usable)
+                epoch, used, usable = key[0], 0, False
+            used += 1
+            if isinstance(document, Skipped):
+                self._skip(document)
+                continue
+            usable = True
+            row = packer.add((key, document), len(document.tokens))
+            if row is not None:
+                closed.append(row)
+            if len(closed) == self.batch_size:
+                batch, closed = closed, []
+                if self.endless:  # validation starts at the first example each time
+                    self._remember(epoch, used, packer, closed)
+                yield self._collate(batch)
+        self._end_epoch(epoch, usable)
         closed += packer.flush()
         for start in range(0, len(closed), self.batch_size):
             yield self._collate(closed[start : start + self.batch_size])
@@ -135,7 +128,7 @@ class PackedLoader:
         if len(state["ranks"]) != self.world_size:
             raise InputError(
                 f"the checkpoint was written by {len(state['ranks'])} processes and this run has {self.world_size}: "
-                "continue with the same number of devices, or start from its weights only"
+                "continue with the same number of devices, or start from its weights with model.init_from"
             )
         self._state = state["ranks"][self.rank]
 
@@ -146,12 +139,21 @@ class PackedLoader:
         generator = torch.Generator().manual_seed(mix(self.documents.seed, epoch, size))
         return torch.randperm(size, generator=generator)[self.rank :: self.world_size].tolist()
 
-    def _make(self, epoch: int, order: list[int]) -> Iterator[FlatDocument | Skipped]:
-        keys = [(epoch, index) for index in order]
+    def _keys(self, epoch: int, used: int) -> Iterator[Key]:
+        """The documents from the given place on, in the order in which they are used."""
+        while True:
+            for index in self._order(epoch)[used:]:
+                yield epoch, index
+            if not self.endless or not len(self.documents.source):
+                return
+            epoch, used = epoch + 1, 0
+
+    def _make(self, epoch: int, used: int) -> Iterator[FlatDocument | Skipped]:
+        """Their contents, made by workers that live through all epochs."""
         return iter(
             DataLoader(
                 self.documents,
-                sampler=keys,
+                sampler=self._keys(epoch, used),
                 batch_size=None,
                 num_workers=self.num_workers,
                 prefetch_factor=16 if self.num_workers else None,
@@ -186,7 +188,10 @@ class PackedLoader:
     def _reasons(self) -> str:
         return ", ".join(f"{reason}: {count}" for reason, count in self.skipped.items())
 
-    def _report(self, epoch: int, size: int) -> None:
+    def _end_epoch(self, epoch: int, usable: bool) -> None:
+        size = len(self.documents.source)
+        if not usable:
+            raise InputError(f"not one of the {size} examples can be used ({self._reasons() or 'no examples'})")
         if self.skipped:
             log.warning("by the end of epoch %d, of %d examples skipped: %s", epoch, size, self._reasons())
 

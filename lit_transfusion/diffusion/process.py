@@ -74,8 +74,9 @@ class DDPM(NoiseProcess):
             beta_schedule=beta_schedule,
             prediction_type=prediction_type,
             clip_sample=clip_sample,
-            # The last sampling step is T - 1 for any number of steps: sampling starts from the noise training knows.
-            timestep_spacing="trailing",
+            # At T - 1 there is nothing but noise. A net that predicts the image or v can start there. To get the image
+            # from a predicted noise, one would divide by √ᾱ = 0.00005; so that starts T / steps earlier, as is usual.
+            timestep_spacing="leading" if prediction_type == "epsilon" else "trailing",
         )
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from lit_transfusion.data.sources.shapes import Shapes, parse_caption, single_ob
 from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
 from lit_transfusion.generation.pictures import captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import Sampling, StopReason, draw, interleave, prompt_document, write
+from lit_transfusion.generation.sampler import Sampling, draw, interleave, prompt_document, write
 
 
 def score_shapes(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
@@ -54,10 +55,12 @@ def generate(
     """
     if prompt is None and image is None and not interleaved:
         raise InputError("nothing to do: give --prompt TEXT to draw, --image FILE to describe, or --interleaved true")
+    if prompt is not None and image is not None and not interleaved:
+        raise InputError("--prompt draws and --image describes: give one of them, or add --interleaved true")
     if num_images < 1:
         raise InputError(f"num_images {num_images} is less than 1")
-    if not Path(output).suffix:
-        raise InputError(f"--output {output} has no ending that names a picture format, such as .png")
+    if Path(output).suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"--output {output} does not end in the name of a picture format, such as .png")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sampling = Sampling(sampler, num_inference_steps, guidance_scale, temperature, max_new_tokens, num_images, seed)
     pipeline = Pipeline.from_checkpoint(ckpt, device, ema)

@@ -26,7 +26,7 @@ class VAE(Codec):
         self, path: str, subfolder: str | None = None, sample_posterior: bool = True, revision: str | None = None
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path = os.path.abspath(path) if os.path.isdir(path) else path  # found again from another directory
         self.subfolder = subfolder
         self.sample_posterior = sample_posterior
         self.revision = revision

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from lit_transfusion.errors import InputError
 from lit_transfusion.model.visibility import FLEX_BLOCK, block_mask, cuts, dense_mask
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def split(lo: Tensor, hi: Tensor) -> Attend:
 def flex(lo: Tensor, hi: Tensor) -> Attend:
     """FlexAttention on the blocks that anyone sees: the fast way on a GPU. It has no backward pass on a CPU."""
     if lo.shape[1] % FLEX_BLOCK:
-        raise ValueError(f"FlexAttention needs rows of a multiple of {FLEX_BLOCK} positions, not {lo.shape[1]}")
+        raise InputError(f"attention: flex needs rows of a multiple of {FLEX_BLOCK} positions, not {lo.shape[1]}")
     kernel = _compiled_flex() if lo.is_cuda else flex_attention
     return functools.partial(kernel, block_mask=block_mask(lo, hi))
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_transfusion.errors import InputError
 from lit_transfusion.model.attention import Attend
 from lit_transfusion.model.kv_cache import KVCache
 
@@ -100,7 +101,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
         if dim % (2 * n_heads):
-            raise ValueError(f"dim {dim} is not a multiple of twice the {n_heads} heads: rotary positions need pairs")
+            raise InputError(f"dim {dim} is not a multiple of twice the {n_heads} heads: rotary positions need pairs")
         self.n_heads = n_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # one product instead of three
         self.out = nn.Linear(dim, dim, bias=False)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,21 @@ class RunProgress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
+
+
+class LimitThreads(lightning.Callback):
+    """Keeps torch to a number of CPU threads in each process: a small net gains nothing from more, and loses much when
+    another process takes one of their cores.
+
+    Args:
+        threads: Of each process.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        torch.set_num_threads(self.threads)
 
 
 class Throughput(lightning.Callback):
@@ -111,6 +127,8 @@ class ShowSamples(lightning.Callback):
         self.last_step = trainer.global_step
         held_out = self._held_out(trainer)
         prompts = self.prompts or [caption for _, caption in held_out]
+        if not prompts:
+            return
         frames: list[Tensor] = []
         last = self.sampling.num_inference_steps - 1
         shown = {round(i * last / 7) for i in range(8)}
@@ -181,17 +199,20 @@ class RunDirectory(lightning.Callback):
         grids = sorted((folder / "samples").glob("samples_*.png"))
         caption = trainer.datamodule.source.split("train").captions()[0]
         generate = f"python -m lit_transfusion generate --ckpt {checkpoint}"
-        console = rich.get_console()
+
+        def say(text: str) -> None:
+            rich.get_console().print(text, soft_wrap=True, highlight=False, markup=False)
+
         rows = {
             "checkpoint": checkpoint,
             "logs": folder,
             "pictures": grids[-1] if grids else None,
         }
-        console.print(f"\n[bold]Step {trainer.global_step} is done.[/bold]")
+        say(f"\nStep {trainer.global_step} is done.")
         for name, value in rows.items():
             if value:
-                console.print(f"  {name:<11}{value}", soft_wrap=True, highlight=False)
+                say(f"  {name:<11}{value}")
         if checkpoint:
-            console.print("Next:")
-            console.print(f"  tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
-            console.print(f'  {generate} --prompt "{caption}" --output out.png', soft_wrap=True, highlight=False)
+            say("Next:")
+            say(f"  tensorboard --logdir {folder}")
+            say(f"  {generate} --prompt {shlex.quote(caption)} --output out.png")

@@ -48,6 +48,8 @@ class LitTransfusion(lightning.LightningModule):
         ema_decay: Of the moving average of the weights that validation and sampling use; null for none.
         attention: Attention backend: auto, eager, dense, split or flex.
         seed: Of noise and timesteps.
+        init_from: Checkpoint whose (averaged) weights to start from; step, optimiser and data begin anew. To go on with
+            a run as it was, use --ckpt_path instead.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class LitTransfusion(lightning.LightningModule):
         ema_decay: float | None = 0.999,
         attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",
         seed: int = 0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -78,7 +81,16 @@ class LitTransfusion(lightning.LightningModule):
         self.seed = seed
         size = SIZES[size] if isinstance(size, str) else size
         self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, attention=attention)
+        if init_from is not None:
+            start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
+
+        if getattr(noise, "clip_sample", False) and codec.downscale > 1:
+            raise InputError(
+                "model.noise.clip_sample is for pixels: it would cut off latents at 1; "
+                "set model.noise.init_args.clip_sample to false"
+            )
+        self.pipeline.describe()  # a part that cannot be put into a checkpoint should fail now, not there
 
     @property
     def codec(self) -> Codec:
@@ -208,6 +220,22 @@ class LitTransfusion(lightning.LightningModule):
                 f"{name}, {shape_of(theirs, name)} in the checkpoint and {shape_of(mine, name)} here; "
                 "use the config.yaml beside the checkpoint's run"
             )
+
+
+def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
+    """Copy the weights of another run's checkpoint into `net`."""
+    other = Pipeline.from_checkpoint(path)
+    if other.tokenizer.model != tokenizer.model:
+        raise InputError(
+            f"model.init_from: {path} was trained with another tokenizer; "
+            "set data.tokenizer_model to the tokenizer.model of its run"
+        )
+    try:
+        net.load_state_dict(other.net.state_dict())
+    except RuntimeError as error:
+        raise InputError(
+            f"model.init_from: {path} does not fit this model: {str(error).splitlines()[1].strip()}"
+        ) from None
 
 
 def shape_of(weights: dict[str, Tensor], name: str) -> str:

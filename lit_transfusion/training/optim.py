@@ -1,12 +1,17 @@
 """Optimiser groups and the learning-rate schedule (paper, 4.1)."""
 
+import math
+
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler
 
 
-class WarmupCosine(SequentialLR):
-    """Linear warm-up, then a cosine down to a floor.
+class WarmupCosine(LRScheduler):
+    """Linear warm-up, then a cosine down to a floor, and the floor from there on.
+
+    The rate is a function of the step and these arguments alone: a run that is continued with more steps than it was
+    begun with follows the longer cosine.
 
     Args:
         optimizer: Whose learning rate is the peak.
@@ -22,9 +27,23 @@ class WarmupCosine(SequentialLR):
         total_steps: int = 250_000,
         final_lr: float = 1.5e-5,
     ) -> None:
-        warmup = LinearLR(optimizer, start_factor=1 / max(warmup_steps, 1), total_iters=max(warmup_steps - 1, 1))
-        cosine = CosineAnnealingLR(optimizer, T_max=max(total_steps - warmup_steps, 1), eta_min=final_lr)
-        super().__init__(optimizer, [warmup, cosine], milestones=[warmup_steps])
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.final_lr = final_lr
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        step = self.last_epoch  # torch's word for it
+        if step < self.warmup_steps:
+            return [peak * (step + 1) / self.warmup_steps for peak in self.base_lrs]
+        done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1)
+        cosine = (1 + math.cos(math.pi * done)) / 2
+        return [self.final_lr + (peak - self.final_lr) * cosine for peak in self.base_lrs]
+
+    def state_dict(self) -> dict:
+        """Where it stands; not its arguments, which are this run's."""
+        arguments = ("warmup_steps", "total_steps", "final_lr")
+        return {name: value for name, value in super().state_dict().items() if name not in arguments}
 
 
 def decay_groups(net: nn.Module) -> list[dict]:
