@@ -74,9 +74,6 @@ class DDPM(NoiseProcess):
             beta_schedule=beta_schedule,
             prediction_type=prediction_type,
             clip_sample=clip_sample,
-            # At T - 1 there is nothing but noise. A net that predicts the image or v can start there. To get the image
-            # from a predicted noise, one would divide by √ᾱ = 0.00005; so that starts T / steps earlier, as is usual.
-            timestep_spacing="leading" if prediction_type == "epsilon" else "trailing",
         )
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
@@ -99,12 +96,15 @@ class DDPM(NoiseProcess):
     def sampler(self, name: str, num_inference_steps: int) -> SchedulerMixin:
         if name not in SAMPLERS:
             raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
-        if not 1 <= num_inference_steps <= self.num_train_timesteps:
-            raise InputError(
-                f"num_inference_steps {num_inference_steps} is not between 1 and the {self.num_train_timesteps} "
-                "timesteps of training"
-            )
+        # At T - 1 there is nothing but noise, and a net that predicts the image or v can start there. To get the image
+        # from a predicted noise, one would divide by √ᾱ = 0.00005 there; so that starts at 0.98 T, where √ᾱ is 0.03.
+        first = (
+            round(0.98 * self.num_train_timesteps) if self.prediction_type == "epsilon" else self.num_train_timesteps
+        )
+        if not 1 <= num_inference_steps <= first:
+            raise InputError(f"num_inference_steps {num_inference_steps} is not between 1 and {first}")
+        timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
         # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
         sampler = SAMPLERS[name].from_config(self._scheduler.config, thresholding=self.clip_sample)
-        sampler.set_timesteps(num_inference_steps)
+        sampler.set_timesteps(timesteps=timesteps.tolist())
         return sampler

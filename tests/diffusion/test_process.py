@@ -130,10 +130,12 @@ def test_an_oracle_finds_it_in_a_number_of_steps_that_does_not_divide_t(name, st
 
 
 @samplers
-@pytest.mark.parametrize("steps", [1, 7, 50, 600, 1000])
-def test_sampling_falls_from_the_noise_that_training_knows(name, steps):
-    timesteps = DDPM().sampler(name, steps).timesteps.tolist()
-    assert timesteps[0] == T - 1 and timesteps[-1] >= 0
+@pytest.mark.parametrize("steps", [1, 7, 50, 600, 980])
+@pytest.mark.parametrize(("prediction_type", "first"), [("epsilon", 979), ("v_prediction", T - 1), ("sample", T - 1)])
+def test_sampling_falls_from_the_noise_that_training_knows(name, steps, prediction_type, first):
+    """From a predicted noise it does not start where the image would have to be divided by almost nothing."""
+    timesteps = DDPM(prediction_type=prediction_type).sampler(name, steps).timesteps.tolist()
+    assert timesteps[0] == first and timesteps[-1] >= 0
     assert len(timesteps) == steps
     assert timesteps == sorted(set(timesteps), reverse=True)
 
@@ -182,9 +184,13 @@ def test_ddpm_sampling_is_that_of_diffusers_and_of_ho_et_al(prediction_type):
         clip_sample=False,
         timestep_spacing="trailing",
     )
-    theirs.set_timesteps(250)
     timesteps = ours.timesteps.tolist()
-    assert timesteps == theirs.timesteps.tolist() == list(range(999, 0, -4))
+    if prediction_type == "epsilon":
+        theirs.set_timesteps(timesteps=timesteps)
+        assert timesteps[0] == 979 and timesteps[-1] == 3
+    else:
+        theirs.set_timesteps(250)
+        assert timesteps == theirs.timesteps.tolist() == list(range(999, 0, -4))
     g_ours, g_theirs, g_formula = (torch.Generator().manual_seed(3) for _ in range(3))
     for t, before in zip(timesteps, [*timesteps[1:], None], strict=True):
         prediction = torch.tanh(latents) * 0.9  # bounded, and different at each step
@@ -232,5 +238,16 @@ def test_an_unknown_sampler_is_refused_with_those_that_are_known():
 
 @pytest.mark.parametrize("steps", [0, -1, 51])
 def test_a_step_count_that_training_does_not_have_is_refused(steps):
-    with pytest.raises(InputError, match=rf"num_inference_steps {steps} is not between 1 and the 50"):
+    with pytest.raises(InputError, match=rf"num_inference_steps {steps} is not between 1 and 49"):
         DDPM(num_train_timesteps=50).sampler("ddim", steps)
+
+
+@samplers
+def test_a_small_error_in_the_noise_stays_small(name):
+    """A net that is off by one percent must not end in an image of another scale."""
+    process, (clean, latents) = DDPM(), pictures()
+    sampler = process.sampler(name, 50)
+    for t in sampler.timesteps.tolist():
+        _, noise = ALPHA_BAR[t].sqrt(), (latents - ALPHA_BAR[t].sqrt() * clean) / (1 - ALPHA_BAR[t]).sqrt()
+        latents = sampler.step(1.01 * noise.float(), t, latents.float()).prev_sample
+    assert (latents - clean).abs().max() < 0.5
