@@ -264,7 +264,6 @@ def quieten() -> None:
     for message in (
         ".*LeafSpec.*",
         ".*intended to run from within Python.*",
-        ".*Experiment logs directory.*",  # an earlier run has been moved aside, a continued one is appended to
         ".*in eval mode at the start of training.*",  # the averaged weights
         ".*sync_dist=True.*",  # all ranks validate on the same batches
     ):

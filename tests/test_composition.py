@@ -65,9 +65,9 @@ def test_base_of_two_is_laid_down_twice(write):
 
 
 def test_bases_are_relative_to_the_file_that_names_them(write, monkeypatch, tmp_path):
-    write("shared/a.yaml", "value: a")
-    write("shared/b.yaml", "base: a.yaml")
-    path = write("studies/c.yaml", "base: ../shared/b.yaml")
+    write("common/a.yaml", "value: a")
+    write("common/b.yaml", "base: a.yaml")
+    path = write("studies/c.yaml", "base: ../common/b.yaml")
     monkeypatch.chdir(tmp_path)  # not to where the command is run
     assert names(compose(path)) == ["a.yaml", "b.yaml", "c.yaml"]
     assert names(compose("studies/c.yaml")) == ["a.yaml", "b.yaml", "c.yaml"]

@@ -86,7 +86,13 @@ class PackedLoader:
         if 0 < len(documents.source) < world_size:
             raise InputError(f"{len(documents.source)} examples cannot be shared out to {world_size} processes")
         self.skipped: Counter[str] = Counter()
-        self._state: dict[str, Any] = {"epoch": 0, "used": 0, "open": [], "closed": []}
+        self._state: dict[str, Any] = {
+            "epoch": 0,
+            "used": 0,
+            "open": [],
+            "closed": [],
+        }  # after the batch handed out last
+        self._state_before = self._state  # before it
 
     def __iter__(self) -> Iterator[PackedBatch]:
         epoch, used = self._state["epoch"], self._state["used"]
@@ -130,7 +136,11 @@ class PackedLoader:
                 f"the checkpoint was written by {len(state['ranks'])} processes and this run has {self.world_size}: "
                 "continue with the same number of devices, or start from its weights with model.init_from"
             )
-        self._state = state["ranks"][self.rank]
+        self._state = self._state_before = state["ranks"][self.rank]
+
+    def give_back(self) -> None:
+        """The batch handed out last was not used: a run that goes on from here begins with it."""
+        self._state = self._state_before
 
     def _order(self, epoch: int) -> list[int]:
         size = len(self.documents.source)
@@ -169,6 +179,7 @@ class PackedLoader:
         return len(document.tokens), (key, document)
 
     def _remember(self, epoch: int, used: int, packer: FirstFit, closed: list) -> None:
+        self._state_before = self._state
         self._state = {
             "epoch": epoch,
             "used": used,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.generation.pictures import captioned_grid, film, save
 from lit_transfusion.generation.sampler import Sampling, draw, write
 
@@ -190,6 +191,14 @@ class RunDirectory(lightning.Callback):
         parts = ", ".join(f"{name} {count:.2f}M" for name, count in millions.items())
         log.info("%.2fM parameters: %s", sum(millions.values()), parts)
         log.info("the run is kept in %s", folder)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """A batch that Ctrl-C interrupts is learned after the run is continued. Checkpoints are written after this."""
+        for logger in trainer.loggers:
+            logger.save()  # what it has not written yet
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        if batches.ready > batches.processed and isinstance(trainer.train_dataloader, PackedLoader):
+            trainer.train_dataloader.give_back()
 
     @rank_zero_only
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -152,8 +152,8 @@ def newest(folder: Path) -> dict:
 def metrics(folder: Path) -> dict[int, dict[str, str]]:
     """What metrics.csv says of the losses and rates of each step."""
     rows: dict[int, dict[str, str]] = {}
-    with open(folder / "metrics.csv", newline="") as file:
-        for row in csv.DictReader(file):
+    for path in sorted((folder / "metrics").glob("version_*/metrics.csv")):
+        for row in csv.DictReader(path.open(newline="")):
             names = ("train/loss", "train/loss_text", "train/loss_image", "val/loss", "lr-AdamW/pg1")
             rows.setdefault(int(row["step"]), {}).update({name: row[name] for name in names if row.get(name)})
     return rows
@@ -216,15 +216,20 @@ def test_last_checkpoint_of_a_continued_run_is_its_newest(folder, stop):
 def test_continued_run_keeps_its_log(whole, folder):
     fit(folder, stop=(3, "callbacks"))
     fit(folder, "--ckpt_path", "last")
-    assert metrics(folder) == metrics(whole[0])
+    kept, expected = metrics(folder), metrics(whole[0])
+    assert kept.keys() == expected.keys()
+    kept.pop(2), expected.pop(2)  # Lightning logs a step after its callbacks, in the midst of which it was stopped
+    assert kept == expected
 
 
-def test_finished_run_that_is_prolonged_does_not_raise_its_learning_rate_again(whole, folder):
-    """A cosine goes up again after its end."""
+def test_finished_run_that_is_prolonged_follows_the_longer_schedule(whole, folder):
+    """torch's cosine would go up again after its end."""
     shutil.copytree(whole[0], folder, symlinks=True)
     longer = fit(folder, "--ckpt_path", "last", "--trainer.max_steps", str(2 * STEPS))
     assert [step for step, *_ in longer] == list(range(STEPS + 1, 2 * STEPS + 1))
-    assert max(rate for *_, rate in longer) < max(rate for *_, rate in whole[1]) / 2
+    rates = [rate for *_, rate in longer]
+    assert rates == sorted(rates, reverse=True)
+    assert max(rates) < max(rate for *_, rate in whole[1])
 
 
 def test_new_run_moves_an_earlier_one_aside(whole, folder):
