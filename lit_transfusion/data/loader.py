@@ -86,19 +86,14 @@ class PackedLoader:
         if 0 < len(documents.source) < world_size:
             raise InputError(f"{len(documents.source)} examples cannot be shared out to {world_size} processes")
         self.skipped: Counter[str] = Counter()
-        self._state: dict[str, Any] = {
-            "epoch": 0,
-            "used": 0,
-            "open": [],
-            "closed": [],
-        }  # after the batch handed out last
+        self._state: dict[str, Any] = {"epoch": 0, "used": 0, "open": []}  # after the batch handed out last
         self._state_before = self._state  # before it
 
     def __iter__(self) -> Iterator[PackedBatch]:
         epoch, used = self._state["epoch"], self._state["used"]
         packer = FirstFit(self.length, self.open_rows)
         packer.rows = [[self._sized(key, self._remake(key)) for key in row] for row in self._state["open"]]
-        closed = [[(key, self._remake(key)) for key in row] for row in self._state["closed"]]
+        closed: list[list[tuple[Key, FlatDocument]]] = []  # full rows, fewer than a batch; none when one is handed out
         usable = used > 0  # whether this epoch has given anything
         for key, document in zip(self._keys(epoch, used), self._make(epoch, used), strict=True):
             if key[0] != epoch:
@@ -115,7 +110,7 @@ class PackedLoader:
             if len(closed) == self.batch_size:
                 batch, closed = closed, []
                 if self.endless:  # validation starts at the first example each time
-                    self._remember(epoch, used, packer, closed)
+                    self._remember(epoch, used, packer)
                 yield self._collate(batch)
         self._end_epoch(epoch, usable)
         closed += packer.flush()
@@ -178,13 +173,12 @@ class PackedLoader:
     def _sized(key: Key, document: FlatDocument) -> tuple[int, tuple[Key, FlatDocument]]:
         return len(document.tokens), (key, document)
 
-    def _remember(self, epoch: int, used: int, packer: FirstFit, closed: list) -> None:
+    def _remember(self, epoch: int, used: int, packer: FirstFit) -> None:
         self._state_before = self._state
         self._state = {
             "epoch": epoch,
             "used": used,
             "open": [[key for _, (key, _) in row] for row in packer.rows],
-            "closed": [[key for key, _ in row] for row in closed],
         }
 
     def _collate(self, rows: list[list[tuple[Key, FlatDocument]]]) -> PackedBatch:
