@@ -73,6 +73,5 @@ class PackedBatch(NamedTuple):
     image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
     images: Tensor  # (N, C, H, W) clean images of the whole batch in row-major order; pixels until the codec encodes
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
-    target_positions: Tensor  # (T,) int64; where in the flattened (B · L) labels there is one to learn: on a GPU, finding
-    # them out in each step would mean to wait for it
+    target_positions: Tensor  # (T,) int64; into the flattened (B · L) labels; a GPU would have to wait to find them
     lengths: Tensor  # (B,) int64; positions of each row that hold a document, the rest is padding

@@ -110,4 +110,3 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor], Attend]] = {f.__name__: f for f i
 @functools.cache
 def _compiled_flex() -> Callable:
     return torch.compile(flex_attention, dynamic=False)
-

@@ -212,7 +212,10 @@ def test_two_rows_with_images_and_padding():
     assert batch.images.mean((1, 2, 3)).tolist() == [1, 2, 3, 4]
     assert batch.max_timesteps.tolist()[0] == 5 and len(batch.max_timesteps) == 4
     assert batch.lengths.tolist() == [10, 15]
-    assert all(t.dtype == torch.int64 for t in (*batch[:5], batch.target_positions, batch.lengths)) and batch.max_timesteps.dtype == torch.int64
+    assert (
+        all(t.dtype == torch.int64 for t in (*batch[:5], batch.target_positions, batch.lengths))
+        and batch.max_timesteps.dtype == torch.int64
+    )
 
 
 def test_padding_is_cut_into_documents_no_longer_than_the_longest():
