@@ -53,7 +53,7 @@ def beside_transfusion_pytorch(size, quick: bool) -> Table:
         ["", "parameters", "ms", "real tokens/s", "GFLOP counted", "GFLOP/s", "tokens/s, ratio", "GFLOP/s, ratio"],
         notes=[
             "Not the same net: theirs has an adaptive norm with a time vector for each token (twice the products of "
-            "the layer itself), logits at all positions, U-Net skips over its layers, and rectified flow in place of DDPM. "
+            "the layer itself), logits everywhere, U-Net skips over its layers, and rectified flow in place of DDPM. "
             "So tokens/s compares what one gets, GFLOP/s how well each uses the machine. Theirs are counted by torch's "
             "FlopCounterMode, ours are the least needed.",
         ],
