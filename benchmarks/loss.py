@@ -1,7 +1,7 @@
 """The head and its loss: at all positions or where a target is, and what memory a whole step takes."""
 
 import multiprocessing
-import resource
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +79,10 @@ def memory(quick: bool) -> Table:
     return table
 
 
-def peak_rss() -> int:
-    """Bytes, as Linux counts."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory_of_process(what: str) -> int:
+    """Bytes: VmRSS, what is held now, or VmHWM, the most so far. (getrusage would count the parent process in.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return 1024 * int(line.split()[1])
 
 
 def peak_of_two_steps(length: int, rows: int, vocab_size: int, options: dict) -> int:
@@ -89,7 +90,7 @@ def peak_of_two_steps(length: int, rows: int, vocab_size: int, options: dict) ->
     net = new_net(SIZES["tiny"], vocab_size, attention=options.pop("attention", "split"))
     net.transformer.run_block = block_runner(activation_checkpointing=options.pop("activation_checkpointing", "none"))
     step = new_step(net, packed(length, rows, side=8, vocab_size=vocab_size), **options)
-    before = peak_rss()
+    before = memory_of_process("VmRSS")
     for _ in range(2):
         step()
-    return peak_rss() - before
+    return memory_of_process("VmHWM") - before

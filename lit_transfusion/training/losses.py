@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 256  # of the logits, that are worked on at once
+ROWS = 128  # of the logits, that are worked on at once: few, lest they leave a CPU's cache
 
 
 class LossTerms(NamedTuple):
@@ -49,7 +49,7 @@ class SumOfCrossEntropy(torch.autograd.Function):
         """Softmax less one at the target."""
         logits, targets, log_sum = ctx.saved_tensors
         for rows, target, row_log_sum in zip(*(x.split(ROWS) for x in (logits, targets, log_sum)), strict=True):
-            softmax = (rows.float() - row_log_sum[:, None]).exp_()
+            softmax = rows.float().sub_(row_log_sum[:, None]).exp_()  # in float32, these are the rows themselves
             softmax.scatter_add_(1, target[:, None], torch.full_like(target[:, None], -1, dtype=softmax.dtype))
             rows.copy_(softmax.mul_(gradient))
         return logits, None
