@@ -67,14 +67,15 @@ class Transfusion(nn.Module):
         Args:
             tokens: (B, L) int64; what stands at patches is not looked at.
             positions: (B, L) int64 within the document.
-            document_ids: (B, L) int64; with a cache, a negative one marks a hole that nobody ever sees.
+            document_ids: (B, L) int64; with a cache, a row is one document and this is not looked at.
             image_ids: (B, L) int64, index into `images` at patches, negative elsewhere. Patches are in raster order.
             images: (N, C, H, W) noisy images in row-major order of their places in the rows. N may be 0: the
                 image path is computed all the same, so that each parameter has a gradient on every rank.
             timesteps: (N,) int64, how noisy each image is.
             logit_positions: (T,) int64 indices into the flattened (B · L) positions, where logits are wanted. The
                 head is the widest layer of the net; it is not computed where nobody asks.
-            cache: What stands before the given positions in each row, where decoding goes on from a prefix.
+            cache: What stands before the given positions in each row, where decoding goes on from a prefix. It takes in
+                what is read now.
         """
         grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
         t_emb = self.time_embedding(timesteps)  # (N, D)
@@ -88,7 +89,7 @@ class Transfusion(nn.Module):
         if cache is None:
             attend = BACKENDS[self.attention](*self.mask.intervals(document_ids, image_ids))  # once, for all layers
         else:
-            attend = cache.open(self.mask, positions, image_ids, holes=document_ids < 0)
+            attend = cache.open(self.mask, positions, image_ids)
         hidden = self.transformer(x, positions, attend, cache).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)
@@ -98,7 +99,7 @@ class Transfusion(nn.Module):
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         size, weight = self.transformer.size, self.head.weight
         head_dim = size.dim // size.n_heads
-        return KVCache(size.n_layers, batch_size, size.n_heads, head_dim, capacity, weight.device, weight.dtype)
+        return KVCache.empty(size.n_layers, batch_size, size.n_heads, head_dim, capacity, weight.device, weight.dtype)
 
     def reset_parameters(self) -> None:
         """All initial values but the patcher's own (see `Transformer.reset_parameters` for the reasons)."""
