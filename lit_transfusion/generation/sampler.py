@@ -56,7 +56,7 @@ def write(
     pipeline: Pipeline, images: Tensor, sampling: Sampling = Sampling(), seeds: Sequence[int] | None = None
 ) -> list[str]:
     """One caption for each picture (B, 3, S, S) in [-1, 1]: text until EOS; another image is not begun."""
-    documents = [prompt_document(pipeline, picture=image[None]) for image in images]
+    documents = [prompt_document(pipeline, picture=image) for image in images]
     generated = generate(pipeline, documents, sampling, images=Images.NEVER, seeds=seeds)
     return [pipeline.tokenizer.decode(sample.token_ids) for sample in generated]
 

@@ -1,6 +1,7 @@
 """How images and text are sampled."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lit_transfusion.errors import InputError
 
@@ -26,7 +27,7 @@ class Sampling:
         negative_prompt: What to steer away from in place of no prompt.
     """
 
-    sampler: str = "ddim"
+    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
     num_inference_steps: int = 50
     guidance_scale: float = 3.0
     temperature: float = 0.0

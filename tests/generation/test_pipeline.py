@@ -7,7 +7,7 @@ from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import KEY, Pipeline, read_checkpoint
-from lit_transfusion.generation import Sampling, draw, write
+from lit_transfusion.generation.sampler import Sampling, draw, write
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerSize, Transfusion
 

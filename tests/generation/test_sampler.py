@@ -48,10 +48,10 @@ def mixed_prompts(pipeline):
     return [
         prompt_document(pipeline, "a red circle and"),
         prompt_document(pipeline),
-        prompt_document(pipeline, "two", picture(0)[None]),
+        prompt_document(pipeline, "two", picture(0)),
         Document((TextSegment((1, 9)), ImageSegment(picture(1)), TextSegment((7,)), ImageSegment(picture(2)))),
         prompt_document(pipeline, "a blue square"),
-        prompt_document(pipeline, "on white", picture(3)[None]),
+        prompt_document(pipeline, "on white", picture(3)),
     ]
 
 
@@ -227,8 +227,8 @@ def test_guidance_changes_nothing_where_there_is_no_prompt(pipeline):
 
 def test_a_null_prompt_for_each_sample(pipeline):
     """As edits have it: the picture stays, the instruction goes."""
-    prompts = [prompt_document(pipeline, "two", picture(i)[None]) for i in range(2)]
-    null = [prompt_document(pipeline, picture=picture(i)[None]) for i in range(2)]
+    prompts = [prompt_document(pipeline, "two", picture(i)) for i in range(2)]
+    null = [prompt_document(pipeline, picture=picture(i)) for i in range(2)]
     sampling = Sampling(num_inference_steps=3, max_new_tokens=0)
     samples = generate(pipeline, prompts, sampling, images=Images.FORCED, null_prompts=null)
     for i in range(2):
