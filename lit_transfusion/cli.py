@@ -182,7 +182,7 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
     """What one writes on a command line in jsonargparse's spelling: a switch without a value is true, and an option
     for a list that is given again adds to it."""
     hints, words = get_type_hints(tool), []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         option, equals, value = word.partition("=")
         hint = hints.get(option.removeprefix("--")) if option.startswith("--") else None
         if hint is bool and not equals and following.startswith("--"):

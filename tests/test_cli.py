@@ -262,7 +262,7 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
         from jsonargparse import auto_parser
 
         parser = auto_parser(cli.TOOLS[command[0]], as_positional=False, exit_on_error=False)
-        assert parser.parse_args(command[1:])
+        assert parser.parse_args(cli.spell_out(cli.TOOLS[command[0]], command[1:]))
     else:
         assert printed(*command)["model"]
 

@@ -84,7 +84,9 @@ def generate(
 
     orders = number_samples(requests, num_images, settings.seed)
     exhibits, frames = [], Frames(pipeline, settings.num_inference_steps)
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
+    gallery.open()
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("writing" if images is Images.NEVER else "drawing", total=len(orders))
         for start in range(0, len(orders), batch_size):
             batch = orders[start : start + batch_size]

@@ -56,10 +56,13 @@ class Gallery:
             raise InputError(
                 f"--output {output} is no directory, and does not end in the name of a picture format, such as .png"
             )
-        try:  # now, and not when all is drawn
+
+    def open(self) -> None:
+        """Make the directory, so that what cannot be written is found out before anything is drawn."""
+        try:
             (self.path if self.is_directory else self.path.parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output {output} cannot be written: {error.strerror}") from None
+            raise InputError(f"--output {self.path} cannot be written: {error.strerror}") from None
 
     def keep(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
         """Write everything, in the grid after the picture (3, S, S) that was given; returns what to look at."""
