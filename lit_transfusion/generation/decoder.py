@@ -70,13 +70,16 @@ class Decoder:
         return self._forward(torch.zeros_like(image_ids), image_ids, noisy_images, timestep, nowhere).image_prediction
 
     def branch(self, rows: Sequence[int], null: "Decoder | None", room: int) -> "Decoder":
-        """A decoder whose rows are copies of `rows`, and then of the same rows of `null`, with `room` to go on."""
+        """A decoder whose rows are copies of `rows`, and then of the same rows of `null`, with `room` to go on.
+
+        For images, which only some rows may be about to draw, and to leave rows behind that have ended.
+        """
         parts = [self] if null is None else [self, null]
         lengths = [part.lengths[row] for part in parts for row in rows]
         branch = Decoder(self.pipeline, len(lengths), max(lengths) + room)
         for i, part in enumerate(parts):
             branch.cache.take_over(list(range(i * len(rows), (i + 1) * len(rows))), part.cache, rows)
-        branch.lengths = lengths
+        branch.lengths, branch.logits = lengths, self.logits[rows]
         return branch
 
     def merge(self, rows: Sequence[int], branch: "Decoder") -> None:

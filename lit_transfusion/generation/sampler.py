@@ -107,12 +107,17 @@ def generate(
     never = [tokenizer.bos, tokenizer.eoi]  # the decoder's to put, not the model's
     if images is Images.NEVER:
         never.append(tokenizer.boi)
-    while any(sample.stop_reason is None for sample in samples):
-        if writing := [row for row, sample in enumerate(samples) if sample.writes]:
-            write_token(decoder, samples, writing, never, sampling)
+    rows = samples  # of the decoder
+    while going_on := [row for row, sample in enumerate(rows) if sample.stop_reason is None]:
+        if len(going_on) <= len(rows) // 2:  # those that have ended would be computed for nothing
+            decoder = decoder.branch(going_on, None, room)
+            null = null and null.branch(going_on, None, room=0)
+            rows = [rows[row] for row in going_on]
+        if writing := [row for row, sample in enumerate(rows) if sample.writes]:
+            write_token(decoder, rows, writing, never, sampling)
         else:
-            drawing = [row for row, sample in enumerate(samples) if sample.at_boi]
-            draw_image(decoder, null, samples, drawing, sampling, on_step)
+            drawing = [row for row, sample in enumerate(rows) if sample.at_boi]
+            draw_image(decoder, null, rows, drawing, sampling, on_step)
     return [sample.finished() for sample in samples]
 
 

@@ -129,6 +129,15 @@ def test_rows_that_write_go_on_until_those_that_wait_can_draw_together(pipeline,
     assert [len(sample.images) for sample in samples] == [1, 1, 0]
 
 
+def test_samples_that_have_ended_are_left_behind(pipeline, script, record):
+    """When half of the rows have, so that one long text does not drag a whole batch along."""
+    eos, recorder = pipeline.tokenizer.eos, record(pipeline.net)
+    script([60, eos], [61, 61, 61, eos], [eos], [62, 62, eos])
+    samples = generate(pipeline, [prompt_document(pipeline)] * 4)
+    assert [len(rows) for rows in recorder.tokens[2:]] == [4, 4, 2]  # after the prompts and the null prompts
+    assert [sample.token_ids for sample in samples] == [(60,), (61,) * 3, (), (62,) * 2]
+
+
 def test_nothing_makes_nothing(pipeline):
     assert generate(pipeline, []) == []
     assert draw(pipeline, []).shape == (0, 3, 4, 4)
@@ -262,8 +271,8 @@ def test_writing_stops_at_eos(pipeline, script, record):
     assert write(pipeline, torch.zeros(2, 3, 4, 4)) == ["a red circle", "two green triangles on white"]
     prompts, *tokens = recorder.tokens
     assert prompts == [[tokenizer.bos, tokenizer.boi, *[-1] * P, tokenizer.eoi]] * 2
-    padding = [tokenizer.pad] * (len(long) - len(short))
-    assert list(zip(*[[row[0] for row in rows] for rows in tokens], strict=True)) == [(*short, *padding), long]
+    together = [[[first], [second]] for first, second in zip((*short, tokenizer.pad), long, strict=False)]
+    assert tokens == [*together, *([[token]] for token in long[len(together) :])]
 
 
 def test_markers_are_never_written(pipeline):
