@@ -138,6 +138,15 @@ def test_denoising_computes_the_patches_alone_and_keeps_nothing(make_pipeline, r
 
 
 @torch.no_grad()
+def test_each_image_of_a_row_is_told_from_the_others(make_pipeline, read):
+    """For rules of one's own: in the cache its id is the position of its first patch."""
+    decoder = read(make_pipeline(), PROMPTS)
+    decoder.predict_images(torch.stack([picture(row) for row in range(4)]), 500)
+    ids = [sorted(set(row.tolist())) for row in decoder.cache.image_ids]
+    assert ids == [[-1, 4], [-1, 1], [-1, 3, 10, 15], [-1, 2, 9]]
+
+
+@torch.no_grad()
 def test_a_full_cache_says_so(make_pipeline, read):
     decoder = read(make_pipeline(), [words(1, 5, 6)], capacity=3)
     with pytest.raises(ValueError, match="the cache holds 3 positions, 4 are needed"):

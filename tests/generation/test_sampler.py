@@ -43,6 +43,10 @@ def picture(seed):
     return torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
+def kinds(sample):
+    return [segment.token_ids if isinstance(segment, TextSegment) else "image" for segment in sample.added]
+
+
 def mixed_prompts(pipeline):
     """Of different lengths, without and with images, and with an image at their very end."""
     return [
@@ -234,13 +238,16 @@ def test_guidance_changes_nothing_where_there_is_no_prompt(pipeline):
     torch.testing.assert_close(draw(pipeline, ["", "two"], negative)[1], alone[1], **TOLERANCE)
 
 
-def test_a_null_prompt_for_each_sample(pipeline):
-    """As edits have it: the picture stays, the instruction goes."""
-    prompts = [prompt_document(pipeline, "two", picture(i)) for i in range(2)]
-    null = [prompt_document(pipeline, picture=picture(i)) for i in range(2)]
+def test_a_null_prompt_for_each_sample(pipeline, script):
+    """As edits have it: the picture stays, the instruction goes. It stays with its sample when others have ended."""
+    prompts = [prompt_document(pipeline, "two", picture(i)) for i in range(3)]
+    null = [prompt_document(pipeline, picture=picture(i)) for i in range(3)]
     sampling = Sampling(num_inference_steps=3, max_new_tokens=0)
-    samples = generate(pipeline, prompts, sampling, images=Images.FORCED, null_prompts=null)
-    for i in range(2):
+    samples = generate(pipeline, prompts[:2], sampling, images=Images.FORCED, null_prompts=null[:2])
+    eos = pipeline.tokenizer.eos
+    script([eos], [eos], [pipeline.tokenizer.boi, eos])
+    samples += generate(pipeline, prompts, replace(sampling, max_new_tokens=2), null_prompts=null)[2:]
+    for i in range(3):
         with torch.no_grad():
             expected = SlowDecoder(pipeline, i).draw(prompts[i].segments, sampling, null[i].segments)
         torch.testing.assert_close(samples[i].images[0].latents, expected, **TOLERANCE)
@@ -278,15 +285,16 @@ def test_writing_stops_at_eos(pipeline, script, record):
 def test_markers_are_never_written(pipeline):
     """Where the model would begin an image that it may not, or end one, the next best token comes."""
     tokenizer = pipeline.tokenizer
-    word = tokenizer.encode("two")
 
     def speak(net, args, output):
         logits = torch.zeros_like(output.logits)
-        logits[:, tokenizer.boi], logits[:, tokenizer.eoi], logits[:, tokenizer.bos], logits[:, word[0]] = 9, 8, 7, 1
+        logits[:, tokenizer.eoi], logits[:, tokenizer.bos], logits[:, tokenizer.boi], logits[:, 60] = 9, 8, 7, 6
         return output._replace(logits=logits)
 
     pipeline.net.register_forward_hook(speak)
-    assert write(pipeline, torch.zeros(1, 3, 4, 4), Sampling(max_new_tokens=3)) == [tokenizer.decode([word[0]] * 3)]
+    prompts, sampling = [prompt_document(pipeline)], Sampling(num_inference_steps=1, max_new_tokens=3)
+    assert kinds(generate(pipeline, prompts, sampling, images=Images.NEVER)[0]) == [(60, 60, 60)]
+    assert kinds(generate(pipeline, prompts, sampling, images=Images.CHOSEN)[0]) == ["image"]
 
 
 @pytest.mark.parametrize("max_new_tokens", [0, 1, 4])
@@ -307,10 +315,6 @@ def test_the_seed_decides_what_is_written(pipeline):
 
 
 # ---------------------------------------------------------------- where it stops
-
-
-def kinds(sample):
-    return [segment.token_ids if isinstance(segment, TextSegment) else "image" for segment in sample.added]
 
 
 @pytest.mark.parametrize(
