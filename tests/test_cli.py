@@ -343,7 +343,7 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
         (["validate", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in"]),
         (["generate"], ["required", "ckpt"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a"], ["none.ckpt not found"]),
-        (["generate", "--ckpt", "none.ckpt"], ["--prompt TEXT", "--image FILE", "--interleaved true"]),
+        (["generate", "--ckpt", "none.ckpt"], ["--prompt TEXT", "--image FILE", "--interleaved to let"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--sampler", "euler"], ["euler", "'dpm++'"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--steps", "3"], ["--steps"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--num_images", "0"], ["num_images 0"]),

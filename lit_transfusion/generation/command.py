@@ -138,12 +138,12 @@ def check_task(
     if not asked:
         raise InputError(
             "nothing to do: give --prompt TEXT to draw, --image FILE to describe, --edit FILE --instruction TEXT to "
-            "change a picture, or --interleaved true to let the model decide"
+            "change a picture, or --interleaved to let the model decide"
         )
     if edit is not None and len(asked) > 1:
         raise InputError(f"--edit and {next(name for name in asked if name != '--edit')} do not go together")
     if asked == ["--prompt", "--image"]:
-        raise InputError("--prompt draws and --image describes: give one of them, or add --interleaved true")
+        raise InputError("--prompt draws and --image describes: give one of them, or add --interleaved")
 
 
 def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple[int, int]]:
