@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -178,6 +178,21 @@ def arm_first(argv: Sequence[str]) -> list[str]:
     return argv
 
 
+def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
+    """What one writes on a command line in jsonargparse's spelling: a switch without a value is true, and an option
+    for a list that is given again adds to it."""
+    hints, words = get_type_hints(tool), []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
+        option, equals, value = word.partition("=")
+        hint = hints.get(option.removeprefix("--")) if option.startswith("--") else None
+        if hint is bool and not equals and following.startswith("--"):
+            word = f"{option}=true"
+        elif hint == list[str] | None:
+            word = f"{option}+{equals}{value}"
+        words.append(word)
+    return words
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. What the user can mend is said in one line, with exit status 2."""
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -186,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if argv[0] in TOOLS:
             auto_cli(
                 TOOLS[argv[0]],
-                args=argv[1:],
+                args=spell_out(TOOLS[argv[0]], argv[1:]),
                 prog=f"lit_transfusion {argv[0]}",
                 as_positional=False,
                 exit_on_error=False,

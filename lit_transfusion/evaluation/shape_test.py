@@ -11,7 +11,8 @@ from lit_transfusion.data.sources.shapes import Shapes, parse_caption, single_ob
 from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
 from lit_transfusion.generation.pictures import captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import Sampling, draw, interleave, prompt_document, write
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.sampler import Sampling, draw, generate, write
 
 
 def score_shapes(
@@ -48,12 +49,9 @@ def score_shapes(
         held_out = Shapes(image_size=pipeline.image_size, scenes=("single",)).split("val")
         examples = [held_out[i] for i in range(num_samples)]
         written = write(pipeline, torch.stack([example.image for example in examples]), sampling)
-        opened = 0
-        task = progress.add_task("opening images", total=num_samples)
-        for prompt in prompts:
-            document, _ = interleave(pipeline, prompt_document(pipeline, prompt.text), Sampling(num_inference_steps=1))
-            opened += len(document.images) == 1
-            progress.advance(task)
+        documents = [prompt_document(pipeline, text) for text in texts]
+        left_to_it = generate(pipeline, documents, Sampling(num_inference_steps=1, guidance_scale=1))
+    opened = sum(len(sample.images) == 1 for sample in left_to_it)
     pictures = score_pictures(drawn, [(prompt.colour, prompt.shape) for prompt in prompts])
     captions = score_captions(written, [parse_caption(example.captions[0])[0] for example in examples])
     table = Table("", "colour", "shape", "both", title=f"{num_samples} held-out prompts and pictures")

@@ -1,92 +1,187 @@
 """`generate`: from a checkpoint to pictures and text."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from PIL import Image
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
-from lit_transfusion.data.document import Document, ImageSegment
 from lit_transfusion.data.images import read_image
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.pictures import captioned_grid, save
+from lit_transfusion.generation import sampler
+from lit_transfusion.generation.gallery import Gallery, exhibit
+from lit_transfusion.generation.pictures import film
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import Sampling, draw, interleave, prompt_document, write
+from lit_transfusion.generation.prompt_file import Request, read_prompt_file
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.sampler import Images
+from lit_transfusion.generation.settings import Sampling
 
 
 def generate(
     ckpt: str,
-    prompt: str | None = None,
+    prompt: list[str] | None = None,
+    prompts: str | None = None,
     image: str | None = None,
-    output: str = "out.png",
-    num_images: int = 1,
+    edit: str | None = None,
+    instruction: str | None = None,
     interleaved: bool = False,
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
-    num_inference_steps: int = 50,
-    guidance_scale: float = 3.0,
-    temperature: float = 0.0,
-    max_new_tokens: int = 64,
-    seed: int = 0,
+    num_images: int = 1,
+    output: str = "out.png",
+    contact_sheet: bool = False,
+    batch_size: int = 16,
     ema: bool = True,
     device: str | None = None,
+    **sampling: Any,
 ) -> None:
-    """Draw what a prompt says, say what a picture shows, or let the model decide what comes next.
+    """Draw what a prompt says, say what a picture shows, change a picture, or let the model decide what comes next.
 
-    --prompt TEXT draws TEXT. --image FILE writes a caption. --interleaved goes on from the prompt, the picture or
-    nothing, and draws wherever the model itself begins an image.
+    --prompt TEXT draws TEXT. --image FILE writes a caption. --edit FILE --instruction TEXT draws FILE changed as TEXT
+    says. --interleaved goes on from the prompt, the picture or nothing, and draws where the model begins an image.
 
     Args:
         ckpt: Checkpoint of a run, such as runs/quickstart/checkpoints/last.ckpt. Nothing else of the run is needed.
-        prompt: What to draw, or what to go on from.
+        prompt: What to draw, or what to go on from. May be given several times.
+        prompts: File of prompts, one a line, or .jsonl with {"prompt": ..., "seed": ...} a line.
         image: Picture to describe, or to go on from.
-        output: PNG file for what is drawn, its captions beside it.
-        num_images: Pictures of the prompt, with seeds seed, seed + 1, …; with --interleaved, pictures at most.
+        edit: Picture to change.
+        instruction: How to change it.
         interleaved: Let the model choose between writing and drawing.
-        sampler: ddpm (the paper's), ddim or dpm++.
-        num_inference_steps: Denoising steps (paper: 250 with ddpm).
-        guidance_scale: Weight of the prompt against no prompt; 1 is none.
-        temperature: Of text; 0 takes the likeliest token each time.
-        max_new_tokens: Length of the text at most.
-        seed: Of noise and text: the same seed draws the same picture.
+        num_images: Samples of each prompt (or picture), with seeds that follow one another.
+        output: PNG file for what is drawn, each with its caption; or a directory, for that, each picture by itself, and
+            samples.json with prompt, seed, text and stop reason of each.
+        contact_sheet: Also show how the pictures came out of noise, a row for each.
+        batch_size: Samples at once.
         ema: Use the averaged weights, if the checkpoint has them.
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
+        sampling: How to sample; see Sampling.
     """
-    if prompt is None and image is None and not interleaved:
-        raise InputError("nothing to do: give --prompt TEXT to draw, --image FILE to describe, or --interleaved true")
-    if prompt is not None and image is not None and not interleaved:
-        raise InputError("--prompt draws and --image describes: give one of them, or add --interleaved true")
-    if num_images < 1:
-        raise InputError(f"num_images {num_images} is less than 1")
-    if Path(output).suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"--output {output} does not end in the name of a picture format, such as .png")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sampling = Sampling(sampler, num_inference_steps, guidance_scale, temperature, max_new_tokens, num_images, seed)
-    pipeline = Pipeline.from_checkpoint(ckpt, device, ema)
-    picture = None if image is None else open_picture(image, pipeline.image_size)[None].to(device)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("drawing", total=num_inference_steps)
+    settings = Sampling(**sampling)
+    check_task(prompt, prompts, image, edit, instruction, interleaved)
+    for name, count in (("num_images", num_images), ("batch_size", batch_size)):
+        if count < 1:
+            raise InputError(f"{name} {count} is less than 1")
+    gallery = Gallery(output)
+    requests = read_prompt_file(prompts) if prompts else [Request(text) for text in prompt or [instruction]]
 
-        def on_step(step: int, latents: Tensor) -> None:
-            progress.update(task, completed=step + 1)
-
-        if interleaved:
-            start = prompt_document(pipeline, prompt, picture)
-            document, stop_reason = interleave(pipeline, start, sampling, on_step)
-            text, drawn = read_out(pipeline, document, len(start.images))
-            captions = [text.replace("[image]", "").strip()] * len(drawn)
-        elif picture is not None:
-            text, drawn = write(pipeline, picture, sampling)[0], []
-        else:
-            text, drawn = "", list(draw(pipeline, [prompt] * num_images, sampling, on_step))
-            captions = [prompt] * num_images
-    if text or interleaved:
-        print(text)
+    pipeline = open_pipeline(ckpt, device, ema)
+    file = edit or image
+    given = None if file is None else open_picture(file, pipeline.image_size)
+    documents = [prompt_document(pipeline, request.prompt, given) for request in requests]
+    limited = settings
     if interleaved:
-        print(f"(stopped by: {stop_reason.value})")
-    if drawn:
-        print(save(captioned_grid(torch.stack(drawn), captions), Path(output)))
+        images = Images.CHOSEN
+    elif image is not None:
+        images = Images.NEVER
+    else:
+        images, limited = Images.FORCED, replace(settings, max_new_tokens=0, max_images=1)
+    # Of an edit, guidance strengthens the instruction. The picture that it is about is seen by both sides.
+    null_prompt = prompt_document(pipeline, settings.negative_prompt, None if edit is None else given)
+
+    orders = number_samples(requests, num_images, settings.seed)
+    exhibits, frames = [], Frames(pipeline, settings.num_inference_steps)
+    gallery.open()
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("writing" if images is Images.NEVER else "drawing", total=len(orders))
+        for start in range(0, len(orders), batch_size):
+            batch = orders[start : start + batch_size]
+
+            def on_step(step: int, latents: Tensor, start: int = start, count: int = len(batch)) -> None:
+                progress.update(task, completed=start + count * (step + 1) / settings.num_inference_steps)
+                if contact_sheet:
+                    frames.take(step, latents)
+
+            samples = sampler.generate(
+                pipeline,
+                [documents[number] for number, _ in batch],
+                limited,
+                on_step,
+                images,
+                seeds=[seed for _, seed in batch],
+                null_prompts=[null_prompt] * len(batch),
+            )
+            for (number, seed), sample in zip(batch, samples, strict=True):
+                exhibits.append(exhibit(pipeline, sample, requests[number].prompt, seed))
+            progress.update(task, completed=start + len(batch))
+
+    for shown in exhibits:
+        if images is not Images.FORCED:
+            print(shown.whole_text)
+        if images is Images.CHOSEN:
+            print(f"(stopped by: {shown.stop_reason}{'' if shown.pictures else '; the model began no image'})")
+    for path in gallery.keep(exhibits, given, {"ckpt": ckpt, "image": file, "settings": asdict(settings)}):
+        print(path)
+    if frames.columns:
+        print(gallery.keep_picture(to_pil_image(frames.sheet()), "denoising"))
+
+
+def check_task(
+    prompt: list[str] | None,
+    prompts: str | None,
+    image: str | None,
+    edit: str | None,
+    instruction: str | None,
+    interleaved: bool,
+) -> None:
+    """What does not go together is refused, rather than that some of it is left out in silence."""
+    if (edit is None) != (instruction is None):
+        raise InputError("--edit FILE and --instruction TEXT go together: what to change, and how")
+    if prompt and prompts:
+        raise InputError("--prompt and --prompts: give one of them")
+    asked = {"--prompt": prompt or prompts, "--image": image, "--edit": edit, "--interleaved": interleaved}
+    asked = [name for name, value in asked.items() if value]
+    if not asked:
+        raise InputError(
+            "nothing to do: give --prompt TEXT to draw, --image FILE to describe, --edit FILE --instruction TEXT to "
+            "change a picture, or --interleaved to let the model decide"
+        )
+    if edit is not None and len(asked) > 1:
+        raise InputError(f"--edit and {next(name for name in asked if name != '--edit')} do not go together")
+    if asked == ["--prompt", "--image"]:
+        raise InputError("--prompt draws and --image describes: give one of them, or add --interleaved")
+
+
+def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple[int, int]]:
+    """The number of the request and the seed of each sample."""
+    firsts = [seed + i * count if request.seed is None else request.seed for i, request in enumerate(requests)]
+    return [(number, first + i) for number, first in enumerate(firsts) for i in range(count)]
+
+
+class Frames:
+    """Eight moments of each denoising, evenly apart, the first and the last among them."""
+
+    def __init__(self, pipeline: Pipeline, num_inference_steps: int) -> None:
+        self.pipeline = pipeline
+        self.moments = {round(i * (num_inference_steps - 1) / 7) for i in range(8)}
+        self.columns: dict[int, list[Tensor]] = {}
+
+    def take(self, step: int, latents: Tensor) -> None:
+        if step in self.moments:
+            self.columns.setdefault(step, []).append(self.pipeline.codec.decode(latents))
+
+    def sheet(self) -> Tensor:
+        """(3, height, width), a row for each image."""
+        return film([torch.cat(pictures) for pictures in self.columns.values()])
+
+
+def open_pipeline(ckpt: str, device: str | None, ema: bool) -> Pipeline:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    try:
+        return Pipeline.from_checkpoint(ckpt, device, ema)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{ckpt} lacks a part that is needed: {error}; was it made by another version?") from None
+    except RuntimeError as error:  # of load_state_dict: a heading, and a line for each weight
+        reason = " ".join(str(error).split()[:30])
+        raise InputError(f"{ckpt}: its weights do not fit its own description ({reason} …)") from None
 
 
 def open_picture(path: str, image_size: int) -> Tensor:
@@ -97,14 +192,3 @@ def open_picture(path: str, image_size: int) -> Tensor:
         return read_image(path, image_size)
     except ValueError as error:
         raise InputError(f"picture {path}: {error}") from None
-
-
-def read_out(pipeline: Pipeline, document: Document, num_given: int) -> tuple[str, list[Tensor]]:
-    """The document's text with [image] where an image stands, and the pictures after the first `num_given`."""
-    words = [
-        "[image]" if isinstance(segment, ImageSegment) else pipeline.tokenizer.decode(segment.token_ids)
-        for segment in document.segments
-    ]
-    latents = [segment.latents for segment in document.images[num_given:]]
-    drawn = list(pipeline.codec.decode(torch.stack(latents))) if latents else []
-    return " ".join(word for word in words if word), drawn

@@ -12,86 +12,104 @@ from lit_transfusion.model import TransfusionOutput
 
 
 class Decoder:
-    """One row for each document. Rows grow together in the cache; a row that has nothing to add leaves holes.
+    """One row for each document, of a length of its own.
 
     Args:
         pipeline: The net and its parts.
         batch_size: Rows R.
-        capacity: Positions that may be read and written in all, for each row.
+        capacity: Positions that a row may come to have.
     """
 
     def __init__(self, pipeline: Pipeline, batch_size: int, capacity: int) -> None:
         self.pipeline = pipeline
         self.device = pipeline.net.head.weight.device
         self.cache = pipeline.net.new_cache(batch_size, capacity)
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=self.device)  # positions of each row
+        self.capacity = capacity
+        self.logits = torch.zeros(0)  # (R, V) of what comes next in each row, as far as it was read last
+        self.lengths = [0] * batch_size  # positions of each row; on the host, since they decide the size of tensors
 
-    def read(self, documents: Sequence[FlatDocument]) -> Tensor:
-        """Read one piece of a document into each row (images as they are, at t = 0) → (R, V) logits of what is next."""
-        longest = max(len(document.tokens) for document in documents)
-        tokens = torch.zeros(len(documents), longest, dtype=torch.int64, device=self.device)
-        image_ids = torch.full_like(tokens, TEXT)
-        holes = torch.ones_like(tokens, dtype=torch.bool)
-        images: list[ImageSegment] = []
-        for row, document in enumerate(documents):
-            here = slice(len(document.tokens))
-            tokens[row, here] = torch.tensor(document.tokens, device=self.device)
-            ids = torch.tensor(document.image_ids, device=self.device)
-            image_ids[row, here] = torch.where(ids >= 0, ids + len(images), TEXT)
-            holes[row, here] = False
-            images += document.images
-        latents = torch.zeros(0, *self.pipeline.latent_shape, device=self.device)
-        if images:
-            latents = torch.stack([image.latents for image in images]).to(self.device)
-        logits = self._forward(tokens, image_ids, holes, latents, timestep=0).logits
-        self._keep(holes)
-        return logits
+    def read(self, pieces: Sequence[FlatDocument]) -> None:
+        """Read a piece of a document into each of the first rows, its images clean, at t = 0."""
+        added = [len(piece.tokens) for piece in pieces]
+        length = max(added)
+        tokens, image_ids, images = [], [], []
+        for piece in pieces:
+            padding = length - len(piece.tokens)
+            tokens.append([*piece.tokens, *[self.pipeline.tokenizer.pad] * padding])
+            image_ids.append([i if i < 0 else i + len(images) for i in piece.image_ids] + [TEXT] * padding)
+            images += piece.images
+        last = torch.tensor([row * length + n - 1 for row, n in enumerate(added)], device=self.device)
+        self.logits = self._forward(
+            torch.tensor(tokens, device=self.device),
+            torch.tensor(image_ids, device=self.device),
+            self._stack(images),
+            timestep=0,
+            logit_positions=last,
+        ).logits
+        self._grow(added)
 
-    def read_tokens(self, token_ids: Tensor, active: Tensor) -> Tensor:
-        """Add one token (R,) to each row that is `active` (R,) → (R, V) logits of what is next."""
-        no_image = torch.zeros(0, *self.pipeline.latent_shape, device=self.device)
-        holes = ~active[:, None]
-        logits = self._forward(token_ids[:, None], torch.full_like(holes, TEXT, dtype=torch.int64), holes, no_image, 0)
-        self._keep(holes)
-        return logits.logits
+    def read_tokens(self, token_ids: Sequence[int | None]) -> None:
+        """Read one token into each row, None into those that wait; their logits mean nothing from then on."""
+        tokens = [[self.pipeline.tokenizer.pad if token is None else token] for token in token_ids]
+        tokens = torch.tensor(tokens, device=self.device)  # (R, 1)
+        self.logits = self._forward(
+            tokens,
+            torch.full_like(tokens, TEXT),
+            self._stack([]),
+            timestep=0,
+            logit_positions=torch.arange(len(tokens), device=self.device),
+        ).logits
+        self._grow([int(token is not None) for token in token_ids])
 
-    def predict_image(self, noisy_images: Tensor, timestep: int) -> Tensor:
-        """What the net makes of (R, C, H, W) at the end of each row. Nothing is kept: the next step comes instead."""
-        return self._image(noisy_images, torch.ones_like(self.lengths, dtype=torch.bool), timestep).image_prediction
+    def predict_images(self, noisy_images: Tensor, timestep: int) -> Tensor:
+        """What the net makes of (N, C, H, W) images after the first N rows. They are not kept: the next step comes
+        instead."""
+        shape = len(noisy_images), self.pipeline.patches_per_image
+        image_ids = torch.arange(shape[0], device=self.device)[:, None].expand(shape)
+        nowhere = torch.zeros(0, dtype=torch.int64, device=self.device)
+        return self._forward(torch.zeros_like(image_ids), image_ids, noisy_images, timestep, nowhere).image_prediction
 
-    def read_image(self, images: Tensor, active: Tensor) -> None:
-        """Read the finished image (R, C, H, W) of each active row, at t = 0."""
-        self._image(images, active, timestep=0)
-        self._keep(~active[:, None].expand(-1, self.pipeline.patches_per_image))
+    def branch(self, rows: Sequence[int], null: "Decoder | None", room: int) -> "Decoder":
+        """A decoder whose rows are copies of `rows`, and then of the same rows of `null`, with `room` to go on.
 
-    def rewind(self, lengths: Tensor) -> None:
-        """Forget what each row holds from position `lengths` (R,) on."""
-        self.cache.forget(lengths)
-        self.lengths = lengths
+        For images, which only some rows may be about to draw, and to leave rows behind that have ended.
+        """
+        parts = [self] if null is None else [self, null]
+        lengths = [part.lengths[row] for part in parts for row in rows]
+        branch = Decoder(self.pipeline, len(lengths), max(lengths) + room)
+        for i, part in enumerate(parts):
+            branch.cache.take_over(list(range(i * len(rows), (i + 1) * len(rows))), part.cache, rows)
+        branch.lengths, branch.logits = lengths, self.logits[rows]
+        return branch
 
-    def _image(self, images: Tensor, active: Tensor, timestep: int) -> TransfusionOutput:
-        shape = len(images), self.pipeline.patches_per_image
-        image_ids = torch.arange(len(images), device=self.device)[:, None].expand(shape)
-        tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        return self._forward(tokens, image_ids, ~active[:, None].expand(shape), images, timestep)
+    def merge(self, rows: Sequence[int], branch: "Decoder") -> None:
+        """Go on in `rows` from where the first rows of a branch have come to."""
+        self.cache.take_over(rows, branch.cache, list(range(len(rows))))
+        for i, row in enumerate(rows):
+            self.lengths[row] = branch.lengths[i]
+            self.logits[row] = branch.logits[i]
 
     def _forward(
-        self, tokens: Tensor, image_ids: Tensor, holes: Tensor, images: Tensor, timestep: int
+        self, tokens: Tensor, image_ids: Tensor, images: Tensor, timestep: int, logit_positions: Tensor
     ) -> TransfusionOutput:
-        length = tokens.shape[1]
-        index = torch.arange(length, device=self.device)
-        last = (~holes).sum(1).clamp(min=1) - 1  # of each row
+        """What the net says to (B, L) new positions, one after another, of the first B rows."""
+        B, L = tokens.shape
+        starts = self.lengths[:B]
+        end = max(starts) + L
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
+        positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(L, device=self.device)
+        timesteps = torch.full((len(images),), timestep, device=self.device)
+        cache = self.cache.first(B, end)
         return self.pipeline.net(
-            tokens,
-            self.lengths[:, None] + index,
-            torch.where(holes, -1, 0),
-            image_ids,
-            images,
-            torch.full((len(images),), timestep, device=self.device),
-            logit_positions=torch.arange(len(tokens), device=self.device) * length + last,
-            cache=self.cache,
+            tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions, cache
         )
 
-    def _keep(self, holes: Tensor) -> None:
-        self.cache.keep()
-        self.lengths += (~holes).sum(1)
+    def _grow(self, added: Sequence[int]) -> None:
+        for row, count in enumerate(added):
+            self.lengths[row] += count
+
+    def _stack(self, images: Sequence[ImageSegment]) -> Tensor:
+        if not images:
+            return torch.zeros(0, *self.pipeline.latent_shape, device=self.device)
+        return torch.stack([image.latents for image in images]).to(self.device)

@@ -1,81 +1,75 @@
 """Keys and values of what has been read so far, so that a sampler never computes them twice."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lit_transfusion.model.attention import Attend, dense_under
-from lit_transfusion.model.visibility import Visibility
-
-HOLE = 2**40  # the position of a slot that holds nothing: beyond what anyone sees
+from lit_transfusion.model.visibility import Visibility, run_starts
 
 
 class KVCache:
-    """A buffer of `capacity` slots for each row. One row is one document.
+    """One row of slots for each document; what stands at position s of a document is in slot s of its row.
 
-    All rows write to the same slots; a row with less to say leaves holes. The order of slots does not matter, since
-    each remembers its position, and the visibility rule speaks of positions.
+    So rows need not be of one length, nor grow at one pace. A slot that holds nothing yet, or what was only tried (a
+    padding, an image that is still noise), needs no mark: it comes after all that has been read, where nobody looks,
+    and is written over when its position is read in earnest.
 
     Args:
-        n_layers: Layers of the Transformer.
-        batch_size: Rows.
-        n_heads: Attention heads.
-        head_dim: Width of a head.
-        capacity: Slots in each row.
-        device: Where the buffers are.
-        dtype: Of keys and values.
+        buffers: (layers, 2, B, heads, S, head_dim) keys and values.
+        image_ids: (B, S) int64; at the patches of an image the position of its first, negative elsewhere.
     """
 
-    def __init__(
-        self, n_layers: int, batch_size: int, n_heads: int, head_dim: int, capacity: int, device, dtype
-    ) -> None:
-        self.buffers = torch.zeros(n_layers, 2, batch_size, n_heads, capacity, head_dim, device=device, dtype=dtype)
-        self.positions = torch.full((batch_size, capacity), HOLE, device=device)  # of each slot
-        self.image_ids = torch.full((batch_size, capacity), -1, device=device)  # at each position
-        self.length = 0  # slots in use
+    def __init__(self, buffers: Tensor, image_ids: Tensor) -> None:
+        self.buffers = buffers
+        self.image_ids = image_ids
 
-    def open(self, mask: Visibility, positions: Tensor, image_ids: Tensor, holes: Tensor) -> Attend:
-        """Make room for new (B, L) positions; `holes` (B, L) is True where a row has nothing to say.
+    @classmethod
+    def empty(
+        cls, n_layers: int, batch_size: int, n_heads: int, head_dim: int, capacity: int, device, dtype
+    ) -> "KVCache":
+        buffers = torch.zeros(n_layers, 2, batch_size, n_heads, capacity, head_dim, device=device, dtype=dtype)
+        return cls(buffers, torch.full((batch_size, capacity), -1, device=device))
 
-        Nothing is kept until `keep` is called: the next `open` writes to the same slots, as denoising does.
-        Returns the `attend` under which the new positions see the cached ones and one another.
+    def first(self, batch_size: int, length: int) -> "KVCache":
+        """The first rows and slots: a view, so that a forward pass looks at no more than there is."""
+        return KVCache(self.buffers[:, :, :batch_size, :, :length], self.image_ids[:batch_size, :length])
+
+    def take_over(self, rows: Sequence[int], other: "KVCache", other_rows: Sequence[int]) -> None:
+        """Copy rows of another cache, as many slots as both have."""
+        length = min(self.image_ids.shape[1], other.image_ids.shape[1])
+        self.buffers[:, :, rows, :, :length] = other.buffers[:, :, other_rows, :, :length]
+        self.image_ids[rows, :length] = other.image_ids[other_rows, :length]
+
+    def open(self, mask: Visibility, positions: Tensor, image_ids: Tensor) -> Attend:
+        """Make way for what a forward pass reads at (B, L) positions; image_ids tell its images apart.
+
+        Returns the `attend` under which it sees what stands before it, and itself.
         """
-        end = self.length + positions.shape[1]
-        if end > self.positions.shape[1]:
-            raise ValueError(f"the cache holds {self.positions.shape[1]} positions, {end} are needed")
-        self._slots = slice(self.length, end)
-        self.positions[:, self._slots] = positions.masked_fill(holes, HOLE)
-        unused_id = self.length * len(positions)  # no smaller than the number of images so far
-        image_ids = torch.where((image_ids >= 0) & ~holes, image_ids + unused_id, -1)
-        self.image_ids.scatter_(1, positions, image_ids)
-        # The rule is asked about the whole document, in the order of positions, and answers for the new ones.
-        document = self.image_ids[:, :end]
-        lo, hi = (x.gather(1, positions)[..., None] for x in mask.intervals(torch.zeros_like(document), document))
-        key = self.positions[:, None, :end]
-        return dense_under((key >= lo) & (key < hi) | holes[..., None])  # (B, L, S); holes see all, so none is NaN
-
-    def forget(self, lengths: Tensor) -> None:
-        """Forget what each row holds from position `lengths` (B,) on."""
-        index = torch.arange(self.image_ids.shape[1], device=lengths.device)
-        self.positions.masked_fill_(self.positions >= lengths[:, None], HOLE)
-        self.image_ids.masked_fill_(index >= lengths[:, None], -1)
-
-    def keep(self) -> None:
-        """Take what the last forward pass wrote into the prefix."""
-        self.length = self._slots.stop
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self._slots = rows, positions
+        first_patches = positions.gather(1, run_starts(image_ids))
+        self.image_ids[self._slots] = torch.where(image_ids >= 0, first_patches, -1)
+        # The rule is asked about the whole document, and answers for what is new.
+        intervals = mask.intervals(torch.zeros_like(self.image_ids), self.image_ids)
+        lo, hi = (bound.gather(1, positions)[..., None] for bound in intervals)  # (B, L, 1)
+        slot = torch.arange(self.image_ids.shape[1], device=positions.device)
+        return dense_under((slot >= lo) & (slot < hi))  # (B, L, S)
 
     def layer(self, index: int) -> "LayerCache":
         return LayerCache(self.buffers[index], self._slots)
 
 
 class LayerCache:
-    """One layer's part of a KVCache, while a forward pass writes to `slots`."""
+    """One layer's part of a KVCache, while a forward pass writes to `slots`, which are (row, position) pairs."""
 
-    def __init__(self, buffer: Tensor, slots: slice) -> None:
+    def __init__(self, buffer: Tensor, slots: tuple[Tensor, Tensor]) -> None:
         self.buffer = buffer
         self.slots = slots
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """(B, heads, L, head_dim) new keys and values → all of them, (B, heads, S, head_dim)."""
-        self.buffer[0, :, :, self.slots] = k
-        self.buffer[1, :, :, self.slots] = v
-        return self.buffer[0, :, :, : self.slots.stop], self.buffer[1, :, :, : self.slots.stop]
+        for buffer, new in zip(self.buffer, (k, v), strict=True):
+            buffer.transpose(1, 2)[self.slots] = new.transpose(1, 2)
+        return self.buffer[0], self.buffer[1]

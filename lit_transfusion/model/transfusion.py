@@ -67,39 +67,44 @@ class Transfusion(nn.Module):
         Args:
             tokens: (B, L) int64; what stands at patches is not looked at.
             positions: (B, L) int64 within the document.
-            document_ids: (B, L) int64; with a cache, a negative one marks a hole that nobody ever sees.
+            document_ids: (B, L) int64; with a cache, a row is one document and this is not looked at.
             image_ids: (B, L) int64, index into `images` at patches, negative elsewhere. Patches are in raster order.
-            images: (N, C, H, W) noisy images in row-major order of their places in the rows. N may be 0: the
-                image path is computed all the same, so that each parameter has a gradient on every rank.
+            images: (N, C, H, W) noisy images in row-major order of their places in the rows. N may be 0: in
+                training the image path is computed all the same, so that each parameter has a gradient on every rank.
             timesteps: (N,) int64, how noisy each image is.
             logit_positions: (T,) int64 indices into the flattened (B · L) positions, where logits are wanted. The
                 head is the widest layer of the net; it is not computed where nobody asks.
-            cache: What stands before the given positions in each row, where decoding goes on from a prefix.
+            cache: What stands before the given positions in each row, where decoding goes on from a prefix. It takes in
+                what is read now.
         """
         grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
-        t_emb = self.time_embedding(timesteps)  # (N, D)
-        patches, skips = self.patcher.patchify(images, t_emb)  # (N, P, D)
-
         x = self.embedding(tokens)  # (B, L, D)
-        # As many patches as the images have, in the order of the images; the size is known, so a GPU need not wait.
-        at_patches = torch.nonzero_static(image_ids.flatten() >= 0, size=patches.shape[0] * patches.shape[1])[:, 0]
-        x = x.flatten(0, 1).index_copy(0, at_patches, patches.flatten(0, 1).to(x.dtype)).view_as(x)
+        writes = cache is not None and len(images) == 0  # only text, and no gradients: no image path either
+        if not writes:
+            t_emb = self.time_embedding(timesteps)  # (N, D)
+            patches, skips = self.patcher.patchify(images, t_emb)  # (N, P, D)
+            # As many patches as the images have, in the order of the images; the size is known: a GPU need not wait.
+            at_patches = torch.nonzero_static(image_ids.flatten() >= 0, size=patches.shape[0] * patches.shape[1])[:, 0]
+            x = x.flatten(0, 1).index_copy(0, at_patches, patches.flatten(0, 1).to(x.dtype)).view_as(x)
 
         if cache is None:
             lo, hi = self.mask.intervals(document_ids, image_ids)
             attend = attention(self.attention, lo, hi, x.dtype)  # once, for all layers
         else:
-            attend = cache.open(self.mask, positions, image_ids, holes=document_ids < 0)
+            attend = cache.open(self.mask, positions, image_ids)
         hidden = self.transformer(x, positions, attend, cache).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)
+        if writes:
+            return TransfusionOutput(logits, images)
+        grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
         hidden = hidden.index_select(0, at_patches).view_as(patches)  # (N, P, D)
         return TransfusionOutput(logits, self.patcher.unpatchify(hidden, t_emb, skips, grid))
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         size, weight = self.transformer.size, self.head.weight
         head_dim = size.dim // size.n_heads
-        return KVCache(size.n_layers, batch_size, size.n_heads, head_dim, capacity, weight.device, weight.dtype)
+        return KVCache.empty(size.n_layers, batch_size, size.n_heads, head_dim, capacity, weight.device, weight.dtype)
 
     def reset_parameters(self) -> None:
         """All initial values but the patcher's own (see `Transformer.reset_parameters` for the reasons)."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from slow_decoder import read_all
 
 from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.packing import FlatDocument, flatten
@@ -26,154 +27,139 @@ def picture(seed):
     return torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def text(*token_ids):
-    return FlatDocument(list(token_ids), [], [-1] * len(token_ids), [])
+def words(*token_ids):
+    return Document((TextSegment(token_ids),))
 
 
-def with_image(piece, latents):
-    """The piece, and an image at its end."""
-    image_ids = [*piece.image_ids, *[len(piece.images)] * P]
-    return piece._replace(tokens=[*piece.tokens, *[0] * P], image_ids=image_ids, images=[*piece.images, latents])
+def longer(document, *segments):
+    return Document((*document.segments, *segments))
 
 
-def with_text(piece, *token_ids):
-    return piece._replace(tokens=[*piece.tokens, *token_ids], image_ids=[*piece.image_ids, *[-1] * len(token_ids)])
+PROMPTS = [  # of 4, 1, 15 and 9 positions
+    words(1, 5, 9, 33),
+    words(1),
+    Document((TextSegment((1, 5)), ImageSegment(picture(0)), TextSegment((7,)), ImageSegment(picture(1)))),
+    Document((TextSegment((1,)), ImageSegment(picture(2)), TextSegment((11, 12)))),
+]
 
 
-def uncached(pipeline, piece, last_timestep=0):
-    """All logits (L, V) and predictions (N, C, H, W) of one document; its last image is at `last_timestep`."""
-    tokens, images = torch.tensor([piece.tokens]), [getattr(image, "latents", image) for image in piece.images]
-    return pipeline.net(
-        tokens,
-        torch.arange(tokens.shape[1])[None],
-        torch.zeros_like(tokens),
-        torch.tensor([piece.image_ids]),
-        torch.stack(images) if images else torch.zeros(0, 3, 4, 4),
-        torch.tensor([0] * (len(images) - 1) + [last_timestep])[: len(images)],
-        logit_positions=torch.arange(tokens.shape[1]),
-    )
+@pytest.fixture
+def read(tokenizer):
+    """Makes a decoder that has read documents side by side."""
+
+    def read(pipeline, documents, capacity=40):
+        decoder = Decoder(pipeline, len(documents), capacity)
+        decoder.read([flatten(document, tokenizer, P) for document in documents])
+        return decoder
+
+    return read
 
 
-PROMPTS = [(1, 5, 9, 33), (1,), (1, 70)]
-
-
-@patchers
-@masks
-@torch.no_grad()
-def test_text_token_by_token(make_pipeline, patcher, mask):
-    """Rows of different lengths, that do not grow at the same pace: each is as if it were alone."""
-    pipeline = make_pipeline(patcher, mask)
-    pieces = [text(*prompt) for prompt in PROMPTS]
-    decoder = Decoder(pipeline, 3, capacity=9)
-    logits = decoder.read(pieces)
-    for row, piece in enumerate(pieces):
-        torch.testing.assert_close(logits[row], uncached(pipeline, piece).logits[-1], **TOLERANCE)
-    growing = [(1, 1, 1), (1, 0, 1), (0, 0, 1), (0, 1, 0), (1, 1, 1)]
-    for step, active in enumerate(growing):
-        token_ids = torch.tensor([20, 30, 40]) + step
-        logits = decoder.read_tokens(token_ids, torch.tensor(active).bool())
-        assert logits.isfinite().all()
-        for row in range(3):
-            if active[row]:
-                pieces[row] = with_text(pieces[row], int(token_ids[row]))
-                torch.testing.assert_close(logits[row], uncached(pipeline, pieces[row]).logits[-1], **TOLERANCE)
-    assert decoder.lengths.tolist() == [len(piece.tokens) for piece in pieces] == [7, 4, 6]
+def assert_logits(decoder, documents, rows=None):
+    """Of the given rows: what follows is foretold as if each were alone and read from its start."""
+    for row in range(len(documents)) if rows is None else rows:
+        expected = read_all(decoder.pipeline, documents[row]).logits
+        torch.testing.assert_close(decoder.logits[row], expected[-1], **TOLERANCE)
+        assert decoder.lengths[row] == len(expected)
 
 
 @patchers
 @masks
 @torch.no_grad()
-def test_documents_with_images_in_them(make_pipeline, tokenizer, patcher, mask):
-    """Read at once: none, one and two images beside one another, and text after them."""
-    pipeline = make_pipeline(patcher, mask)
-    documents = [
-        Document((TextSegment((1, 8, 9)),)),
-        Document((TextSegment((1, 5)), ImageSegment(picture(0)), TextSegment((7,)), ImageSegment(picture(1)))),
-        Document((TextSegment((1,)), ImageSegment(picture(2)), TextSegment((11, 12)))),
-    ]
-    pieces = [flatten(document, tokenizer, P) for document in documents]
-    decoder = Decoder(pipeline, 3, capacity=20)
-    logits = decoder.read(pieces)
-    for row, piece in enumerate(pieces):
-        torch.testing.assert_close(logits[row], uncached(pipeline, piece).logits[-1], **TOLERANCE)
-    logits = decoder.read_tokens(torch.tensor([60, 61, 62]), torch.ones(3, dtype=torch.bool))
-    for row, piece in enumerate(pieces):
-        torch.testing.assert_close(logits[row], uncached(pipeline, with_text(piece, 60 + row)).logits[-1], **TOLERANCE)
+def test_text_token_by_token(make_pipeline, read, patcher, mask):
+    """Rows of different lengths, with and without images, that do not grow at the same pace."""
+    documents = list(PROMPTS)
+    decoder = read(make_pipeline(patcher, mask), documents)
+    assert_logits(decoder, documents)
+    for step, growing in enumerate([(0, 2, 3), (0, 2), (2,), (1, 3), (0, 1, 2, 3)]):
+        token_ids = [20 + 10 * row + step if row in growing else None for row in range(4)]
+        decoder.read_tokens(token_ids)
+        for row in growing:
+            documents[row] = longer(documents[row], TextSegment((token_ids[row],)))
+        assert_logits(decoder, documents, growing)
 
 
 @patchers
 @masks
 @torch.no_grad()
-def test_an_image_and_the_text_after_it(make_pipeline, tokenizer, patcher, mask):
-    pipeline = make_pipeline(patcher, mask)
-    pieces = [text(*prompt, tokenizer.boi) for prompt in PROMPTS]
-    decoder = Decoder(pipeline, 3, capacity=5 + P + 2)
-    decoder.read(pieces)
+def test_images_in_some_rows_and_text_after_them(make_pipeline, read, tokenizer, patcher, mask):
+    """Two rows leave the others, each with its null prompt beside it, draw, and come back."""
+    pipeline, documents = make_pipeline(patcher, mask), list(PROMPTS)
+    decoder = read(pipeline, documents)
+    decoder.read_tokens([None, tokenizer.boi, tokenizer.boi, None])
+    null = read(pipeline, [words(1, tokenizer.boi)] * 4, capacity=2)
+    branch = decoder.branch([1, 2], null, room=P + 1)
     for timestep in (999, 500, 0):
-        noisy = torch.stack([picture(timestep + row) for row in range(3)])
-        prediction = decoder.predict_image(noisy, timestep)
-        for row, piece in enumerate(pieces):
-            expected = uncached(pipeline, with_image(piece, noisy[row]), timestep).image_prediction[0]
-            torch.testing.assert_close(prediction[row], expected, **TOLERANCE)
+        noisy = torch.stack([picture(timestep + row) for row in range(4)])
+        prediction = branch.predict_images(noisy, timestep)
+        before = [documents[1], documents[2], words(1), words(1)]
+        for i in range(4):
+            expected = read_all(pipeline, longer(before[i], ImageSegment(noisy[i])), timestep).image_prediction
+            torch.testing.assert_close(prediction[i], expected[-1], **TOLERANCE)
+        torch.testing.assert_close(branch.predict_images(noisy[:2], timestep), prediction[:2], **TOLERANCE)
 
-    clean, active = torch.stack([picture(row) for row in range(3)]), torch.tensor([True, False, True])
-    decoder.read_image(clean, active)
-    pieces = [with_image(piece, image) if on else piece for piece, image, on in zip(pieces, clean, active, strict=True)]
-    for token_ids in (torch.full((3,), tokenizer.eoi), torch.tensor([14, 15, 16])):
-        logits = decoder.read_tokens(token_ids, torch.ones(3, dtype=torch.bool))
-        pieces = [with_text(piece, int(token)) for piece, token in zip(pieces, token_ids, strict=True)]
-        for row, piece in enumerate(pieces):
-            torch.testing.assert_close(logits[row], uncached(pipeline, piece).logits[-1], **TOLERANCE)
-
-
-@torch.no_grad()
-def test_denoising_leaves_the_cache_as_it_was(make_pipeline, tokenizer):
-    decoder = Decoder(make_pipeline(), 2, capacity=3 + P)
-    decoder.read([text(1, 5, tokenizer.boi), text(1, tokenizer.boi)])
-    noisy = torch.stack([picture(0), picture(1)])
-    first = decoder.predict_image(noisy, 800)
-    buffers, positions = decoder.cache.buffers[..., :3, :].clone(), decoder.cache.positions[:, :3].clone()
-    decoder.predict_image(-noisy, 20)
-    assert decoder.cache.length == 3
-    assert decoder.lengths.tolist() == [3, 2]
-    assert torch.equal(decoder.cache.buffers[..., :3, :], buffers)
-    assert torch.equal(decoder.cache.positions[:, :3], positions)
-    assert torch.equal(decoder.predict_image(noisy, 800), first)
+    clean = [ImageSegment(picture(row)) for row in range(2)]
+    tokens, image_ids = [0] * P + [tokenizer.eoi], [0] * P + [-1]
+    branch.read([FlatDocument(tokens, [], image_ids, [image]) for image in clean])
+    decoder.merge([1, 2], branch)
+    documents[1], documents[2] = longer(documents[1], clean[0]), longer(documents[2], clean[1])
+    assert_logits(decoder, documents, rows=[1, 2])
+    decoder.read_tokens([60, 61, 62, 63])
+    documents = [longer(document, TextSegment((60 + row,))) for row, document in enumerate(documents)]
+    assert_logits(decoder, documents)
 
 
 @torch.no_grad()
-def test_rewind_forgets(make_pipeline, tokenizer):
-    """What was read after the point each row goes back to leaves no trace."""
-    pipeline, everyone = make_pipeline(), torch.ones(2, dtype=torch.bool)
-    decoder = Decoder(pipeline, 2, capacity=20)
-    pieces = [text(1, 5, 6), text(1, 7)]
-    decoder.read(pieces)
-    decoder.read_tokens(torch.tensor([50, 51]), everyone)
-    decoder.read_tokens(torch.tensor([tokenizer.boi] * 2), everyone)
-    decoder.read_image(torch.stack([picture(0), picture(1)]), everyone)
-    decoder.rewind(torch.tensor([4, 1]))  # the first keeps its new token, the second not even all of its prompt
-    assert decoder.lengths.tolist() == [4, 1]
-    logits = decoder.read_tokens(torch.tensor([60, 61]), everyone)
-    torch.testing.assert_close(logits[0], uncached(pipeline, text(1, 5, 6, 50, 60)).logits[-1], **TOLERANCE)
-    torch.testing.assert_close(logits[1], uncached(pipeline, text(1, 61)).logits[-1], **TOLERANCE)
+def test_what_lies_beyond_the_end_of_a_row_is_never_seen(make_pipeline, read):
+    """Paddings, rows that waited, images that were noise: whatever is in those slots changes nothing."""
+    decoders = [read(make_pipeline(), PROMPTS) for _ in range(2)]
+    for decoder in decoders:
+        decoder.read_tokens([20, None, None, 21])
+    for row, length in enumerate(decoders[1].lengths):
+        decoders[1].cache.buffers[:, :, row, :, length:] = 1e3
+        decoders[1].cache.image_ids[row, length:] = 1000
+    for decoder in decoders:
+        decoder.read_tokens([22, 23, None, 24])
+    for row in (0, 1, 3):
+        assert torch.equal(decoders[0].logits[row], decoders[1].logits[row])
+    noisy = torch.stack([picture(row) for row in range(4)])
+    assert torch.equal(*(decoder.predict_images(noisy, 300) for decoder in decoders))
 
 
 @torch.no_grad()
-def test_a_full_cache_says_so(make_pipeline):
-    decoder = Decoder(make_pipeline(), 1, capacity=3)
-    decoder.read([text(1, 5, 6)])
+def test_denoising_computes_the_patches_alone_and_keeps_nothing(make_pipeline, read, record):
+    decoder = read(make_pipeline(), PROMPTS)
+    recorder, noisy = record(decoder.pipeline.net), torch.stack([picture(row) for row in range(4)])
+    first = decoder.predict_images(noisy, 800)
+    decoder.predict_images(-noisy, 20)
+    assert torch.equal(decoder.predict_images(noisy, 800), first)
+    assert recorder.tokens == [[[-1] * P] * 4] * 3
+    assert decoder.lengths == [4, 1, 15, 9]
+
+
+@torch.no_grad()
+def test_each_image_of_a_row_is_told_from_the_others(make_pipeline, read):
+    """For rules of one's own: in the cache its id is the position of its first patch."""
+    decoder = read(make_pipeline(), PROMPTS)
+    decoder.predict_images(torch.stack([picture(row) for row in range(4)]), 500)
+    ids = [sorted(set(row.tolist())) for row in decoder.cache.image_ids]
+    assert ids == [[-1, 4], [-1, 1], [-1, 3, 10, 15], [-1, 2, 9]]
+
+
+@torch.no_grad()
+def test_a_full_cache_says_so(make_pipeline, read):
+    decoder = read(make_pipeline(), [words(1, 5, 6)], capacity=3)
     with pytest.raises(ValueError, match="the cache holds 3 positions, 4 are needed"):
-        decoder.read_tokens(torch.tensor([7]), torch.tensor([True]))
+        decoder.read_tokens([7])
 
 
 @torch.no_grad()
-def test_a_mask_of_ones_own_holds_in_decoding_too(make_pipeline):
+def test_a_mask_of_ones_own_holds_in_decoding_too(make_pipeline, read):
     """A rule whose `lo` is not the start of the document, as any subclass of Visibility may have."""
-    pipeline = make_pipeline(mask=Window())
-    decoder, piece = Decoder(pipeline, 1, capacity=8), text(1, 5, 6, 7, 8)
-    logits = decoder.read([piece])
-    torch.testing.assert_close(logits[0], uncached(pipeline, piece).logits[-1], **TOLERANCE)
+    documents = [words(1, 5, 6, 7, 8), words(1, 5)]
+    decoder = read(make_pipeline(mask=Window()), documents)
+    assert_logits(decoder, documents)
     for token_id in (20, 21):
-        piece = with_text(piece, token_id)
-        logits = decoder.read_tokens(torch.tensor([token_id]), torch.tensor([True]))
-        torch.testing.assert_close(logits[0], uncached(pipeline, piece).logits[-1], **TOLERANCE)
+        documents = [longer(document, TextSegment((token_id,))) for document in documents]
+        decoder.read_tokens([token_id] * 2)
+        assert_logits(decoder, documents)

@@ -1,25 +1,36 @@
-"""Drawing, writing and both, against loops without a cache, and with nets that say what a script tells them to."""
+"""Decoding in batches, with a cache, against SlowDecoder; and nets that say what a script tells them to."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from slow_decoder import SlowDecoder, assert_same, read_all
 
 from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.packing import flatten
-from lit_transfusion.data.recipe import caption_first, unconditional
+from lit_transfusion.data.recipe import caption_first, null_prompt, unconditional
 from lit_transfusion.diffusion import DDPM, SAMPLERS
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.sampler import Sampling, StopReason, _pick, draw, interleave, prompt_document, write
+from lit_transfusion.generation import Images, Sampling, StopReason, draw, generate, prompt_document, write
 from lit_transfusion.model import Bidirectional, Causal
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2
 P = 4
 PROMPTS = ["a red circle and a blue square", "two", ""]
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 samplers = pytest.mark.parametrize("sampler", list(SAMPLERS))
 patchers = pytest.mark.parametrize("patcher", ["linear", "unet"])
 masks = pytest.mark.parametrize("mask", [Bidirectional(), Causal()], ids=["bidirectional", "causal"])
+guidances = pytest.mark.parametrize(
+    "guidance",
+    [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 2.5},
+        {"guidance_scale": 2.5, "guidance_rescale": 0.7, "guidance_interval": (0.3, 0.8), "negative_prompt": "white"},
+    ],
+    ids=["alone", "guided", "rescaled"],
+)
 
 
 @pytest.fixture
@@ -28,159 +39,218 @@ def pipeline(make_pipeline):
     return make_pipeline(noise=DDPM(prediction_type="sample"))
 
 
-def noise(seed):
-    """(1, C, H, W), and the generator that goes on from there."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(3, 4, 4, generator=generator)[None], generator
+def picture(seed):
+    return torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def forward(pipeline, document, last_timestep=0):
-    """The whole document in one pass without a cache → (L, V) logits, and the prediction of its last image."""
-    piece = flatten(document, pipeline.tokenizer, P)
-    tokens, images = torch.tensor([piece.tokens]), [image.latents for image in piece.images]
-    output = pipeline.net(
-        tokens,
-        torch.arange(tokens.shape[1])[None],
-        torch.zeros_like(tokens),
-        torch.tensor([piece.image_ids]),
-        torch.stack(images) if images else torch.zeros(0, 3, 4, 4),
-        torch.tensor([0] * (len(images) - 1) + [last_timestep])[: len(images)],
-        logit_positions=torch.arange(tokens.shape[1]),
+def kinds(sample):
+    return [segment.token_ids if isinstance(segment, TextSegment) else "image" for segment in sample.added]
+
+
+def mixed_prompts(pipeline):
+    """Of different lengths, without and with images, and with an image at their very end."""
+    return [
+        prompt_document(pipeline, "a red circle and"),
+        prompt_document(pipeline),
+        prompt_document(pipeline, "two", picture(0)),
+        Document((TextSegment((1, 9)), ImageSegment(picture(1)), TextSegment((7,)), ImageSegment(picture(2)))),
+        prompt_document(pipeline, "a blue square"),
+        prompt_document(pipeline, "on white", picture(3)),
+    ]
+
+
+# ---------------------------------------------------------------- text and images, side by side
+
+
+@guidances
+@patchers
+@masks
+def test_a_batch_is_what_a_decoder_without_a_cache_makes_of_each(make_pipeline, talkative, patcher, mask, guidance):
+    """All at once: prompts with images, samples that draw while others write, several images in one sample."""
+    pipeline = talkative(make_pipeline(patcher, mask, DDPM(prediction_type="sample")))
+    prompts = mixed_prompts(pipeline)
+    sampling = Sampling(
+        "ddpm", num_inference_steps=3, temperature=1.0, max_new_tokens=7, max_images=2, seed=5, **guidance
     )
-    return output.logits, output.image_prediction[-1:]
+    together = generate(pipeline, prompts, sampling)
+    for i, prompt in enumerate(prompts):
+        with torch.no_grad():
+            expected = SlowDecoder(pipeline, 5 + i).generate(prompt, sampling)
+        assert_same(together[i], expected)
+        assert together[i].document.segments[: len(prompt.segments)] == prompt.segments
+        alone = generate(pipeline, [prompt], replace(sampling, seed=5 + i))[0]
+        assert_same(alone, expected)
+    assert {len(sample.images) for sample in together} >= {1, 2}
+    assert len({sample.stop_reason for sample in together}) >= 2
 
 
-@torch.no_grad()
-def denoise(pipeline, segments, latents, generator, sampling):
-    """The image after `segments`: all of the document again at each step, and the null prompt by itself."""
-    scheduler = pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)
-    for t in scheduler.timesteps.tolist():
-        prompted = forward(pipeline, Document((*segments, ImageSegment(latents[0]))), t)[1]
-        null_prompt = TextSegment((pipeline.tokenizer.bos,))
-        null = forward(pipeline, Document((null_prompt, ImageSegment(latents[0]))), t)[1]
-        prediction = null + sampling.guidance_scale * (prompted - null)
-        latents = scheduler.step(prediction, t, latents, generator=[generator]).prev_sample
-    return latents
+@pytest.mark.parametrize("images", Images)
+@masks
+def test_each_way_to_begin_an_image(make_pipeline, talkative, mask, images):
+    pipeline = talkative(make_pipeline(mask=mask, noise=DDPM(prediction_type="sample")))
+    prompts = mixed_prompts(pipeline)
+    sampling = Sampling(num_inference_steps=2, temperature=1.0, max_new_tokens=5, max_images=2)
+    together = generate(pipeline, prompts, sampling, images=images)
+    for i, prompt in enumerate(prompts):
+        with torch.no_grad():
+            assert_same(together[i], SlowDecoder(pipeline, i).generate(prompt, sampling, images))
+    counts = [len(sample.images) for sample in together]
+    begins = [bool(sample.added) and isinstance(sample.added[0], ImageSegment) for sample in together]
+    assert {Images.CHOSEN: max(counts) > 0, Images.FORCED: all(begins), Images.NEVER: not any(counts)}[images]
 
 
-def prompt_segment(pipeline, prompt):
-    return TextSegment((pipeline.tokenizer.bos, *pipeline.tokenizer.encode(prompt)))
+def test_a_sample_is_the_same_in_any_batch(pipeline, talkative):
+    talkative(pipeline)
+    prompts, sampling = mixed_prompts(pipeline), Sampling("ddpm", 2, temperature=1.0, max_new_tokens=6, max_images=2)
+    seeds = [3, 1, 4, 1, 5, 9]
+    first = generate(pipeline, prompts, sampling, seeds=seeds)
+    order = [4, 2, 5, 0]
+    second = generate(pipeline, [prompts[i] for i in order], sampling, seeds=[seeds[i] for i in order])
+    for sample, i in zip(second, order, strict=True):
+        added = [getattr(segment, "latents", segment) for segment in sample.added]
+        torch.testing.assert_close(added, [getattr(s, "latents", s) for s in first[i].added], **TOLERANCE)
 
 
-def last_latents(steps):
-    """An `on_step` that keeps the latents of each step in a list: draw's pictures are clamped, these are not."""
-    return lambda step, latents: steps.append(latents.clone())
+def test_rows_that_write_go_on_until_those_that_wait_can_draw_together(pipeline, script, record):
+    """One forward pass holds tokens or images, and denoising takes all that there are."""
+    boi, eos, eoi = pipeline.tokenizer.boi, pipeline.tokenizer.eos, pipeline.tokenizer.eoi
+    script([boi, 60, eos], [61, 62, boi, eos], [63, eos])
+    recorder = record(pipeline.net)
+    sampling = Sampling(num_inference_steps=2, guidance_scale=1)
+    samples = generate(pipeline, [prompt_document(pipeline)] * 3, sampling)
+    pad = pipeline.tokenizer.pad
+    assert recorder.tokens == [
+        [[1]] * 3,
+        [[boi], [61], [63]],
+        [[pad], [62], [pad]],
+        [[pad], [boi], [pad]],
+        *[[[-1] * P] * 2] * 2,  # two steps
+        [[-1] * P + [eoi]] * 2,  # and the clean image
+        [[60], [pad], [pad]],
+    ]
+    assert [timesteps for timesteps in recorder.timesteps if timesteps] == [[999] * 2, [499] * 2, [0] * 2]
+    assert [sample.token_ids for sample in samples] == [(60,), (61, 62), (63,)]
+    assert [len(sample.images) for sample in samples] == [1, 1, 0]
 
 
-class Recorder:
-    """What each row of a net's decoder reads, as (position, token or "patch"), and each call's images and timestep."""
-
-    def __init__(self, net):
-        self.streams, self.images = {}, []
-        self.handle = net.register_forward_pre_hook(self)
-
-    def __call__(self, net, args):
-        tokens, positions, document_ids, image_ids, images, timesteps = args
-        if len(images):
-            self.images.append((images.clone(), timesteps.tolist()))
-        for row, holes in enumerate(document_ids < 0):
-            stream = self.streams.setdefault(row, [])
-            for token, position, image, hole in zip(tokens[row], positions[row], image_ids[row], holes, strict=True):
-                entry = int(position), int(token) if image < 0 else "patch"
-                if not hole and entry not in stream:  # denoising reads the same places again and again
-                    stream.append(entry)
+def test_samples_that_have_ended_are_left_behind(pipeline, script, record):
+    """When half of the rows have, so that one long text does not drag a whole batch along."""
+    eos, recorder = pipeline.tokenizer.eos, record(pipeline.net)
+    script([60, eos], [61, 61, 61, eos], [eos], [62, 62, eos])
+    samples = generate(pipeline, [prompt_document(pipeline)] * 4)
+    assert [len(rows) for rows in recorder.tokens[2:]] == [4, 4, 2]  # after the prompts and the null prompts
+    assert [sample.token_ids for sample in samples] == [(60,), (61,) * 3, (), (62,) * 2]
 
 
-def script(pipeline, start, *written):
-    """Makes the net write `written[row]` after a prompt that ends at position `start`, and then word 50 for ever.
-
-    EOI is made the likeliest of all everywhere, since it is never to be chosen. Returns the handle that ends it.
-    """
-    tokenizer, plans = pipeline.tokenizer, []
-    for tokens in written:
-        plan, position = {}, start
-        for token in tokens:
-            plan[position] = token
-            position += P + 2 if token == tokenizer.boi else 1  # the next word comes after EOI
-        plans.append(plan)
-
-    def speak(net, args, kwargs, output):
-        logits = torch.zeros_like(output.logits)
-        logits[:, tokenizer.eoi] = 9
-        positions = args[1].flatten()[kwargs["logit_positions"]]
-        for row, plan in enumerate(plans):
-            logits[row, plan.get(int(positions[row]), 50)] = 3
-        return output._replace(logits=logits)
-
-    return pipeline.net.register_forward_hook(speak, with_kwargs=True)
+def test_nothing_makes_nothing(pipeline):
+    assert generate(pipeline, []) == []
+    assert draw(pipeline, []).shape == (0, 3, 4, 4)
+    assert write(pipeline, torch.zeros(0, 3, 4, 4)) == []
 
 
 # ---------------------------------------------------------------- draw
 
 
 @samplers
-@patchers
-@masks
-def test_drawing_is_sampling_without_a_cache(make_pipeline, sampler, patcher, mask):
-    pipeline = make_pipeline(patcher, mask, DDPM(prediction_type="sample"))
-    sampling, steps = Sampling(sampler, num_inference_steps=3, guidance_scale=2.0, seed=7), []
-    pictures = draw(pipeline, PROMPTS, sampling, last_latents(steps))
-    assert len(steps) == 3
+@guidances
+def test_drawing_is_sampling_without_a_cache(pipeline, sampler, guidance):
+    sampling, steps = Sampling(sampler, num_inference_steps=4, seed=7, **guidance), []
+    pictures = draw(pipeline, PROMPTS, sampling, lambda step, latents: steps.append((step, latents.clone())))
+    assert [(step, latents.shape) for step, latents in steps] == [(i, (3, 3, 4, 4)) for i in range(4)]
     for i, prompt in enumerate(PROMPTS):
-        expected = denoise(pipeline, [prompt_segment(pipeline, prompt)], *noise(7 + i), sampling)
-        torch.testing.assert_close(steps[-1][i], expected[0], **TOLERANCE)
-        torch.testing.assert_close(pictures[i], expected[0].clamp(-1, 1), **TOLERANCE)
+        with torch.no_grad():
+            expected = SlowDecoder(pipeline, 7 + i).draw(prompt_document(pipeline, prompt).segments, sampling)
+        torch.testing.assert_close(steps[-1][1][i], expected, **TOLERANCE)
+        torch.testing.assert_close(pictures[i], expected.clamp(-1, 1), **TOLERANCE)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @samplers
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_a_batch_of_prompts_is_each_alone(pipeline, sampler, guidance_scale):
-    """Image i of a batch is that of seed + i, whatever else is drawn."""
-    sampling = Sampling(sampler, num_inference_steps=4, guidance_scale=guidance_scale, seed=3)
-    together, alone = [], []
-    draw(pipeline, PROMPTS, sampling, last_latents(together))
-    for i, prompt in enumerate(PROMPTS):
-        draw(pipeline, [prompt], replace(sampling, seed=3 + i), last_latents(alone))
-        torch.testing.assert_close(together[-1][i], alone[-1][0], **TOLERANCE)
+def test_an_oracle_draws_the_picture_it_knows(make_pipeline, sampler, prediction_type):
+    """A net that says what is exactly right for one known picture a row."""
+    noise = DDPM(prediction_type=prediction_type)
+    pipeline, known = make_pipeline(noise=noise), torch.rand(2, 3, 4, 4) * 2 - 1
+
+    def know(net, args, output):
+        noisy, t = args[4:6]
+        clean = known.repeat(len(noisy) // 2, 1, 1, 1)
+        ones, zeros = torch.ones_like(clean), torch.zeros_like(clean)
+        signal, sigma = noise.add_noise(ones, zeros, t), noise.add_noise(zeros, ones, t)
+        return output._replace(image_prediction=noise.target(clean, (noisy - signal * clean) / sigma, t))
+
+    pipeline.net.register_forward_hook(know)
+    drawn = draw(pipeline, PROMPTS[:2], Sampling(sampler, num_inference_steps=20))
+    torch.testing.assert_close(drawn, known, atol=1e-4, rtol=0)
 
 
-def test_guidance_of_one_is_none(pipeline):
-    """With no second row, the same picture as with one whose weight is (almost) none."""
-    none, almost, some = [], [], []
-    for guidance_scale, steps in ((1.0, none), (1.0 + 1e-7, almost), (2.0, some)):
-        sampling = Sampling(num_inference_steps=3, guidance_scale=guidance_scale)
-        draw(pipeline, PROMPTS[:1], sampling, last_latents(steps))
-    torch.testing.assert_close(none, almost, **TOLERANCE)
-    assert not torch.allclose(none[-1], some[-1], atol=1e-2)
+@torch.no_grad()
+def test_ddpm_is_the_loop_of_diffusers_step_by_step(pipeline):
+    """Its own scheduler, made from nothing of ours, and its own way to guide."""
+    scheduler = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
+    scheduler.set_timesteps(timesteps=[999, 799, 599, 399, 199])
+    generator = torch.Generator().manual_seed(3)
+    latents, expected = torch.randn(1, 3, 4, 4, generator=generator), []
+    prompt, null = prompt_document(pipeline, "two").segments, prompt_document(pipeline).segments
+    for t in scheduler.timesteps:
+        image = ImageSegment(latents[0])
+        uncond, cond = (read_all(pipeline, Document((*s, image)), int(t)).image_prediction for s in (null, prompt))
+        latents = scheduler.step(uncond + 3.0 * (cond - uncond), t, latents, generator=generator).prev_sample
+        expected.append(latents)
+    steps = []
+    draw(pipeline, ["two"], Sampling("ddpm", 5, 3.0, seed=3), lambda step, latents: steps.append(latents.clone()))
+    torch.testing.assert_close(steps, expected, **TOLERANCE)
+
+
+def test_drawing_reads_what_training_reads(pipeline, record):
+    """Token for token, up to the end of the image, the prompt as well as what guidance steers away from."""
+    tokenizer, image = pipeline.tokenizer, torch.zeros(3, 4, 4)
+    recorder = record(pipeline.net)
+    draw(pipeline, PROMPTS[:2], Sampling(num_inference_steps=2))
+    (null, prompted, *steps), positions = recorder.tokens, recorder.positions
+    documents = [caption_first(tokenizer.encode(prompt), image, tokenizer) for prompt in PROMPTS[:2]]
+    documents += [unconditional(image, tokenizer)] * 2
+    for row, (document, given) in enumerate(zip(documents, [*prompted, *null], strict=True)):
+        piece = flatten(document, tokenizer, P)
+        start = piece.image_ids.index(0)
+        assert given[:start] == piece.tokens[:start]
+        assert positions[2][row] == positions[3][row] == list(range(start, start + P))
+    assert steps == [[[-1] * P] * 4] * 2
+    assert recorder.timesteps[2:] == [[999] * 4, [499] * 4]
+
+
+def test_without_guidance_there_is_no_null_prompt(pipeline, record):
+    """Neither where the scale is 1 nor outside of the interval."""
+    recorder = record(pipeline.net)
+    draw(pipeline, PROMPTS, Sampling(num_inference_steps=4, guidance_scale=1))
+    assert [len(rows) for rows in recorder.tokens] == [3] * 5
+    recorder.tokens.clear()
+    draw(pipeline, PROMPTS, Sampling(num_inference_steps=4, guidance_interval=(0.4, 0.8)))  # t = 999, 749, 499, 249
+    assert [len(rows) for rows in recorder.tokens] == [3, 3, 3, 6, 6, 3]
 
 
 def test_guidance_changes_nothing_where_there_is_no_prompt(pipeline):
-    """An empty prompt is the null prompt."""
-    one, five = [], []
-    draw(pipeline, [""], Sampling(num_inference_steps=3, guidance_scale=1.0), last_latents(one))
-    draw(pipeline, [""], Sampling(num_inference_steps=3, guidance_scale=5.0), last_latents(five))
-    torch.testing.assert_close(one, five, **TOLERANCE)
+    """An empty prompt is the null prompt, and a prompt that is its own negative as well."""
+    alone = draw(pipeline, ["", "two"], Sampling(num_inference_steps=3, guidance_scale=1))
+    guided = draw(pipeline, ["", "two"], Sampling(num_inference_steps=3, guidance_scale=5))
+    torch.testing.assert_close(guided[0], alone[0], **TOLERANCE)
+    assert not torch.allclose(guided[1], alone[1], atol=1e-2)
+    negative = Sampling(num_inference_steps=3, guidance_scale=5, negative_prompt="two")
+    torch.testing.assert_close(draw(pipeline, ["", "two"], negative)[1], alone[1], **TOLERANCE)
 
 
-def test_drawing_reads_what_training_reads(pipeline):
-    """Token for token, up to the end of the image, the prompt as well as what guidance steers away from."""
-    tokenizer, image = pipeline.tokenizer, torch.zeros(3, 4, 4)
-    recorder = Recorder(pipeline.net)
-    draw(pipeline, PROMPTS[:2], Sampling(num_inference_steps=2))
-    documents = [caption_first(tokenizer.encode(prompt), image, tokenizer) for prompt in PROMPTS[:2]]
-    documents += [unconditional(image, tokenizer)] * 2
-    for row, document in enumerate(documents):
-        piece = flatten(document, tokenizer, P)
-        end = piece.image_ids.index(0) + P
-        words = ["patch" if i >= 0 else token for token, i in zip(piece.tokens, piece.image_ids, strict=True)]
-        assert recorder.streams[row] == list(enumerate(words))[:end]
-    assert [t for _, t in recorder.images] == [[999] * 4, [499] * 4]
-
-
-def test_each_step_is_reported(pipeline):
-    steps = []
-    draw(pipeline, PROMPTS, Sampling(num_inference_steps=4), lambda step, latents: steps.append((step, latents.shape)))
-    assert steps == [(i, (3, 3, 4, 4)) for i in range(4)]
+def test_a_null_prompt_for_each_sample(pipeline, script):
+    """As edits have it: the picture stays, the instruction goes. It stays with its sample when others have ended."""
+    prompts = [prompt_document(pipeline, "two", picture(i)) for i in range(3)]
+    null = [prompt_document(pipeline, picture=picture(i)) for i in range(3)]
+    sampling = Sampling(num_inference_steps=3, max_new_tokens=0)
+    samples = generate(pipeline, prompts[:2], sampling, images=Images.FORCED, null_prompts=null[:2])
+    eos = pipeline.tokenizer.eos
+    script([eos], [eos], [pipeline.tokenizer.boi, eos])
+    samples += generate(pipeline, prompts, replace(sampling, max_new_tokens=2), null_prompts=null)[2:]
+    for i in range(3):
+        with torch.no_grad():
+            expected = SlowDecoder(pipeline, i).draw(prompts[i].segments, sampling, null[i].segments)
+        torch.testing.assert_close(samples[i].images[0].latents, expected, **TOLERANCE)
 
 
 # ---------------------------------------------------------------- write
@@ -189,65 +259,51 @@ def test_each_step_is_reported(pipeline):
 @patchers
 @masks
 def test_writing_takes_the_likeliest_token_each_time(make_pipeline, patcher, mask):
-    """Two pictures, each as if alone and read from the start for each token."""
     pipeline, images = make_pipeline(patcher, mask), torch.rand(2, 3, 4, 4) * 2 - 1
-    tokenizer, recorder = pipeline.tokenizer, Recorder(pipeline.net)
-    captions = write(pipeline, images, Sampling(max_new_tokens=6))
-    recorder.handle.remove()
+    sampling = Sampling(max_new_tokens=6)
+    captions = write(pipeline, images, sampling)
     for row, image in enumerate(images):
-        caption = []
-        for _ in range(6):
-            segments = TextSegment((tokenizer.bos,)), ImageSegment(image), TextSegment(tuple(caption))
-            with torch.no_grad():
-                logits = forward(pipeline, Document(segments))[0][-1]
-            logits[[tokenizer.boi, tokenizer.eoi]] = -torch.inf
-            caption.append(int(logits.argmax()))
-            if caption[-1] == tokenizer.eos:
-                break
-        read = [token for position, token in recorder.streams[row] if position > P + 2]
-        assert [token for token in caption if token != tokenizer.eos] == read
-        assert captions[row] == tokenizer.decode(read)
+        prompt = Document((null_prompt(pipeline.tokenizer), ImageSegment(image)))
+        with torch.no_grad():
+            added, _ = SlowDecoder(pipeline, row).generate(prompt, sampling, Images.NEVER)
+        assert captions[row] == pipeline.tokenizer.decode(added)
 
 
-def test_writing_stops_at_eos_and_never_writes_markers(pipeline):
-    """The first caption ends early, the second goes on; where BOI would come, the next best token does."""
+def test_writing_stops_at_eos(pipeline, script, record):
+    """The first caption ends early, the second goes on, and what nothing follows is not read."""
     tokenizer = pipeline.tokenizer
     short, long = tokenizer.encode("a red circle"), tokenizer.encode("two green triangles on white")
-    script(pipeline, P + 2, [*short, tokenizer.eos, *short], [*long, tokenizer.eos])
-    recorder = Recorder(pipeline.net)
+    script([*short, tokenizer.eos], [*long, tokenizer.eos])
+    recorder = record(pipeline.net)
     assert write(pipeline, torch.zeros(2, 3, 4, 4)) == ["a red circle", "two green triangles on white"]
-    assert recorder.streams[0][-1] == (P + 2 + len(short), short[-1])  # it reads nothing after its end
+    prompts, *tokens = recorder.tokens
+    assert prompts == [[tokenizer.bos, tokenizer.boi, *[-1] * P, tokenizer.eoi]] * 2
+    together = [[[first], [second]] for first, second in zip((*short, tokenizer.pad), long, strict=False)]
+    assert tokens == [*together, *([[token]] for token in long[len(together) :])]
 
 
-def test_writing_goes_on_past_an_image_it_may_not_begin(pipeline):
+def test_markers_are_never_written(pipeline):
+    """Where the model would begin an image that it may not, or end one, the next best token comes."""
     tokenizer = pipeline.tokenizer
-    word = tokenizer.encode("two")
 
-    def speak(net, args, kwargs, output):
+    def speak(net, args, output):
         logits = torch.zeros_like(output.logits)
-        logits[:, tokenizer.boi], logits[:, tokenizer.eoi], logits[:, word[0]] = 9, 8, 1
+        logits[:, tokenizer.eoi], logits[:, tokenizer.bos], logits[:, tokenizer.boi], logits[:, 60] = 9, 8, 7, 6
         return output._replace(logits=logits)
 
-    pipeline.net.register_forward_hook(speak, with_kwargs=True)
-    recorder = Recorder(pipeline.net)
-    caption = write(pipeline, torch.zeros(1, 3, 4, 4), Sampling(max_new_tokens=3))
-    assert caption == [tokenizer.decode([word[0]] * 3)]
-    assert not {tokenizer.boi, tokenizer.eoi} & {token for position, token in recorder.streams[0] if position > P + 2}
+    pipeline.net.register_forward_hook(speak)
+    prompts, sampling = [prompt_document(pipeline)], Sampling(num_inference_steps=1, max_new_tokens=3)
+    assert kinds(generate(pipeline, prompts, sampling, images=Images.NEVER)[0]) == [(60, 60, 60)]
+    assert kinds(generate(pipeline, prompts, sampling, images=Images.CHOSEN)[0]) == ["image"]
 
 
-@pytest.mark.parametrize("max_new_tokens", [1, 4])
-def test_writing_ends_at_its_limit(pipeline, max_new_tokens):
-    script(pipeline, P + 2, [])
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+@pytest.mark.parametrize("max_new_tokens", [0, 1, 4])
+def test_writing_ends_at_its_limit(pipeline, script, record, max_new_tokens):
+    """And does not read the last token, which nothing follows."""
+    script([])
+    recorder, sampling = record(pipeline.net), Sampling(max_new_tokens=max_new_tokens)
     assert write(pipeline, torch.zeros(1, 3, 4, 4), sampling) == [pipeline.tokenizer.decode([50] * max_new_tokens)]
-
-
-def test_a_temperature_draws_from_the_softmax():
-    """p^(1/2), normalised, at a temperature of 2."""
-    logits = torch.tensor([0.64, 0.32, 0.04]).log().expand(20_000, 3)
-    counts = _pick(logits, 2.0, [torch.Generator().manual_seed(0)] * 20_000).bincount(minlength=3)
-    expected = torch.tensor([0.64, 0.32, 0.04]).sqrt()
-    assert torch.allclose(counts / 20_000, expected / expected.sum(), atol=0.02)
+    assert len(recorder.tokens) == max(1, max_new_tokens)
 
 
 def test_the_seed_decides_what_is_written(pipeline):
@@ -255,169 +311,68 @@ def test_the_seed_decides_what_is_written(pipeline):
     image = torch.zeros(1, 3, 4, 4)
     first, again, other = (write(pipeline, image, replace(sampling, seed=seed)) for seed in (0, 0, 1))
     assert first == again != other
+    assert write(pipeline, image.repeat(2, 1, 1, 1), sampling, seeds=[1, 0]) == [*other, *first]
 
 
-def test_what_is_written_does_not_depend_on_the_other_rows(pipeline):
-    sampling = Sampling(temperature=1.0, max_new_tokens=8)
-    images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    together = write(pipeline, images, sampling)
-    alone = [write(pipeline, image[None], replace(sampling, seed=i))[0] for i, image in enumerate(images)]
-    assert together == alone
-
-
-# ---------------------------------------------------------------- interleave
-
-
-def start(pipeline, prompt="a red circle"):
-    """A document to go on from, and the position of its last token."""
-    segment = prompt_segment(pipeline, prompt)
-    return Document((segment,)), len(segment.token_ids) - 1
-
-
-def test_the_model_decides_when_to_draw(pipeline):
-    tokenizer = pipeline.tokenizer
-    before, after = tokenizer.encode("two"), tokenizer.encode("on white")
-    prompt, end = start(pipeline)
-    script(pipeline, end, [*before, tokenizer.boi, *after, tokenizer.eos])
-    document, stop = interleave(pipeline, prompt, Sampling(num_inference_steps=2))
-    assert stop is StopReason.END_OF_TEXT
-    words, said, image, said_after = document.segments
-    assert words == prompt.segments[0]
-    assert said == TextSegment(before)
-    assert image.latents.shape == (3, 4, 4)
-    assert said_after == TextSegment(after)
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-@patchers
-@masks
-def test_two_images_in_one_document(make_pipeline, patcher, mask, guidance_scale):
-    """The second is drawn under all that stands before it, the first image, clean, included; guidance steers it away
-    from a null prompt in which the first has left no trace.
-    """
-    pipeline = make_pipeline(patcher, mask, DDPM(prediction_type="sample"))
-    tokenizer = pipeline.tokenizer
-    (prompt, end), between = start(pipeline), tokenizer.encode("two")
-    script(pipeline, end, [tokenizer.boi, *between, tokenizer.boi, tokenizer.eos])
-    sampling = Sampling("ddpm", num_inference_steps=3, guidance_scale=guidance_scale, max_images=2, seed=5)
-    document, stop = interleave(pipeline, prompt, sampling)
-    assert stop is StopReason.END_OF_TEXT
-    kinds = [type(segment) for segment in document.segments]
-    assert kinds == [TextSegment, ImageSegment, TextSegment, ImageSegment]
-    for i, place in enumerate((1, 3)):  # each has noise of its own, as the images of a batch have
-        expected = denoise(pipeline, document.segments[:place], *noise(5 + i), sampling)
-        torch.testing.assert_close(document.segments[place].latents, expected[0], **TOLERANCE)
-
-
-def test_what_is_read_is_one_document_and_the_null_prompt(pipeline):
-    """The first row reads all, with EOI after the image; the other BOS, BOI and the image, and all of it once more."""
-    tokenizer = pipeline.tokenizer
-    prompt, end = start(pipeline)
-    script(pipeline, end, [tokenizer.boi, 60, tokenizer.boi, 61, tokenizer.eos])
-    recorder = Recorder(pipeline.net)
-    document, _ = interleave(pipeline, prompt, Sampling(num_inference_steps=2, max_images=2))
-    piece = flatten(document, tokenizer, P)
-    words = ["patch" if i >= 0 else token for token, i in zip(piece.tokens, piece.image_ids, strict=True)]
-    assert recorder.streams[0] == list(enumerate(words))
-    null = flatten(unconditional(torch.zeros(3, 4, 4), tokenizer), tokenizer, P)
-    assert recorder.streams[1] == [(0, null.tokens[0]), (1, null.tokens[1]), *((2 + i, "patch") for i in range(P))]
-
-
-@torch.no_grad()
-def test_the_text_after_an_image_sees_it_clean(pipeline):
-    """As it is in the document and at t = 0, not as it was in the last step of denoising."""
-    prompt, end = start(pipeline)
-    own_logits = []  # of the first row, before the script overrules them
-    pipeline.net.register_forward_hook(lambda net, args, output: own_logits.append(output.logits[0].clone()))
-    overruling = script(pipeline, end, [pipeline.tokenizer.boi, 60, pipeline.tokenizer.eos])
-    recorder = Recorder(pipeline.net)
-    document, _ = interleave(pipeline, prompt, Sampling(num_inference_steps=3))
-    overruling.remove()
-    images, timesteps = recorder.images[-1]
-    assert torch.equal(images[0], document.segments[1].latents) and timesteps[0] == 0
-    at_eoi, at_word = own_logits[-2:]
-    expected = forward(pipeline, document)[0]
-    torch.testing.assert_close(at_eoi, expected[-2], **TOLERANCE)
-    torch.testing.assert_close(at_word, expected[-1], **TOLERANCE)
-
-
-def test_no_more_images_than_allowed(pipeline):
-    tokenizer = pipeline.tokenizer
-    prompt, end = start(pipeline)
-    script(pipeline, end, [tokenizer.boi, 60, tokenizer.boi, 61])
-    document, stop = interleave(pipeline, prompt, Sampling(num_inference_steps=2, max_images=1))
-    assert stop is StopReason.IMAGE_LIMIT
-    assert len(document.images) == 1
-    assert document.segments[-1] == TextSegment((60,))
-
-
-def test_no_image_at_all_if_none_is_allowed(pipeline):
-    prompt, end = start(pipeline)
-    script(pipeline, end, [60, pipeline.tokenizer.boi])
-    document, stop = interleave(pipeline, prompt, Sampling(max_images=0))
-    assert stop is StopReason.IMAGE_LIMIT
-    assert document.segments[1:] == (TextSegment((60,)),)
-
-
-def test_no_more_tokens_than_allowed(pipeline):
-    prompt, end = start(pipeline)
-    script(pipeline, end, [60, 61, 62, 63])
-    document, stop = interleave(pipeline, prompt, Sampling(max_new_tokens=3))
-    assert stop is StopReason.TOKEN_LIMIT
-    assert document.segments[1:] == (TextSegment((60, 61, 62)),)
-
-
-def test_an_end_at_once_adds_nothing(pipeline):
-    prompt, end = start(pipeline)
-    script(pipeline, end, [pipeline.tokenizer.eos])
-    assert interleave(pipeline, prompt) == (prompt, StopReason.END_OF_TEXT)
-
-
-def test_going_on_from_a_picture(pipeline):
-    """The prompt's image is read clean, and stays the first of the document."""
-    tokenizer, latents = pipeline.tokenizer, torch.rand(3, 4, 4)
-    prompt = Document((TextSegment((tokenizer.bos,)), ImageSegment(latents)))
-    script(pipeline, P + 2, [60, tokenizer.boi, tokenizer.eos])
-    recorder = Recorder(pipeline.net)
-    sampling = Sampling(num_inference_steps=2, guidance_scale=2.0)
-    document, _ = interleave(pipeline, prompt, sampling)
-    images, timesteps = recorder.images[0]
-    assert torch.equal(images[0], latents) and timesteps == [0]
-    assert document.segments[1].latents is latents
-    recorder.handle.remove()
-    expected = denoise(pipeline, document.segments[:3], *noise(0), sampling)
-    torch.testing.assert_close(document.segments[3].latents, expected[0], **TOLERANCE)
-
-
-def test_prompts_as_documents(pipeline):
-    """BOS first, then the picture, then the words, of which either may be missing."""
-    bos, words = pipeline.tokenizer.bos, pipeline.tokenizer.encode("a red circle")
-    picture = torch.rand(1, 3, 4, 4)
-    assert prompt_document(pipeline) == Document((TextSegment((bos,)),))
-    assert prompt_document(pipeline, "a red circle") == Document((TextSegment((bos, *words)),))
-    before, image, after = prompt_document(pipeline, "a red circle", picture).segments
-    assert (before, after) == (TextSegment((bos,)), TextSegment(words))
-    assert torch.equal(image.latents, picture[0])
-    script(pipeline, P + 2, [60, pipeline.tokenizer.eos])  # a picture alone: the text comes right after it
-    document, _ = interleave(pipeline, prompt_document(pipeline, picture=picture))
-    assert document.segments[-1] == TextSegment((60,))
-
-
-# ---------------------------------------------------------------- settings
+# ---------------------------------------------------------------- where it stops
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("plan", "limits", "added", "stop_reason"),
     [
-        ({"temperature": -0.1}, "temperature -0.1 is negative"),
-        ({"max_new_tokens": 0}, "max_new_tokens 0 is less than 1"),
+        (["eos"], {}, [], StopReason.END_OF_TEXT),
+        ([60, "boi", 61, "eos"], {}, [(60,), "image", (61,)], StopReason.END_OF_TEXT),
+        (["boi", "boi", "eos"], {"max_images": 2}, ["image", "image"], StopReason.END_OF_TEXT),
+        (["boi", 60, "boi", 61], {"max_images": 1}, ["image", (60,)], StopReason.IMAGE_LIMIT),
+        ([60, "boi"], {"max_images": 0}, [(60,)], StopReason.IMAGE_LIMIT),
+        ([60, 61, 62, 63], {"max_new_tokens": 3}, [(60, 61, 62)], StopReason.TOKEN_LIMIT),
+        ([60, "boi", 61, 62], {"max_new_tokens": 2}, [(60,), "image", (61,)], StopReason.TOKEN_LIMIT),
+        (["boi"], {"max_new_tokens": 0}, [], StopReason.TOKEN_LIMIT),
     ],
 )
-def test_wrong_settings_are_refused(wrong, message):
+def test_each_reason_to_stop(pipeline, script, plan, limits, added, stop_reason):
+    """Where no image came, `images` is empty."""
+    script([getattr(pipeline.tokenizer, token) if isinstance(token, str) else token for token in plan])
+    sampling = Sampling(num_inference_steps=1, **limits)
+    sample = generate(pipeline, [prompt_document(pipeline, "two")], sampling)[0]
+    assert kinds(sample) == added
+    assert sample.stop_reason is stop_reason
+    assert len(sample.images) == added.count("image")
+
+
+@pytest.mark.parametrize(
+    ("plan", "limits", "added", "stop_reason"),
+    [
+        ([], {"max_new_tokens": 0}, ["image"], StopReason.IMAGE_LIMIT),
+        ([60], {"max_new_tokens": 1}, ["image", (60,)], StopReason.TOKEN_LIMIT),
+        (["boi"], {}, ["image"], StopReason.IMAGE_LIMIT),
+        (["boi", "eos"], {"max_images": 2}, ["image", "image"], StopReason.END_OF_TEXT),
+    ],
+)
+def test_each_reason_to_stop_after_an_image_that_was_forced(pipeline, script, plan, limits, added, stop_reason):
+    script([getattr(pipeline.tokenizer, token) if isinstance(token, str) else token for token in plan])
+    prompts, sampling = [prompt_document(pipeline, "two")], Sampling(num_inference_steps=1, **limits)
+    sample = generate(pipeline, prompts, sampling, images=Images.FORCED)[0]
+    assert (kinds(sample), sample.stop_reason) == (added, stop_reason)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_forced_image_needs_room(pipeline):
+    with pytest.raises(InputError, match="max_images 0 leaves no room"):
+        generate(pipeline, [prompt_document(pipeline)], Sampling(max_images=0), images=Images.FORCED)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        (Sampling("euler"), r"unknown sampler 'euler'; known: ddpm, ddim, dpm\+\+"),
+        (Sampling(num_inference_steps=0), "num_inference_steps 0 is not between 1 and 1000"),
+    ],
+)
+def test_what_the_noise_process_cannot_do_is_refused_before_anything_is_read(pipeline, record, sampling, message):
+    recorder = record(pipeline.net)
     with pytest.raises(InputError, match=message):
-        Sampling(**wrong)
-
-
-def test_an_unknown_sampler_is_refused_before_anything_is_drawn(pipeline):
-    with pytest.raises(InputError, match="unknown sampler 'euler'"):
-        draw(pipeline, PROMPTS, Sampling("euler"))
+        generate(pipeline, [prompt_document(pipeline)], sampling)
+    assert not recorder.tokens

@@ -1,0 +1,92 @@
+"""What the `generate` command leaves behind: pictures, and what was asked for and how."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_transfusion.data.document import ImageSegment
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.generated import Generated
+from lit_transfusion.generation.pictures import captioned_grid, save, to_pil
+from lit_transfusion.generation.pipeline import Pipeline
+
+
+class Exhibit(NamedTuple):
+    """One sample as people see it."""
+
+    prompt: str | None
+    seed: int
+    text: str  # what was written, [image] where an image stands
+    pictures: list[Tensor]  # those that were drawn, (3, S, S) in [-1, 1]
+    stop_reason: str
+
+    @property
+    def whole_text(self) -> str:
+        """From the prompt on."""
+        return f"{self.prompt or ''} {self.text}".strip()
+
+
+def exhibit(pipeline: Pipeline, sample: Generated, prompt: str | None, seed: int) -> Exhibit:
+    words = [
+        "[image]" if isinstance(segment, ImageSegment) else pipeline.tokenizer.decode(segment.token_ids)
+        for segment in sample.added
+    ]
+    latents = [image.latents for image in sample.images]
+    pictures = list(pipeline.codec.decode(torch.stack(latents))) if latents else []
+    return Exhibit(prompt, seed, " ".join(word for word in words if word), pictures, sample.stop_reason.value)
+
+
+class Gallery:
+    """Where things are kept: one picture file, or a directory for all there is.
+
+    Args:
+        output: A .png (or the like) for the grid, or a directory for the grid, each picture by itself and
+            samples.json.
+    """
+
+    def __init__(self, output: str) -> None:
+        self.path = Path(output)
+        self.is_directory = self.path.is_dir() or not self.path.suffix
+        if not self.is_directory and self.path.suffix.lower() not in Image.registered_extensions():
+            raise InputError(
+                f"--output {output} is no directory, and does not end in the name of a picture format, such as .png"
+            )
+
+    def open(self) -> None:
+        """Make the directory, so that what cannot be written is found out before anything is drawn."""
+        try:
+            (self.path if self.is_directory else self.path.parent).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {self.path} cannot be written: {error.strerror}") from None
+
+    def keep(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
+        """Write everything, in the grid after the picture (3, S, S) that was given; returns what to look at."""
+        tiles = [(picture, shown.whole_text.replace("[image]", "")) for shown in exhibits for picture in shown.pictures]
+        kept = []
+        if tiles:
+            tiles = tiles if given is None else [(given, "(given)"), *tiles]
+            pictures, captions = zip(*tiles, strict=True)
+            kept.append(self.keep_picture(captioned_grid(torch.stack(pictures), captions), "grid"))
+        if self.is_directory:
+            samples = [self._keep_sample(number, shown) for number, shown in enumerate(exhibits)]
+            kept.append(self.path / "samples.json")
+            kept[-1].write_text(json.dumps(settings | {"samples": samples}, indent=2, ensure_ascii=False) + "\n")
+        return kept
+
+    def keep_picture(self, picture: Image.Image, name: str) -> Path:
+        if self.is_directory:
+            return save(picture, self.path / f"{name}.png")
+        return save(picture, self.path if name == "grid" else self.path.with_stem(f"{self.path.stem}_{name}"))
+
+    def _keep_sample(self, number: int, shown: Exhibit) -> dict[str, Any]:
+        names = [f"{number:04d}.png" if i == 0 else f"{number:04d}_{i}.png" for i in range(len(shown.pictures))]
+        for picture, name in zip(shown.pictures, names, strict=True):
+            save(to_pil(picture), self.path / name)
+        entry = shown._asdict() | {"files": names}
+        del entry["pictures"]
+        return entry

@@ -1,0 +1,96 @@
+"""What comes out of decoding, and how it grows."""
+
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_transfusion.data.document import Document, ImageSegment, TextSegment
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.generation.settings import Sampling
+
+
+class StopReason(Enum):
+    END_OF_TEXT = "end of text"
+    TOKEN_LIMIT = "token limit"
+    IMAGE_LIMIT = "image limit"
+
+
+class Generated(NamedTuple):
+    prompt: Document
+    added: tuple[TextSegment | ImageSegment, ...]
+    stop_reason: StopReason
+
+    @property
+    def document(self) -> Document:
+        return Document((*self.prompt.segments, *self.added))
+
+    @property
+    def images(self) -> list[ImageSegment]:
+        """Those that were drawn; none, if the model began none before it stopped."""
+        return [segment for segment in self.added if isinstance(segment, ImageSegment)]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All the text that was written, EOS aside."""
+        return tuple(i for segment in self.added if isinstance(segment, TextSegment) for i in segment.token_ids)
+
+
+class Sample:
+    """A document that grows until it has a stop reason.
+
+    Args:
+        prompt: What it goes on from.
+        generator: All its randomness.
+        tokenizer: Knows BOI and EOS.
+        limits: How much may be written and drawn.
+        at_boi: Whether an image begins right after the prompt.
+    """
+
+    def __init__(
+        self, prompt: Document, generator: torch.Generator, tokenizer: Tokenizer, limits: Sampling, at_boi: bool
+    ) -> None:
+        self.prompt = prompt
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.at_boi = at_boi
+        self.stop_reason = None if at_boi or limits.max_new_tokens else StopReason.TOKEN_LIMIT
+        self._segments: list[TextSegment | ImageSegment] = []
+        self._text: list[int] = []  # since the last image
+        self._num_tokens = self._num_images = 0
+
+    @property
+    def writes(self) -> bool:
+        return self.stop_reason is None and not self.at_boi
+
+    def add_token(self, token_id: int) -> None:
+        if token_id == self.tokenizer.eos:
+            self.stop_reason = StopReason.END_OF_TEXT
+        elif token_id == self.tokenizer.boi and self._num_images == self.limits.max_images:
+            self.stop_reason = StopReason.IMAGE_LIMIT
+        elif token_id == self.tokenizer.boi:
+            self.at_boi = True
+        else:
+            self._text.append(token_id)
+            self._num_tokens += 1
+            if self._num_tokens == self.limits.max_new_tokens:
+                self.stop_reason = StopReason.TOKEN_LIMIT
+
+    def add_image(self, latents: Tensor) -> None:
+        self._end_text()
+        self._segments.append(ImageSegment(latents))
+        self._num_images += 1
+        self.at_boi = False
+        if self.limits.max_new_tokens == 0:  # no text may follow, and so no BOI either
+            self.stop_reason = StopReason.IMAGE_LIMIT
+
+    def finished(self) -> Generated:
+        self._end_text()
+        return Generated(self.prompt, tuple(self._segments), self.stop_reason)
+
+    def _end_text(self) -> None:
+        if self._text:
+            self._segments.append(TextSegment(tuple(self._text)))
+            self._text = []

@@ -1,0 +1,168 @@
+"""The `generate` command, as one would type it."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from lit_transfusion import cli
+from lit_transfusion.data.images import read_image
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.generation import Images, Sampling, draw, generate, prompt_document
+from lit_transfusion.generation.pictures import to_pil
+from lit_transfusion.generation.pipeline import KEY
+
+FAST = ["--num_inference_steps", "2", "--max_new_tokens", "3"]
+
+
+@pytest.fixture
+def pipeline(make_pipeline):
+    return make_pipeline(noise=DDPM(prediction_type="sample"))
+
+
+@pytest.fixture
+def run(pipeline, tmp_path, monkeypatch, capsys):
+    """Runs the command in a directory that holds a checkpoint and a picture; returns the lines that it prints."""
+    monkeypatch.chdir(tmp_path)
+    weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
+    torch.save({"state_dict": weights, KEY: pipeline.describe()}, "run.ckpt")
+    to_pil(torch.rand(3, 4, 4) * 2 - 1).save("given.png")
+
+    def run(*arguments):
+        cli.main(["generate", "--ckpt", "run.ckpt", *FAST, *arguments])
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def refused(run, capsys):
+    def refused(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            run(*arguments)
+        assert caught.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        return lines[-1]
+
+    return refused
+
+
+def samples(folder="out"):
+    with open(f"{folder}/samples.json") as file:
+        return json.load(file)["samples"]
+
+
+def test_prompts_are_drawn_into_one_picture(run):
+    assert run("--prompt", "a red circle", "--prompt", "two: blue", "--num_images", "2") == ["out.png"]
+    assert Image.open("out.png").size[0] > 4 * 112
+
+
+def test_a_directory_holds_everything(run, pipeline):
+    """Each picture is that of the API, at its own size, and samples.json says how it came about."""
+    printed = run("--prompt", "two", "--prompt", "a red circle", "--num_images", "2", "--seed", "7", "--output", "out")
+    assert printed == ["out/grid.png", "out/samples.json"]
+    prompts = ["two", "two", "a red circle", "a red circle"]
+    drawn = draw(pipeline, prompts, Sampling(num_inference_steps=2, seed=7))
+    for i, sample in enumerate(samples()):
+        assert (sample["prompt"], sample["seed"], sample["text"]) == (prompts[i], 7 + i, "[image]")
+        assert (sample["stop_reason"], sample["files"]) == ("image limit", [f"{i:04d}.png"])
+        torch.testing.assert_close(read_image(f"out/{i:04d}.png", 4), drawn[i], atol=0.01, rtol=0)
+    with open("out/samples.json") as file:
+        record = json.load(file)
+    assert record["ckpt"] == "run.ckpt" and record["settings"]["num_inference_steps"] == 2
+
+
+def test_batches_change_nothing(run, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "two", "seed": 40}\n{"prompt": "on white"}\n{"prompt": "a"}\n')
+    run("--prompts", "prompts.jsonl", "--output", "one", "--batch_size", "1")
+    run("--prompts", "prompts.jsonl", "--output", "all")
+    assert samples("one") == samples("all")
+    assert [sample["seed"] for sample in samples("all")] == [40, 1, 2]
+    for i in range(3):
+        torch.testing.assert_close(
+            read_image(f"one/{i:04d}.png", 4), read_image(f"all/{i:04d}.png", 4), atol=0.01, rtol=0
+        )
+
+
+def test_a_picture_is_described(run):
+    """On the terminal, and where there is a directory also there."""
+    text = run("--image", "given.png")
+    assert len(text) == 1
+    described = run("--image", "given.png", "--output", "out")
+    assert described == [*text, "out/samples.json"]
+    assert samples()[0]["text"] == text[0] and samples()[0]["files"] == []
+
+
+def test_an_edit_is_guided_by_its_instruction(run, pipeline):
+    assert run("--edit", "given.png", "--instruction", "two", "--output", "out") == ["out/grid.png", "out/samples.json"]
+    picture = read_image("given.png", 4)
+    prompt, null = prompt_document(pipeline, "two", picture), prompt_document(pipeline, picture=picture)
+    sampling = Sampling(num_inference_steps=2, max_new_tokens=0)
+    sample = generate(pipeline, [prompt], sampling, images=Images.FORCED, null_prompts=[null])[0]
+    torch.testing.assert_close(read_image("out/0000.png", 4), sample.images[0].latents.clamp(-1, 1), atol=0.01, rtol=0)
+
+
+def test_the_model_may_decide(run, pipeline, script):
+    boi, eos = pipeline.tokenizer.boi, pipeline.tokenizer.eos
+    script([boi, 60, boi, eos], [61, 62, 63])
+    word = pipeline.tokenizer.decode
+    printed = run("--interleaved", "--prompt", "two", "--num_images", "2", "--max_images", "2", "--output", "out")
+    assert printed == [
+        f"two [image] {word([60])} [image]",
+        "(stopped by: end of text)",
+        f"two {word([61, 62, 63])}",
+        "(stopped by: token limit; the model began no image)",
+        "out/grid.png",
+        "out/samples.json",
+    ]
+    assert [sample["files"] for sample in samples()] == [["0000.png", "0000_1.png"], []]
+
+
+def test_denoising_is_shown_as_a_film(run):
+    assert run("--prompt", "two", "--contact_sheet", "--num_images", "3")[-1] == "out_denoising.png"
+    few, more = (
+        Image.open("out_denoising.png"),
+        run("--prompt", "two", "--contact_sheet", "--num_inference_steps", "30"),
+    )
+    assert Image.open(more[-1]).width > 3 * few.width and Image.open(more[-1]).height < few.height / 2
+
+
+def test_settings_reach_the_sampler(run):
+    arguments = ["--guidance_interval", "[0.2, 0.8]", "--guidance_rescale", "0.5", "--negative_prompt", "white"]
+    run("--prompt", "two", "--sampler", "dpm++", "--top_k", "4", "--top_p", "0.9", *arguments, "--output", "out")
+    with open("out/samples.json") as file:
+        settings = json.load(file)["settings"]
+    assert settings["guidance_interval"] == [0.2, 0.8] and settings["negative_prompt"] == "white"
+    assert (settings["guidance_rescale"], settings["top_k"], settings["top_p"]) == (0.5, 4, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--edit", "given.png"], "--edit FILE and --instruction TEXT go together"),
+        (["--edit", "given.png", "--instruction", "a", "--prompt", "b"], "--edit and --prompt do not go together"),
+        (["--prompt", "a", "--image", "given.png"], "add --interleaved"),
+        (["--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),
+        (["--prompt", "a", "--batch_size", "0"], "batch_size 0 is less than 1"),
+        (["--prompt", "a", "--device", "abacus"], "--device abacus: "),
+        (["--prompt", "a", "--output", "run.ckpt/out.png"], "--output run.ckpt/out.png cannot be written: File exists"),
+        (["--prompt", "a", "--guidance_interval", "[0.5, 0.1]"], "guidance_interval 0.5, 0.1 is not a rising pair"),
+        (["--image", "large.png"], "picture large.png: larger than 89 megapixels"),
+        (["--image", "none.png"], "picture none.png not found"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(refused, tmp_path, arguments, message):
+    if "large.png" in arguments:
+        Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    assert message in refused(*arguments)
+
+
+@pytest.mark.parametrize("part", ["codec", "tokenizer", "state_dict", "head"])
+def test_a_checkpoint_without_a_part_is_refused(run, refused, part):
+    checkpoint = torch.load("run.ckpt", weights_only=True)
+    for holder in (checkpoint, checkpoint[KEY]):
+        holder.pop(part, None)
+    checkpoint.get("state_dict", {}).pop("net.head.weight" if part == "head" else part, None)
+    torch.save(checkpoint, "run.ckpt")
+    assert "run.ckpt" in (message := refused("--prompt", "a")) and part in message

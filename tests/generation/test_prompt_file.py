@@ -1,0 +1,37 @@
+"""Prompts from a file, and files that hold none."""
+
+import pytest
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.prompt_file import Request, read_prompt_file
+
+
+def test_a_line_is_a_prompt(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\n  ein Würfel: blau \n")
+    assert read_prompt_file(tmp_path / "prompts.txt") == [Request("a red circle"), Request("ein Würfel: blau")]
+
+
+def test_a_line_of_json_may_have_a_seed(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "seed": 7}\n\n{"prompt": "b"}\n')
+    assert read_prompt_file(tmp_path / "prompts.jsonl") == [Request("a", 7), Request("b", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.txt", None, "none.txt: No such file"),
+        ("empty.txt", b"\n \n", "empty.txt holds no prompt"),
+        ("bytes.txt", b"\xff\xfe\x80", "bytes.txt is not UTF-8 text"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt" "b"}\n', "a.jsonl, line 2: Expecting ':' delimiter"),
+        ("a.jsonl", b'"a"', 'line 1 is not of the form {"prompt": "...", "seed": 0}'),
+        ("a.jsonl", b'{"prompt": 3}', "line 1 is not of the form"),
+        ("a.jsonl", b'{"prompt": "a", "sed": 3}', "line 1: unknown key 'sed'; known: prompt, seed"),
+        ("a.jsonl", b'{"prompt": "a", "seed": "x"}', "line 1: seed 'x' is not a whole number"),
+    ],
+)
+def test_what_is_wrong_with_it_is_said_with_its_place(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_prompt_file(tmp_path / name)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

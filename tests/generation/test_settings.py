@@ -1,0 +1,33 @@
+"""What cannot be sampled is refused in one line."""
+
+import pytest
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation import Sampling
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": -0.1}, "temperature -0.1 is less than 0"),
+        ({"temperature": float("nan")}, "temperature nan is less than 0"),
+        ({"guidance_scale": -1.0}, "guidance_scale -1.0 is less than 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens -1 is less than 0"),
+        ({"max_images": -1}, "max_images -1 is less than 0"),
+        ({"top_k": 0}, "top_k 0 is less than 1; null takes all tokens"),
+        ({"top_p": 0.0}, "top_p 0.0 is not a share above 0 and up to 1"),
+        ({"top_p": 1.1}, "top_p 1.1 is not a share above 0 and up to 1"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale 1.5 is not between 0 and 1"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval 0.8, 0.2 is not a rising pair between 0 and 1"),
+        ({"guidance_interval": (0.0, 2.0)}, "guidance_interval 0.0, 2.0 is not a rising pair between 0 and 1"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**wrong)
+
+
+def test_guidance_is_on_inside_its_interval():
+    sampling = Sampling(guidance_scale=2, guidance_interval=(0.2, 0.5))
+    assert [sampling.guides_at(share) for share in (0.0, 0.19, 0.2, 0.4, 0.5, 0.51, 1.0)] == [0, 0, 1, 1, 1, 0, 0]
+    assert not Sampling(guidance_scale=1).guides_at(0.4)
