@@ -14,7 +14,8 @@ from lit_transfusion.data.loader import mix
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.pipeline import KEY, Pipeline
+from lit_transfusion.generation.checkpoint import KEY
+from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
@@ -48,8 +49,8 @@ class LitTransfusion(lightning.LightningModule):
         ema_decay: Of the moving average of the weights that validation and sampling use; null for none.
         attention: Attention backend: auto, eager, dense, split or flex.
         seed: Of noise and timesteps.
-        init_from: Checkpoint whose (averaged) weights to start from; step, optimiser and data begin anew. To go on with
-            a run as it was, use --ckpt_path instead.
+        init_from: Checkpoint whose (averaged) weights to start from, or a model that was exported; step, optimiser and
+            data begin anew. To go on with a run as it was, use --ckpt_path instead.
     """
 
     def __init__(
@@ -224,7 +225,7 @@ class LitTransfusion(lightning.LightningModule):
 
 def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
     """Copy the weights of another run's checkpoint into `net`."""
-    other = Pipeline.from_checkpoint(path)
+    other = Pipeline.from_pretrained(path)
     if other.tokenizer.model != tokenizer.model:
         raise InputError(
             f"model.init_from: {path} was trained with another tokenizer; "
