@@ -11,7 +11,7 @@ from lit_transfusion.generation import Pipeline, Sampling, draw
 from lit_transfusion.generation.pictures import captioned_grid, save
 
 checkpoint, output = sys.argv[1:]
-pipeline = Pipeline.from_checkpoint(checkpoint)
+pipeline = Pipeline.from_pretrained(checkpoint)
 source = OpenMoji(image_size=pipeline.image_size)
 for name, part, indices in (
     ("trained", source.split("train"), range(5, 1400, 90)),

@@ -27,14 +27,36 @@ def describe(part: Any) -> dict[str, Any]:
     }
 
 
-def build(description: dict[str, Any], base: type[T]) -> T:
-    """Make a part again. Only subclasses of `base` are ever called, whatever the description names."""
-    module, _, name = description["class_path"].rpartition(".")
+def build(description: dict[str, Any], base: type[T], trusted: bool = True) -> T:
+    """Make a part again. Only subclasses of `base` are ever called, whatever the description names.
+
+    To find a class its module must be imported, which runs the module. So a description that is not `trusted`, since a
+    stranger wrote it, may name classes of this package only.
+    """
+    match description:
+        case {"class_path": str(class_path), "init_args": dict(init_args)}:
+            module, _, name = class_path.rpartition(".")
+        case _:
+            raise InputError(f"{description!r} does not describe a {base.__name__}")
+    if not trusted and module.partition(".")[0] != "lit_transfusion":
+        raise InputError(
+            f"{class_path} is a class of another package, and what a model on the hub names is not imported unasked; "
+            "look at the package, then pass trust_remote_code=True, or download the model and give its folder"
+        )
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        message = f"{description['class_path']} cannot be imported; is the package that defines it installed?"
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"{class_path} cannot be imported ({error}); is the package that defines it installed?"
         raise InputError(message) from None
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise InputError(f"{description['class_path']} is not a {base.__name__}")
-    return cls(**description["init_args"])
+        raise InputError(f"{class_path} is not a {base.__name__}")
+    return call(cls, init_args)
+
+
+def call(cls: type[T], arguments: dict[str, Any]) -> T:
+    """The instance that these arguments make; they may come from another version of the class."""
+    try:
+        inspect.signature(cls).bind(**arguments)
+    except TypeError as error:
+        raise InputError(f"{cls.__name__} does not take the arguments that were saved for it: {error}") from None
+    return cls(**arguments)

@@ -281,9 +281,10 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
         (["predict", "--help"], ["Who sees whom"]),
         (["fit", "--model.patcher.help", "UNetPatcher"], ["Features of the coarsest level"]),
         (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
+        (["export", "--help"], ["Write a folder with all that", "takes the averaged weights", "--output OUTPUT"]),
         (["generate", "--help"], ["What to draw", "Weight of the prompt against no prompt", "--ckpt CKPT"]),
     ],
-    ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "f", "v", "t", "p", "g")) else "",
+    ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "f", "v", "t", "p", "g", "e")) else "",
 )
 def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
     with pytest.raises(SystemExit) as caught:
@@ -344,6 +345,10 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
         (["generate"], ["required", "ckpt"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a"], ["none.ckpt not found"]),
         (["generate", "--ckpt", "none.ckpt"], ["--prompt TEXT", "--image FILE", "--interleaved to let"]),
+        (["export", "--ckpt", "none.ckpt"], ["required", "output"]),
+        (["export", "--ckpt", "none.ckpt", "--output", "model"], ["none.ckpt not found"]),
+        (["export", "--ckpt", ".", "--output", "model"], ["holds no config.json"]),
+        (["export", "--ckpt", "none.ckpt", "--output", "model", "--weights", "best"], ["best", "'ema', 'raw'"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--sampler", "euler"], ["euler", "'dpm++'"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--steps", "3"], ["--steps"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--num_images", "0"], ["num_images 0"]),
@@ -423,6 +428,15 @@ def test_generation_needs_nothing_of_a_run_but_its_checkpoint(run, capsys, folde
     cli.main([*generate, "--image", "out.png"])
     cli.main([*generate, "--interleaved", "--output", "more.png"])
     assert "stopped by" in capsys.readouterr().out
+
+
+def test_what_was_exported_can_do_what_the_checkpoint_can(run, capsys):
+    cli.main(["export", "--ckpt", "run/checkpoints/last.ckpt", "--output", "model"])
+    assert capsys.readouterr().out.strip() == "model"
+    for ckpt in ("run/checkpoints/last.ckpt", "model"):
+        cli.main(["generate", "--ckpt", ckpt, *GENERATE[3:], "--prompt", "a", "--output", f"{Path(ckpt).stem}.png"])
+    assert Path("last.png").read_bytes() == Path("model.png").read_bytes()
+    cli.main(["fit", "--config", "small.yaml", "--trainer.default_root_dir", "next", "--model.init_from", "model"])
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.5])

@@ -88,3 +88,22 @@ def test_a_part_of_another_family_is_refused():
 def test_what_cannot_be_imported_is_named(class_path):
     with pytest.raises(InputError, match=f"{class_path} cannot be imported"):
         build({"class_path": class_path, "init_args": {}}, Visibility)
+
+
+@pytest.mark.parametrize("description", ["Causal", None, {}, {"class_path": "x.Y"}, {"class_path": 3, "init_args": {}}])
+def test_what_is_no_description_is_refused(description):
+    with pytest.raises(InputError, match="does not describe a Visibility"):
+        build(description, Visibility)
+
+
+def test_arguments_of_another_version_are_named():
+    description = describe(Causal()) | {"init_args": {"reach": 3}}
+    with pytest.raises(InputError, match=r"Causal does not take the arguments that were saved for it: .*'reach'"):
+        build(description, Visibility)
+
+
+@pytest.mark.parametrize("class_path", ["no_such_package.Mask", "lit_transfusion_2.Mask", "os.system", "Mask"])
+def test_what_a_stranger_names_is_imported_from_this_package_alone(class_path):
+    with pytest.raises(InputError, match=f"{class_path} is a class of another package"):
+        build({"class_path": class_path, "init_args": {}}, Visibility, trusted=False)
+    assert isinstance(build(describe(Causal()), Visibility, trusted=False), Causal)

@@ -31,7 +31,7 @@ def score_shapes(
     that was asked for.
 
     Args:
-        ckpt: Checkpoint of a run on the `Shapes` source.
+        ckpt: Checkpoint of a run on the `Shapes` source, or what was exported from one.
         num_samples: Prompts and pictures, at most 216.
         sampler: ddpm, ddim or dpm++.
         num_inference_steps: Denoising steps.
@@ -39,7 +39,7 @@ def score_shapes(
         seed: Of noise.
         output: PNG file for the pictures that were drawn; null keeps none.
     """
-    pipeline = Pipeline.from_checkpoint(ckpt)
+    pipeline = Pipeline.from_pretrained(ckpt)
     sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
     prompts = single_object_prompts(num_samples)
     with Progress(transient=True) as progress:

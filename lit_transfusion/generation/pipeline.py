@@ -1,29 +1,56 @@
-"""Everything that generation needs, in one value, and how a checkpoint carries it."""
+"""Everything that generation needs, in one value, and where it is kept: in a checkpoint, a folder, or on the hub."""
 
+import json
+import re
+import shutil
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 
+from lit_transfusion import __version__
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.checkpoint import KEY, is_sharded, read_checkpoint
+from lit_transfusion.generation.model_card import TEMPLATE
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import Patcher, TransformerSize, Transfusion, Visibility
-from lit_transfusion.parts import build, describe
+from lit_transfusion.parts import build, call, describe
 
-KEY = "lit_transfusion"  # of the description in a Lightning checkpoint
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.ckpt)")
 
 
-class Pipeline(NamedTuple):
-    """A trained net with the parts that turn its tokens and latents into text and pictures."""
+class Pipeline(
+    ModelHubMixin,  # has save_pretrained and push_to_hub
+    library_name="lit_transfusion",
+    tags=["transfusion", "text-to-image", "image-to-text"],
+    model_card_template=TEMPLATE,
+):
+    """A trained net with the parts that turn its tokens and latents into text and pictures.
 
-    net: Transfusion
-    noise: NoiseProcess
-    codec: Codec
-    tokenizer: Tokenizer
-    image_size: int  # side of a picture in pixels
+    Args:
+        net: The net.
+        noise: The noise process that it was trained with.
+        codec: Of the images.
+        tokenizer: Of the text.
+        image_size: Side of a picture in pixels.
+    """
+
+    def __init__(
+        self, net: Transfusion, noise: NoiseProcess, codec: Codec, tokenizer: Tokenizer, image_size: int
+    ) -> None:
+        self.net = net
+        self.noise = noise
+        self.codec = codec
+        self.tokenizer = tokenizer
+        self.image_size = image_size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -49,42 +76,167 @@ class Pipeline(NamedTuple):
         }
 
     @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "Pipeline":
+    def from_description(cls, description: dict[str, Any], trusted: bool = True) -> "Pipeline":
+        """A pipeline with random weights; see `build` for what is `trusted`."""
+        keys = ("size", "rope_theta", "patcher", "mask", "noise", "codec", "tokenizer", "image_size")
+        missing = [key for key in keys if key not in description]
+        if missing:
+            raise InputError(f"the description of the model lacks {', '.join(missing)}")
         tokenizer = Tokenizer(description["tokenizer"])
         net = Transfusion(
             tokenizer.vocab_size,
-            TransformerSize(**description["size"]),
-            build(description["patcher"], Patcher),
-            build(description["mask"], Visibility),
+            call(TransformerSize, description["size"]),
+            build(description["patcher"], Patcher, trusted),
+            build(description["mask"], Visibility, trusted),
             description["rope_theta"],
         )
-        noise, codec = build(description["noise"], NoiseProcess), build(description["codec"], Codec)
+        noise = build(description["noise"], NoiseProcess, trusted)
+        codec = build(description["codec"], Codec, trusted)
         return cls(net.eval(), noise, codec, tokenizer, description["image_size"])
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> "Pipeline":
-        """The pipeline in a checkpoint of a run, with the averaged weights if it has any and `ema` asks for them."""
-        checkpoint = read_checkpoint(path)
-        pipeline = cls.from_description(checkpoint[KEY])
-        weights = checkpoint["state_dict"]
-        prefix = "ema." if ema and any(name.startswith("ema.") for name in weights) else "net."
-        pipeline.net.load_state_dict(
-            {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        )
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        ema: bool = True,
+        trust_remote_code: bool = False,
+        **download: Any,
+    ) -> "Pipeline":
+        """The pipeline in a checkpoint of a run, in a folder that `export` wrote, or in such a folder on the hub.
+
+        Args:
+            path: A checkpoint, a folder, or owner/name on the Hugging Face hub.
+            device: Where to put it.
+            ema: Take the averaged weights if it is a checkpoint that has any. In a folder there is one set of weights.
+            trust_remote_code: Let a model on the hub name classes of other packages than this one, to be imported from
+                what is installed here. Checkpoints and folders on this machine may always do so.
+            download: Of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only, …
+        """
+        local = Path(path)
+        if local.is_file() or is_sharded(local):
+            pipeline = cls._from_checkpoint(local, ema)
+        elif local.is_dir():
+            pipeline = cls._from_folder(local, str(path), ema, trusted=True)
+        elif HUB_NAME.fullmatch(str(path)):
+            pipeline = cls._from_folder(download_model(str(path), **download), str(path), ema, trust_remote_code)
+        else:
+            raise InputError(f"checkpoint {path} not found")
         pipeline.net.to(device)
         pipeline.codec.to(device)
         return pipeline
 
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> "Pipeline":
+        """`from_pretrained` under its earlier name."""
+        return cls.from_pretrained(path, device=device, ema=ema)
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint file that a run of this project wrote. Reading it executes nothing that is in it."""
-    if not Path(path).is_file():
-        raise InputError(f"checkpoint {path} not found")
+    @classmethod
+    def _from_checkpoint(cls, path: Path, ema: bool) -> "Pipeline":
+        checkpoint = read_checkpoint(path)
+        pipeline = cls._described(checkpoint[KEY], str(path), trusted=True)
+        weights = checkpoint["state_dict"]
+        prefix = "ema." if ema and any(name.startswith("ema.") for name in weights) else "net."
+        try:
+            pipeline.net.load_state_dict(
+                {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+            )
+        except RuntimeError as error:
+            raise InputError(f"{path}: its weights do not fit its own description: {second_line(error)}") from None
+        return pipeline
+
+    @classmethod
+    def _from_folder(cls, folder: Path, name: str, ema: bool, trusted: bool) -> "Pipeline":
+        """`name` is what the user calls the folder."""
+        description = read_config(folder, name)
+        if not ema:
+            raise InputError(f"{name} holds one set of weights, chosen when it was exported; ema is for checkpoints")
+        description["tokenizer"] = Tokenizer.from_file(str(folder / TOKENIZER)).model
+        pipeline = cls._described(description, f"{name}/{CONFIG}", trusted)
+        if not (folder / WEIGHTS).is_file():
+            raise InputError(f"{name} holds no {WEIGHTS}")
+        try:
+            load_model(pipeline.net, folder / WEIGHTS)
+        except SafetensorError as error:
+            raise InputError(f"{name}/{WEIGHTS} cannot be read ({error})") from None
+        except RuntimeError as error:
+            raise InputError(f"{name}/{WEIGHTS} does not fit {CONFIG} beside it: {second_line(error)}") from None
+        return pipeline
+
+    @classmethod
+    def _described(cls, description: dict[str, Any], source: str, trusted: bool) -> "Pipeline":
+        try:
+            return cls.from_description(description, trusted)
+        except ValueError as error:  # an InputError, or numbers that make no net
+            raise InputError(f"{source}: {error}") from None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` calls before it adds the model card."""
+        description = self.describe()
+        tokenizer = description.pop("tokenizer")
+        description["codec"]["init_args"] |= self.codec.save(save_directory)
+        try:
+            config = json.dumps({"lit_transfusion_version": __version__, **description}, indent=2)
+        except TypeError as error:
+            raise InputError(f"{CONFIG} holds numbers, texts, lists and mappings of them only: {error}") from None
+        # Shared weights are written once, and found again by `load_model`.
+        save_model(self.net, str(save_directory / WEIGHTS), metadata={"format": "pt"})
+        (save_directory / TOKENIZER).write_bytes(tokenizer)
+        for file in (save_directory / WEIGHTS, *save_directory.glob("codec/*")):
+            shutil.copymode(save_directory / TOKENIZER, file)  # safetensors lets nobody but the owner read its files
+        (save_directory / CONFIG).write_text(config + "\n", encoding="utf-8")  # last: it makes the folder a model
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        return super().generate_model_card(
+            *args,
+            version=__version__,
+            parameters=f"{sum(p.numel() for p in self.net.parameters()):,}",
+            size=self.net.transformer.size,
+            vocab_size=self.tokenizer.vocab_size,
+            image_size=self.image_size,
+            patches_per_image=self.patches_per_image,
+            patcher=type(self.net.patcher).__name__,
+            mask=type(self.net.mask).__name__,
+            noise=type(self.noise).__name__,
+            codec=type(self.codec).__name__,
+            **kwargs,
+        )
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """What config.json says, its paths of the codec's weights made those of this machine."""
+    if not (folder / CONFIG).is_file():
+        last = folder / "checkpoints" / "last.ckpt"
+        hint = f"; for this run, give {last}" if last.exists() else ""
+        raise InputError(f"{name} is not a model that was exported: it holds no {CONFIG}{hint}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a dozen kinds, depending on where in the file torch loses the thread
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is not a checkpoint that can be read ({reason})") from None
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
-        raise InputError(f"{path} is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
-    return checkpoint
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        arguments = config["codec"]["init_args"].items()
+    except ValueError as error:
+        raise InputError(f"{name}/{CONFIG} is not JSON ({error})") from None
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"{name}/{CONFIG} does not describe a model of lit_transfusion: it has no codec") from None
+    config["codec"]["init_args"] = {
+        key: str(folder / value) if isinstance(value, str) and value.startswith("./") else value
+        for key, value in arguments
+    }
+    return config
+
+
+def download_model(name: str, **download: Any) -> Path:
+    """The folder in the hub's cache, with what is needed of the repository."""
+    files = [CONFIG, WEIGHTS, TOKENIZER, "codec/*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, **download))
+    except Exception as error:  # the hub's own, the network's or the disk's
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
+        raise InputError(
+            f"{name}: there is no such file or folder here, and the Hugging Face hub did not hand out a model of that "
+            f"name ({reason})"
+        ) from None
+
+
+def second_line(error: RuntimeError) -> str:
+    """What is wrong, of an error of `load_state_dict`; its first line says where that was noticed."""
+    return textwrap.shorten((str(error).splitlines() * 2)[1], 200)

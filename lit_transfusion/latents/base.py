@@ -1,5 +1,8 @@
 """What a codec has to offer: the only part that knows what the latent space is."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +39,14 @@ class Codec(nn.Module):
                 f"by which {type(self).__name__} shrinks an image"
             )
         return self.latent_channels, image_size // self.downscale, image_size // self.downscale
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write weights of its own, if it has any, to `folder`/codec, and return the arguments that find them there.
+
+        They are put in the place of those of the same name when the codec is built from `folder`, wherever that is by
+        then: a text among them that begins with "./" is a path in it.
+        """
+        return {}
 
     def train(self, mode: bool = True) -> "Codec":
         return super().train(False)

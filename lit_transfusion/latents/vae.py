@@ -1,6 +1,8 @@
 """A pretrained autoencoder from `diffusers` as the latent space."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +65,13 @@ class VAE(Codec):
         self.scaling_factor = self.autoencoder.config.scaling_factor
         self.shift_factor = self.autoencoder.config.shift_factor or 0.0  # null in the older ones
         self.requires_grad_(False).eval()
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Written out even if it came from the hub: a name there may vanish, or hold other weights by then."""
+        if os.path.isabs(self.path):  # diffusers would write this machine's path into its config.json
+            self.autoencoder.register_to_config(_name_or_path=os.path.basename(self.path))
+        self.autoencoder.save_pretrained(folder / "codec")
+        return {"path": "./codec", "subfolder": None, "revision": None}
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

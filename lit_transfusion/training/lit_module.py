@@ -14,7 +14,8 @@ from lit_transfusion.data.loader import mix
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.pipeline import KEY, Pipeline
+from lit_transfusion.generation.checkpoint import KEY
+from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
@@ -52,8 +53,8 @@ class LitTransfusion(lightning.LightningModule):
         activation_checkpointing: What the backward pass computes again in place of keeping it: none, selective (all but
             matrix products and attention), or full (each block). Less memory, more time.
         seed: Of noise and timesteps.
-        init_from: Checkpoint whose (averaged) weights to start from; step, optimiser and data begin anew. To go on with
-            a run as it was, use --ckpt_path instead.
+        init_from: Checkpoint whose (averaged) weights to start from, or a model that was exported; step, optimiser and
+            data begin anew. To go on with a run as it was, use --ckpt_path instead.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class LitTransfusion(lightning.LightningModule):
 
 def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
     """Copy the weights of another run's checkpoint into `net`."""
-    other = Pipeline.from_checkpoint(path)
+    other = Pipeline.from_pretrained(path)
     if other.tokenizer.model != tokenizer.model:
         raise InputError(
             f"model.init_from: {path} was trained with another tokenizer; "

@@ -1,0 +1,27 @@
+"""`export`: from a checkpoint to a folder that can be given away."""
+
+from pathlib import Path
+from typing import Literal
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.pipeline import Pipeline
+
+
+def export(ckpt: str, output: str, weights: Literal["ema", "raw"] = "ema") -> None:
+    """Write a folder with all that drawing and writing need, and nothing else of a run.
+
+    It holds model.safetensors, config.json, tokenizer.model, the codec's weights if it has any, and a model card. Give
+    the folder to `generate --ckpt`, to `Pipeline.from_pretrained`, or to the Hugging Face hub.
+
+    Args:
+        ckpt: Checkpoint of a run: a file, or a folder of shards.
+        output: The folder. What is in it under the same names is replaced, but for the model card.
+        weights: ema takes the averaged weights, if the checkpoint has them; raw those that the optimiser has reached.
+    """
+    pipeline = Pipeline.from_pretrained(ckpt, ema=weights == "ema")
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be made: {error.strerror}") from None
+    pipeline.save_pretrained(output)
+    print(output)

@@ -1,0 +1,167 @@
+"""Checkpoints, in one file and in shards, right and wrong."""
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.checkpoint import KEY, read_checkpoint
+from lit_transfusion.generation.pipeline import Pipeline
+
+forms = pytest.mark.parametrize("sharded", [False, True], ids=["file", "shards"])
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # in writing shards
+
+
+@forms
+def test_a_checkpoint_is_enough(make_pipeline, save_checkpoint, assert_same_outputs, tmp_path, sharded):
+    pipeline = make_pipeline()
+    path = save_checkpoint(tmp_path / "run.ckpt", pipeline, sharded=sharded)
+    assert_same_outputs(pipeline, Pipeline.from_pretrained(path))
+
+
+@forms
+@pytest.mark.parametrize("ema", [True, False])
+def test_averaged_weights_are_taken_if_wanted_and_there(make_pipeline, save_checkpoint, tmp_path, ema, sharded):
+    pipeline = make_pipeline()
+    path = save_checkpoint(tmp_path / "run.ckpt", pipeline, averages=1.0, sharded=sharded)
+    loaded = Pipeline.from_pretrained(path, ema=ema).net.state_dict()
+    for name, weight in pipeline.net.state_dict().items():
+        assert torch.equal(loaded[name], weight + 1 if ema else weight), name
+
+
+def test_shards_hold_what_a_file_holds(make_pipeline, save_checkpoint, tmp_path, recwarn):
+    pipeline = make_pipeline()
+    shards = save_checkpoint(tmp_path / "shards", pipeline, averages=0.5, sharded=True)
+    recwarn.clear()
+    checkpoint, other = read_checkpoint(shards), read_checkpoint(save_checkpoint(tmp_path / "file", pipeline, 0.5))
+    assert not recwarn
+    assert checkpoint.keys() == other.keys() - {"optimizer_states"}
+    assert checkpoint["state_dict"].keys() == other["state_dict"].keys()
+    for name, weight in checkpoint["state_dict"].items():
+        assert torch.equal(weight, other["state_dict"][name]), name
+
+
+def test_a_missing_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"none\.ckpt not found"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    with pytest.raises(InputError, match="not found"):
+        read_checkpoint(tmp_path)  # a folder
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a checkpoint",
+        b"base: default.yaml\n",
+        b"PK\x03\x04 a zip file cut short",
+        b"\x89PNG\r\n\x1a\n",
+        bytes(99),
+        b"\x80\x02",  # the start of a pickle; from here on each makes torch raise an error of another type
+        b"\x80\x02}q\x00(X",
+        b"r\xdd]\x93\x08",
+        b"U\x02\x86Jt",
+        b"j\xf1ua\x8d",
+    ],
+    ids=lambda content: repr(content[:8]),
+)
+def test_a_file_that_is_no_checkpoint(tmp_path, content):
+    """One line that names the file, whatever is in it."""
+    path = tmp_path / "wrong.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"wrong\.ckpt is not a checkpoint") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_cut_short(make_pipeline, save_checkpoint, tmp_path):
+    """As a full disk leaves it."""
+    path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline())
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(InputError, match="is not a checkpoint that can be read"):
+        read_checkpoint(path)
+
+
+class Touch:
+    """Runs code when it is unpickled by someone careless."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_that_would_run_code(tmp_path):
+    torch.save({KEY: Touch(tmp_path / "touched")}, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match="is not a checkpoint that can be read"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(2)], ids=["dict", "list", "tensor"])
+def test_a_checkpoint_of_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"other\.ckpt is not a checkpoint of lit_transfusion"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("part", [".metadata", "meta.pt", "__0_0.distcp"])
+def test_shards_cut_short(make_pipeline, save_checkpoint, tmp_path, part):
+    path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), sharded=True)
+    (path / part).write_bytes((path / part).read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"run\.ckpt is not a checkpoint that can be read") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_shards_that_were_never_finished(make_pipeline, save_checkpoint, tmp_path):
+    path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), sharded=True)
+    (path / "meta.pt").unlink()
+    with pytest.raises(InputError, match=r"meta\.pt"):
+        read_checkpoint(path)
+    (path / ".metadata").unlink()
+    with pytest.raises(InputError, match="not found"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["os\nmknod", "io\nopen_code", "torch\nos.mknod", "torch.hub\nload", "torch.serialization\nos"]
+)
+def test_shards_whose_index_would_run_code(make_pipeline, save_checkpoint, tmp_path, name):
+    path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), sharded=True)
+    touched = str(tmp_path / "touched")
+    call = b"\x80\x04c" + name.encode() + b"\n\x8c" + bytes([len(touched)]) + touched.encode() + b"\x85R."
+    (path / ".metadata").write_bytes(call)  # a pickle that calls it with the path of a file
+    with pytest.raises(InputError, match="its index names"):
+        read_checkpoint(path)
+    assert not (tmp_path / "touched").exists()
+
+
+@forms
+def test_a_checkpoint_without_weights(make_pipeline, tmp_path, sharded):
+    path = tmp_path / "run.ckpt"
+    if sharded:
+        dcp.save({"state_dict": {"other.weight": torch.zeros(2)}}, checkpoint_id=path, no_dist=True)
+        torch.save({KEY: make_pipeline().describe()}, path / "meta.pt")
+    else:
+        torch.save({"state_dict": {"other.weight": torch.zeros(2)}, KEY: make_pipeline().describe()}, path)
+    with pytest.raises(InputError, match="holds no weights"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_whose_weights_do_not_fit(make_pipeline, save_checkpoint, tmp_path):
+    """As after an edit of a class that a run was made of."""
+    description = make_pipeline("unet").describe()
+    path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline("linear"), **{KEY: description})
+    with pytest.raises(InputError, match=r"run\.ckpt: its weights do not fit its own description: Missing") as error:
+        Pipeline.from_pretrained(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_which_a_part_is_gone(make_pipeline, save_checkpoint, tmp_path):
+    description = make_pipeline().describe()
+    description["mask"]["class_path"] = "my_masks.Window"
+    path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), **{KEY: description})
+    with pytest.raises(InputError, match=r"run\.ckpt: my_masks\.Window cannot be imported .* is the package"):
+        Pipeline.from_pretrained(path)

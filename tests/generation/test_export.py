@@ -1,0 +1,400 @@
+"""Models that are given away: written to a folder, read from it in another place, pushed to the hub and fetched."""
+
+import fnmatch
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import lit_transfusion
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation import pipeline as pipeline_module
+from lit_transfusion.generation.export import export
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.latents import VAE, Pixels
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+
+FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.model"}
+NOISE = DDPM(num_train_timesteps=50, beta_schedule="linear", prediction_type="v_prediction", clip_sample=True)
+OWN_PACKAGE = """
+from lit_transfusion.model import Causal, LinearPatcher
+
+class Window(Causal):
+    def __init__(self, size=3):
+        self.size = size
+
+class Tied(LinearPatcher):
+    def __init__(self, dim):
+        super().__init__(3, dim, 2)
+        self.again = self.proj_in
+"""
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def exported(make_pipeline, tmp_path):
+    """A folder with a model, to look at or to break."""
+    make_pipeline().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own_parts.py").write_text(OWN_PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    import own_parts
+
+    yield own_parts
+    del sys.modules["own_parts"]
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+# Folders
+
+
+@pytest.mark.parametrize("patcher", ["linear", "unet"])
+def test_a_folder_makes_the_same_pipeline(make_pipeline, assert_same_outputs, tmp_path, patcher):
+    pipeline = make_pipeline(patcher, noise=NOISE)
+    pipeline.save_pretrained(tmp_path / "model")
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    again = Pipeline.from_pretrained(str(tmp_path / "moved"))
+    assert again.describe() == pipeline.describe()
+    assert not again.net.training
+    assert_same_outputs(pipeline, again)
+    assert files_of(tmp_path / "moved") == FILES
+
+
+def test_what_the_files_hold(exported, make_pipeline):
+    pipeline = make_pipeline()
+    config = json.loads((exported / "config.json").read_text())
+    assert config["lit_transfusion_version"] == lit_transfusion.__version__
+    assert config["size"] == asdict(pipeline.net.transformer.size)
+    assert (exported / "tokenizer.model").read_bytes() == pipeline.tokenizer.model
+    with safe_open(exported / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    weights = load_file(exported / "model.safetensors")
+    assert weights.keys() == pipeline.net.state_dict().keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in pipeline.net.state_dict().items())
+
+
+def test_a_model_card_says_what_it_is_and_is_kept(exported, make_pipeline):
+    head, body = (exported / "README.md").read_text(encoding="utf-8").split("---\n")[1:]
+    assert yaml.safe_load(head)["library_name"] == "lit_transfusion"
+    parameters = sum(p.numel() for p in make_pipeline().net.parameters())
+    for text in (f"| parameters | {parameters:,} |", "dim 32, 2 layers", "| mask | Bidirectional |", "4 × 4 pixels"):
+        assert text in body
+    (exported / "README.md").write_text("Mine.")
+    make_pipeline().save_pretrained(exported)
+    assert (exported / "README.md").read_text() == "Mine."
+
+
+def test_the_device_is_where_the_net_is_put(exported):
+    assert Pipeline.from_pretrained(exported, device="meta").net.head.weight.is_meta
+
+
+def test_shared_weights_are_written_once_and_shared_again(own_package, tokenizer, assert_same_outputs, tmp_path):
+    torch.manual_seed(0)
+    size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+    net = Transfusion(tokenizer.vocab_size, size, own_package.Tied(dim=32), Bidirectional())
+    pipeline = Pipeline(net.eval(), NOISE, Pixels(), tokenizer, image_size=4)
+    pipeline.save_pretrained(tmp_path)
+    assert len(load_file(tmp_path / "model.safetensors")) < len(net.state_dict())
+    again = Pipeline.from_pretrained(tmp_path)
+    assert_same_outputs(pipeline, again)
+
+
+# Codecs with weights
+
+
+@pytest.fixture
+def with_vae(tokenizer, tmp_path):
+    """A pipeline on the latents of an autoencoder in a folder that only this machine has."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    autoencoder = AutoencoderKL(
+        block_out_channels=(4, 8), norm_num_groups=2, latent_channels=5, scaling_factor=0.3, **blocks
+    )
+    autoencoder.save_pretrained(tmp_path / "private" / "vae")
+    size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+    net = Transfusion(tokenizer.vocab_size, size, LinearPatcher(5, dim=32, patch_size=2), Bidirectional())
+    codec = VAE(str(tmp_path / "private"), subfolder="vae", sample_posterior=False)
+    return Pipeline(net.eval(), NOISE, codec, tokenizer, image_size=8)
+
+
+def test_an_autoencoder_goes_with_its_pipeline(with_vae, assert_same_outputs, tmp_path):
+    with_vae.save_pretrained(tmp_path / "model")
+    shutil.rmtree(tmp_path / "private")
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    again = Pipeline.from_pretrained(tmp_path / "moved")
+    assert not again.codec.sample_posterior
+    assert_same_outputs(with_vae, again)
+    assert files_of(tmp_path / "moved") == FILES | {"codec/config.json", "codec/diffusion_pytorch_model.safetensors"}
+
+
+def test_no_path_of_this_machine_is_given_away(with_vae, tmp_path):
+    with_vae.save_pretrained(tmp_path / "model")
+    for file in files_of(tmp_path / "model"):
+        assert str(tmp_path).encode() not in (tmp_path / "model" / file).read_bytes(), file
+
+
+def test_whoever_can_read_one_file_can_read_all(with_vae, tmp_path):
+    with_vae.save_pretrained(tmp_path / "model")
+    modes = {(tmp_path / "model" / file).stat().st_mode for file in files_of(tmp_path / "model")}
+    assert len(modes) == 1
+
+
+def test_what_was_exported_can_be_exported_again(with_vae, assert_same_outputs, tmp_path):
+    """Even to where it is."""
+    with_vae.save_pretrained(tmp_path / "model")
+    Pipeline.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "model")
+    assert_same_outputs(with_vae, Pipeline.from_pretrained(tmp_path / "model"))
+
+
+# The command
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["file", "shards"])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_export_takes_the_averaged_weights_or_the_others(
+    make_pipeline, save_checkpoint, tmp_path, capsys, weights, sharded
+):
+    pipeline = make_pipeline()
+    path = save_checkpoint(tmp_path / "run.ckpt", pipeline, averages=1.0, sharded=sharded)
+    export(str(path), str(tmp_path / "new" / "model"), weights)
+    assert capsys.readouterr().out == f"{tmp_path / 'new' / 'model'}\n"
+    exported = load_file(tmp_path / "new" / "model" / "model.safetensors")
+    for name, weight in pipeline.net.state_dict().items():
+        assert torch.equal(exported[name], weight + 1 if weights == "ema" else weight), name
+
+
+def test_export_of_a_run_that_averages_nothing(make_pipeline, save_checkpoint, assert_same_outputs, tmp_path):
+    pipeline = make_pipeline()
+    export(str(save_checkpoint(tmp_path / "run.ckpt", pipeline)), str(tmp_path / "model"))
+    assert_same_outputs(pipeline, Pipeline.from_pretrained(tmp_path / "model"))
+
+
+def test_export_to_where_no_folder_can_be(make_pipeline, save_checkpoint, tmp_path):
+    path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline())
+    with pytest.raises(InputError, match=r"--output .*run\.ckpt cannot be made: File exists"):
+        export(str(path), str(path))
+
+
+def test_a_part_that_is_no_plain_data_is_named(make_pipeline, own_package, tmp_path):
+    with pytest.raises(InputError, match=r"config\.json holds .* set"):
+        make_pipeline(mask=own_package.Window({1, 2})).save_pretrained(tmp_path)
+
+
+# The hub
+
+
+def test_push_to_hub_uploads_what_is_exported(make_pipeline, assert_same_outputs, tmp_path, monkeypatch):
+    """Through the hub's own code, up to the two calls that send something."""
+
+    def create_repo(api, repo_id, **_):
+        return type("Repository", (), {"repo_id": repo_id})
+
+    def upload_folder(api, repo_id, folder_path, **_):
+        shutil.copytree(folder_path, tmp_path / repo_id)
+        return "the commit"
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    pipeline = make_pipeline()
+    assert pipeline.push_to_hub("me/shapes") == "the commit"
+    assert files_of(tmp_path / "me" / "shapes") == FILES
+    assert_same_outputs(pipeline, Pipeline.from_pretrained(tmp_path / "me" / "shapes"))
+
+
+@pytest.fixture
+def put_on_hub(tmp_path):
+    """Puts a folder into the hub's cache on this machine, as if it had been fetched; returns how to ask for it."""
+
+    def put_on_hub(folder):
+        repository, commit = tmp_path / "cache" / "models--me--shapes", "0" * 40
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        return {"cache_dir": tmp_path / "cache", "local_files_only": True}
+
+    return put_on_hub
+
+
+def test_a_model_on_the_hub(with_vae, put_on_hub, assert_same_outputs, tmp_path):
+    with_vae.save_pretrained(tmp_path / "model")
+    assert_same_outputs(with_vae, Pipeline.from_pretrained("me/shapes", **put_on_hub(tmp_path / "model")))
+
+
+def test_nothing_but_the_model_is_fetched(with_vae, assert_same_outputs, tmp_path, monkeypatch):
+    with_vae.save_pretrained(tmp_path / "me")
+    (tmp_path / "me" / "pytorch_model.bin").write_bytes(b"who knows")
+
+    def snapshot_download(name, allow_patterns, revision):
+        assert (name, revision) == ("me/shapes", "v2")
+        for file in files_of(tmp_path / "me"):
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / "fetched" / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(tmp_path / "me" / file, tmp_path / "fetched" / file)
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr(pipeline_module, "snapshot_download", snapshot_download)
+    assert_same_outputs(with_vae, Pipeline.from_pretrained("me/shapes", revision="v2"))
+    assert files_of(tmp_path / "me") - files_of(tmp_path / "fetched") == {"pytorch_model.bin", "README.md"}
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="runs/quickstrat: there is no such file or folder here, and the") as error:
+        Pipeline.from_pretrained("runs/quickstrat", cache_dir=tmp_path, local_files_only=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["none.ckpt", "runs/last.ckpt", "../x/y", "/none/here", "a/b/c"])
+def test_the_hub_is_not_asked_for_what_can_be_no_name_there(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline_module, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(InputError, match=f"checkpoint {path} not found"):
+        Pipeline.from_pretrained(path)
+
+
+# Classes of other packages
+
+
+def test_a_class_of_ones_own_comes_back_from_a_folder(make_pipeline, own_package, tmp_path):
+    make_pipeline(mask=own_package.Window(5)).save_pretrained(tmp_path / "model")
+    mask = Pipeline.from_pretrained(tmp_path / "model").net.mask
+    assert (type(mask), mask.size) == (own_package.Window, 5)
+
+
+def test_a_class_whose_package_is_not_here_is_named(exported):
+    change_config(exported, mask={"class_path": "no_such_package.Window", "init_args": {}})
+    with pytest.raises(InputError, match=r"config\.json: no_such_package\.Window cannot be imported .* is the package"):
+        Pipeline.from_pretrained(exported)
+
+
+def test_a_model_on_the_hub_has_other_packages_imported_only_if_it_is_trusted(
+    make_pipeline, own_package, put_on_hub, tmp_path
+):
+    make_pipeline(mask=own_package.Window(5)).save_pretrained(tmp_path / "model")
+    hub = put_on_hub(tmp_path / "model")
+    del sys.modules["own_parts"]
+    with pytest.raises(InputError, match=r"me/shapes/config\.json: own_parts\.Window .* trust_remote_code=True"):
+        Pipeline.from_pretrained("me/shapes", **hub)
+    assert "own_parts" not in sys.modules
+    assert Pipeline.from_pretrained("me/shapes", trust_remote_code=True, **hub).net.mask.size == 5
+
+
+@pytest.mark.parametrize("part", ["patcher", "mask", "noise", "codec"])
+@pytest.mark.parametrize("class_path", ["os.system", "lit_transfusion.parts.build", "lit_transfusion.parts.T"])
+def test_nothing_but_parts_is_called_even_if_it_is_trusted(exported, put_on_hub, part, class_path):
+    change_config(exported, **{part: {"class_path": class_path, "init_args": {}}})
+    with pytest.raises(InputError, match=f"{class_path} is not a "):
+        Pipeline.from_pretrained("me/shapes", trust_remote_code=True, **put_on_hub(exported))
+
+
+# Folders that are wrong
+
+
+def test_a_run_is_not_what_was_exported(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match=r"holds no config\.json$"):
+        Pipeline.from_pretrained(tmp_path)
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(InputError, match=r"holds no config\.json; for this run, give .*checkpoints/last\.ckpt"):
+        Pipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.model"])
+def test_a_file_that_is_missing_is_named(exported, file):
+    (exported / file).unlink()
+    with pytest.raises(InputError, match=file):
+        Pipeline.from_pretrained(exported)
+
+
+@pytest.mark.parametrize("length", [0, 5, 1000, -1])
+def test_weights_that_are_cut_short(exported, length):
+    weights = exported / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"model/model\.safetensors cannot be read \(") as error:
+        Pipeline.from_pretrained(exported)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "another shape"])
+def test_weights_that_do_not_fit(exported, change):
+    weights = load_file(exported / "model.safetensors")
+    weights["head.other" if change == "unexpected" else "head.weight"] = torch.zeros(2, 2)
+    if change == "missing":
+        del weights["head.weight"]
+    save_file(weights, exported / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors does not fit config\.json beside it: .*head") as error:
+        Pipeline.from_pretrained(exported)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", "{}", '{"codec": 3}', '{"model_type": "llama"}', "\udcff"])
+def test_a_config_of_something_else(exported, content):
+    (exported / "config.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"config\.json (is not JSON|does not describe)") as error:
+        Pipeline.from_pretrained(exported)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"patcher": "linear"}, "'linear' does not describe a Patcher"),
+        ({"mask": {"class_path": "lit_transfusion.model.Causal", "init_args": {"size": 3}}}, "Causal does not take"),
+        ({"size": 3}, "TransformerSize does not take"),
+        ({"size": {"dim": 64, "n_layers": 1, "n_heads": 2}}, "the patcher's dim is 32, the Transformer's 64"),
+    ],
+)
+def test_a_config_that_makes_no_net(exported, changes, text):
+    change_config(exported, **changes)
+    with pytest.raises(InputError, match=f"config.json: {text}"):
+        Pipeline.from_pretrained(exported)
+
+
+def test_a_folder_has_no_other_weights_than_those_that_were_exported(exported):
+    with pytest.raises(InputError, match="holds one set of weights"):
+        Pipeline.from_pretrained(exported, ema=False)
+
+
+def test_a_tokenizer_that_is_none(exported):
+    (exported / "tokenizer.model").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"tokenizer\.model is not a SentencePiece model"):
+        Pipeline.from_pretrained(exported)
+
+
+# What is imported
+
+
+def test_using_a_model_needs_no_lightning(exported, make_pipeline, save_checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "run.ckpt", make_pipeline())
+    code = """if True:
+        import sys
+        from lit_transfusion import Pipeline
+        for path in sys.argv[1:]:
+            Pipeline.from_pretrained(path)
+        assert not {"lightning", "pytorch_lightning", "jsonargparse"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code, exported, tmp_path / "run.ckpt"], check=True)
