@@ -24,6 +24,14 @@ class Example(NamedTuple):
     captions: tuple[str, ...]  # at least one, none empty
 
 
+class EditExample(NamedTuple):
+    """What a source of edits yields: a picture, instructions that all ask for one change, and what it leads to."""
+
+    input_image: Tensor  # (3, height, width) float32 in [-1, 1]
+    instructions: tuple[str, ...]  # at least one, none empty
+    output_image: Tensor  # (3, height, width) float32 in [-1, 1]
+
+
 class ExampleBatch(NamedTuple):
     """Examples side by side, for drawing their captions and describing their pictures."""
 
@@ -50,6 +58,7 @@ class ImageSegment(NamedTuple):
 
     latents: Tensor  # (C, H, W); pixels until the codec has encoded them
     max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
+    learn: bool = True  # False: a prompt, no diffusion loss on this image
 
 
 class Document(NamedTuple):
@@ -72,4 +81,5 @@ class PackedBatch(NamedTuple):
     image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
     images: Tensor  # (N, C, H, W) clean images of the whole batch in row-major order; pixels until the codec encodes
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
+    learn_images: Tensor  # (N,) bool; False for an image without a diffusion loss
     num_padding: int  # positions that hold no token of any document

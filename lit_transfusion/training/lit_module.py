@@ -102,7 +102,10 @@ class LitTransfusion(lightning.LightningModule):
         return Pipeline(self.ema or self.net, self.noise, self.codec, self.tokenizer, self.image_size)
 
     def losses(self, net: Transfusion, batch: PackedBatch, generator: torch.Generator) -> tuple[LossTerms, Tensor]:
-        """Noise each image as its own timestep says, and compare the net's predictions; also returns the timesteps."""
+        """Noise each image as its own timestep says, and compare the net's predictions where something is learned.
+
+        Also returns the timesteps of the images that are learned.
+        """
         images = self.codec.encode(batch.images, generator)  # (N, C, H, W)
         timesteps = self.noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
@@ -117,9 +120,11 @@ class LitTransfusion(lightning.LightningModule):
             timesteps,
             logit_positions=text,
         )
-        target = self.noise.target(images, noise, timesteps)
-        terms = transfusion_loss(output.logits, labels[text], output.image_prediction, target, self.image_loss_weight)
-        return terms, timesteps
+        learned = batch.learn_images.nonzero().squeeze(1)
+        prediction = output.image_prediction[learned]  # (learned images, C, H, W)
+        target = self.noise.target(images, noise, timesteps)[learned]
+        terms = transfusion_loss(output.logits, labels[text], prediction, target, self.image_loss_weight)
+        return terms, timesteps[learned]
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         # Randomness is a function of the step, so that a run that was stopped goes on exactly as if it had not been.

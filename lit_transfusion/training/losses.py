@@ -10,13 +10,15 @@ class LossTerms(NamedTuple):
     total: Tensor  # L_LM + λ · L_DDPM, scalar
     text: Tensor  # L_LM in nats per token, scalar
     image: Tensor  # L_DDPM, scalar
-    per_image: Tensor  # (N,) L_DDPM of each image, for plots by timestep
+    per_image: Tensor  # (N,) L_DDPM of each image that is learned, for plots by timestep
 
 
 def transfusion_loss(
     logits: Tensor, targets: Tensor, image_prediction: Tensor, image_target: Tensor, image_loss_weight: float
 ) -> LossTerms:
     """Mean cross-entropy over the (T, V) logits, and squared error meaned over an image's elements, then over images.
+
+    Only what is learned is given: logits where there is a target, images that have a loss.
 
     The means make both losses independent of how many tokens, patches or channels there are. A modality that a batch
     lacks has a loss of zero which still hangs on its parameters, so that all ranks have all gradients.
