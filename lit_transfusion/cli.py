@@ -29,9 +29,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_transfusion.composition import compose
+from lit_transfusion.data import sources  # noqa: F401 (so that YAML can name them)
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.sources import ImageCaptions, OpenMoji, Shapes  # noqa: F401 (so that YAML can name them)
 from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.edit_test import score_edits
 from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.command import generate
 from lit_transfusion.model import SIZES
@@ -39,7 +40,11 @@ from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 
-TOOLS = {"generate": generate, "score_shapes": score_shapes}  # need a checkpoint and nothing else
+TOOLS = {
+    "generate": generate,
+    "score_shapes": score_shapes,
+    "score_edits": score_edits,
+}  # need a checkpoint and nothing else
 
 DESCRIPTION = """\
 Transfusion: one Transformer that writes text and draws images.
@@ -50,6 +55,7 @@ Transfusion: one Transformer that writes text and draws images.
   predict    draw and caption held-out pictures      predict --config runs/NAME/config.yaml --ckpt_path last
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
+  score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
 
 Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <
 the config < the command line. `--print_config` shows the whole.
