@@ -20,7 +20,7 @@ def score_edits(
     num_samples: int = 200,
     sampler: str = "ddim",
     num_inference_steps: int = 25,
-    guidance_scale: float = 3.0,
+    guidance_scale: float = 1.0,
     seed: int = 0,
     output: str | None = None,
 ) -> None:

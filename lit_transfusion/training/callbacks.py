@@ -201,7 +201,7 @@ class ShowEdits(Show):
         num_samples: int = 15,
         sampler: str = "ddim",
         num_inference_steps: int = 25,
-        guidance_scale: float = 3.0,
+        guidance_scale: float = 1.0,
     ) -> None:
         super().__init__(every_n_steps)
         self.num_samples = num_samples

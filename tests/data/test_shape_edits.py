@@ -94,11 +94,8 @@ def test_instruction_says_what_is_done_and_to_which_object(kind, part):
         for instruction in edit.instructions:
             words = instruction.split()
             assert named.shape in words and instruction.endswith(new)
-            if named.colour not in words:  # the shape says which one is meant
-                assert f"the {named.shape}" in instruction and other.shape != named.shape
-            else:
-                assert f"{named.colour} {named.shape}" in instruction
-                assert (named.colour, named.shape) != (other.colour, other.shape)
+            name = f"{named.colour} {named.shape}" if named.colour in words else f"the {named.shape}"
+            assert name in instruction and named.colour != other.colour and named.shape != other.shape
             if kind in ("move", "add"):
                 assert max((place for place in RIM if place in instruction), key=len) == new
 

@@ -1,8 +1,8 @@
 """Edits of coloured shapes, drawn on the fly: what is asked for, and exactly what the result must show.
 
-A picture has two small objects, or one where another is added. They stand as far apart as `Single` scenes put objects
-at opposite places, so that each looks as it does in a picture of its own. An edit changes one object, and the other
-must stay as it is, down to the pixel.
+A picture has two small objects, or one where another is added. They differ in colour and shape, so that either names
+one of them, and stand at places opposite to each other, so that each looks as it does in a picture of its own. An edit
+changes one object, and the other must stay as it is, down to the pixel.
 """
 
 import copy
@@ -64,9 +64,9 @@ class Edit:
     def single(self, place: str) -> Single:
         return Single(self.colour, self.shape, SIZE, place)
 
-    def instructions(self, other_shape: str | None = None) -> tuple[str, ...]:
-        """Ways to ask for it. Where the other object has another shape, the shape alone says which object is meant."""
-        names = [f"the {self.colour} {self.shape}"] + [f"the {self.shape}"] * (other_shape != self.shape)
+    def instructions(self) -> tuple[str, ...]:
+        """Ways to ask for it."""
+        names = f"the {self.colour} {self.shape}", f"the {self.shape}"
         words = {"colour": self.colour, "shape": self.shape, "new": self.new}
         asked = [wording.format(object=name, **words) for wording in self.wordings for name in names]
         return tuple(dict.fromkeys(asked))  # not all wordings name the object that way
@@ -237,15 +237,15 @@ class ShapeEdits(Source):
         edit = random.choice(kinds[kind])
         before, after = edit.before_and_after(random)
         taken = [single for single in (before, after) if single is not None]
-        pairs = {pair for single in taken for pair in single.pairs()}  # of the other object, so that names are unique
         place = random.choice(places_apart_from(*(single.place for single in taken)))
-        other = Single(*random.choice([pair for pair in PAIRS if pair not in pairs]), SIZE, place)
+        pair = random.choice([pair for pair in PAIRS if pair[0] != edit.colour and pair[1] != edit.shape])
+        other = Single(*pair, SIZE, place)
 
         # The jitter of an object is a function of its seed: a changed object keeps what the edit says nothing of.
         seed, other_seed = random.getrandbits(32), random.getrandbits(32)
         unchanged = other.layout(Random(other_seed))
         drawn = [unchanged + (single.layout(Random(seed)) if single is not None else []) for single in (before, after)]
-        return ShapeEdit(kind, edit.instructions(other.shape), *map(tuple, drawn))
+        return ShapeEdit(kind, edit.instructions(), *map(tuple, drawn))
 
     def captions(self) -> list[str]:
         """Every instruction for every training edit."""
