@@ -189,7 +189,7 @@ def test_edits_start_from_the_quickstart(folder, monkeypatch):
     )
     assert torch.equal(Built.model.net.head.weight, first.net.head.weight) and Built.model is not first
     batch = next(iter(Built.data.train_dataloader()))
-    assert len(batch.images) == 2 * batch.learn_images.sum() and not batch.max_timesteps[~batch.learn_images].any()
+    assert batch.learned_images.tolist() == list(range(1, len(batch.images), 2)) and not batch.max_timesteps[::2].any()
 
 
 @pytest.fixture

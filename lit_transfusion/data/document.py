@@ -2,6 +2,7 @@
 
     B  rows of a batch               N  images in the batch
     L  positions of a row            P  patches of one image
+    T  positions with a text target  M  images with a diffusion loss
     D  width of the Transformer      C, H, W  channels, height and width of an image in latent space
     V  vocabulary size
 
@@ -81,5 +82,6 @@ class PackedBatch(NamedTuple):
     image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
     images: Tensor  # (N, C, H, W) clean images of the whole batch in row-major order; pixels until the codec encodes
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
-    learn_images: Tensor  # (N,) bool; False for an image without a diffusion loss
-    num_padding: int  # positions that hold no token of any document
+    learned_images: Tensor  # (M,) int64; into `images`, those that have a diffusion loss
+    target_positions: Tensor  # (T,) int64; into the flattened (B · L) labels; a GPU would have to wait to find them
+    lengths: Tensor  # (B,) int64; positions of each row that hold a document, the rest is padding

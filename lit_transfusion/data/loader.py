@@ -1,6 +1,7 @@
 """The stream of batches: documents made by workers, packed in the main process, resumable at any batch."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -86,10 +87,21 @@ class PackedLoader:
         if 0 < len(documents.source) < world_size:
             raise InputError(f"{len(documents.source)} examples cannot be shared out to {world_size} processes")
         self.skipped: Counter[str] = Counter()
+        self.seconds = 0.0  # spent in here, while training waited
         self._state: dict[str, Any] = {"epoch": 0, "used": 0, "open": []}  # after the batch handed out last
         self._state_before = self._state  # before it
 
     def __iter__(self) -> Iterator[PackedBatch]:
+        batches = self._batches()
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def _batches(self) -> Iterator[PackedBatch]:
         epoch, used = self._state["epoch"], self._state["used"]
         packer = FirstFit(self.length, self.open_rows)
         packer.rows = [[self._sized(key, self._remake(key)) for key in row] for row in self._state["open"]]

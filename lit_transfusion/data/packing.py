@@ -1,6 +1,7 @@
 """Documents → rows of equal length → one batch."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ def collate(
     """Rows of documents → PackedBatch of rows of `length` positions. `image_shape` is (C, H, W), for want of images."""
     batch: dict[str, list[list[int]]] = {name: [] for name in ("tokens", "labels", "positions", "documents", "images")}
     images: list[ImageSegment] = []
-    num_padding = 0
+    lengths = []
     for row in rows:
         tokens, labels, positions, document_ids, image_ids = [], [], [], [], []
         for number, document in enumerate(row):
@@ -105,6 +106,7 @@ def collate(
             image_ids += [TEXT if i < 0 else i + len(images) for i in document.image_ids]
             images += document.images
         # Padding is attended to like text. As one long document it would cost more than the documents beside it.
+        lengths.append(len(tokens))
         padding = length - len(tokens)
         longest = max((len(document.tokens) for document in row), default=length)
         tokens += [pad] * padding
@@ -114,8 +116,10 @@ def collate(
         image_ids += [TEXT] * padding
         for column, values in zip(batch.values(), (tokens, labels, positions, document_ids, image_ids), strict=True):
             column.append(values)
-        num_padding += padding
     latents = torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape)
     max_timesteps = torch.tensor([image.max_timestep for image in images], dtype=torch.int64)
-    learn_images = torch.tensor([image.learn for image in images], dtype=torch.bool)
-    return PackedBatch(*map(torch.tensor, batch.values()), latents, max_timesteps, learn_images, num_padding)
+    learned = torch.tensor([i for i, image in enumerate(images) if image.learn], dtype=torch.int64)
+    columns = map(torch.tensor, batch.values())
+    targets = [i for i, label in enumerate(chain.from_iterable(batch["labels"])) if label != IGNORE_INDEX]
+    target_positions = torch.tensor(targets, dtype=torch.int64)
+    return PackedBatch(*columns, latents, max_timesteps, learned, target_positions, torch.tensor(lengths))

@@ -21,6 +21,36 @@ log = logging.getLogger(__name__)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v → output, all (B, heads, L, head_dim)
 
 
+def attention(backend: str, lo: Tensor, hi: Tensor, dtype: torch.dtype) -> Attend:
+    """What all layers of a forward pass call, under the (B, L) intervals.
+
+    Args:
+        backend: One of BACKENDS, or `auto` for the fastest one here.
+        lo: First key that each query sees.
+        hi: One past the last key that each query sees.
+        dtype: Of the queries.
+    """
+    return BACKENDS[fastest(lo.device.type, lo.shape[1], dtype) if backend == "auto" else backend](lo, hi)
+
+
+@functools.cache  # so that each choice is logged once
+def fastest(device: str, length: int, dtype: torch.dtype) -> str:
+    """The backend for rows of `length` positions, the same for training and without gradients.
+
+    On a CPU, short rows are cheaper in one piece (the crossing is at some 150 positions), longer ones document by
+    document; FlexAttention is slower there, and has no backward pass. On a GPU it is the fastest from some 1,000
+    positions on; it needs whole tiles, and knows no float64. (docs/benchmarks.md, `attention`)
+    """
+    if device == "cpu":
+        backend = "dense" if length <= 128 else "split"
+    elif length >= 1024 and length % FLEX_BLOCK == 0 and dtype != torch.float64:
+        backend = "flex"
+    else:
+        backend = "dense"
+    log.info("attention: %s, for rows of %d positions in %s on %s", backend, length, str(dtype)[6:], device)
+    return backend
+
+
 def eager(lo: Tensor, hi: Tensor) -> Attend:
     """Softmax written out in float32: the reference that the other backends are tested against."""
     hidden = ~dense_mask(lo, hi)[:, None]  # (B, 1, L, L)
@@ -52,6 +82,7 @@ def split(lo: Tensor, hi: Tensor) -> Attend:
     pieces = zip(*(x.flatten().split(lengths) for x in (key, lo, hi)), strict=True)
     masks = [(k >= piece_lo[:, None]) & (k < piece_hi[:, None]) for k, piece_lo, piece_hi in pieces]
 
+    @torch.compiler.disable  # the lengths are others in each batch: where a block is compiled, this stays outside
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, _, L, _ = q.shape
         # (B, heads, L, head_dim) → the pieces' (heads, length, head_dim); a cut never runs across two rows
@@ -73,26 +104,9 @@ def flex(lo: Tensor, hi: Tensor) -> Attend:
     return functools.partial(kernel, block_mask=block_mask(lo, hi))
 
 
-def auto(lo: Tensor, hi: Tensor) -> Attend:
-    """`split` on a CPU; on a GPU `flex` for rows of 1,024 positions and more, `dense` below, where it is faster."""
-    if lo.device.type == "cpu":
-        backend = split
-    elif lo.shape[1] >= 1024 and lo.shape[1] % FLEX_BLOCK == 0:
-        backend = flex
-    else:
-        backend = dense
-    _log_choice(backend.__name__, lo.device.type, lo.shape[1])
-    return backend(lo, hi)
-
-
-BACKENDS: dict[str, Callable[[Tensor, Tensor], Attend]] = {f.__name__: f for f in (auto, eager, dense, split, flex)}
+BACKENDS: dict[str, Callable[[Tensor, Tensor], Attend]] = {f.__name__: f for f in (eager, dense, split, flex)}
 
 
 @functools.cache
 def _compiled_flex() -> Callable:
     return torch.compile(flex_attention, dynamic=False)
-
-
-@functools.cache  # so that each choice is logged once
-def _log_choice(backend: str, device: str, length: int) -> None:
-    log.info("attention: %s for rows of %d positions on %s", backend, length, device)

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.model.attention import Attend
-from lit_transfusion.model.kv_cache import KVCache
+from lit_transfusion.model.block_runner import RunBlock, as_it_is
+from lit_transfusion.model.kv_cache import KVCache, LayerCache
+
+Rope = tuple[Tensor, Tensor]  # cosines and sines, (B, 1, L, head_dim / 2)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Transformer(nn.Module):
         self.rope_theta = rope_theta
         self.blocks = nn.ModuleList([Block(size, norm_eps) for _ in range(size.n_layers)])
         self.norm = nn.RMSNorm(size.dim, eps=norm_eps)
+        self.run_block: RunBlock = as_it_is  # training may set another one (see `block_runner.py`)
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend, cache: KVCache | None = None) -> Tensor:
         """(B, L, D) embeddings at (B, L) positions → (B, L, D) normalised hidden states.
@@ -66,7 +70,7 @@ class Transformer(nn.Module):
         """
         rope = rotary_angles(positions, self.size.dim // self.size.n_heads, self.rope_theta)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, attend, None if cache is None else cache.layer(layer))
+            x = self.run_block(block, x, rope, attend) if cache is None else block(x, rope, attend, cache.layer(layer))
         return self.norm(x)
 
     def reset_parameters(self) -> None:
@@ -92,7 +96,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(size.dim, eps=norm_eps)
         self.feed_forward = FeedForward(size.dim, size.hidden_dim or llama_hidden_dim(size.dim, size.multiple_of))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, cache) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, attend, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -106,7 +110,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # one product instead of three
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, cache) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, cache: LayerCache | None) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3 * self.n_heads, -1)).transpose(1, 2)  # (B, 3 · heads, L, head_dim)
         qk, v = qkv.split([2 * self.n_heads, self.n_heads], dim=1)
         q, k = rotate(qk, rope).chunk(2, dim=1)  # (B, heads, L, head_dim) each
@@ -133,14 +137,14 @@ def llama_hidden_dim(dim: int, multiple_of: int) -> int:
     return -(-(8 * dim // 3) // multiple_of) * multiple_of
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Rope:
     """(B, L) positions → cos and sin, (B, 1, L, head_dim / 2) in float32."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     angles = positions[:, None, :, None] * frequencies
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Turn the pairs (x_i, x_{i + head_dim/2}) of (B, heads, L, head_dim) by their angles."""
     cos, sin = rope
     a, b = x.float().chunk(2, dim=-1)

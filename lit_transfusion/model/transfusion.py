@@ -5,7 +5,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from lit_transfusion.model.attention import BACKENDS
+from lit_transfusion.model.attention import attention
 from lit_transfusion.model.kv_cache import KVCache
 from lit_transfusion.model.patchers import Patcher
 from lit_transfusion.model.transformer import Transformer, TransformerSize, init_linear
@@ -86,7 +86,8 @@ class Transfusion(nn.Module):
         x = x.flatten(0, 1).index_copy(0, at_patches, patches.flatten(0, 1).to(x.dtype)).view_as(x)
 
         if cache is None:
-            attend = BACKENDS[self.attention](*self.mask.intervals(document_ids, image_ids))  # once, for all layers
+            lo, hi = self.mask.intervals(document_ids, image_ids)
+            attend = attention(self.attention, lo, hi, x.dtype)  # once, for all layers
         else:
             attend = cache.open(self.mask, positions, image_ids, holes=document_ids < 0)
         hidden = self.transformer(x, positions, attend, cache).flatten(0, 1)  # (B · L, D)

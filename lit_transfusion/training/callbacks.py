@@ -2,7 +2,9 @@
 
 import logging
 import os
+import resource
 import shlex
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -25,13 +27,21 @@ from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import captioned_grid, film, save
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import Sampling, draw, write
+from lit_transfusion.model.flops import Flops, peak_bf16
 
 log = logging.getLogger(__name__)
 Kind = TypeVar("Kind")
 
 
 class RunProgress(RichProgressBar):
-    """Lightning's, for a run that is one long epoch: the two losses and the pace, and no epoch number."""
+    """Lightning's, for a run that is one long epoch: the two losses and the pace, and no epoch number.
+
+    Args:
+        refresh_rate: Batches between two refreshments; at each one, a GPU is waited for.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate)
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
         short = {"train/loss_text": "text", "train/loss_image": "image", "throughput/images_per_second": "images/s"}
@@ -58,32 +68,70 @@ class LimitThreads(lightning.Callback):
 
 
 class Throughput(lightning.Callback):
-    """Logs what is trained per second on this device: tokens and patches (padding not counted), and images."""
+    """Logs what training does per second on this device, over the steps since it was last written down.
+
+    Tokens and patches without padding, images, milliseconds that a step waits for its data, the most memory so far, and
+    the operations per second that could not be avoided (`model/flops.py`); under bf16 on a GPU whose peak is known,
+    also their share of it (MFU). Validation, drawing samples and writing checkpoints are not counted as time.
+    """
 
     def __init__(self) -> None:
-        self.tokens = self.images = 0
-        self.since = 0.0
+        self.flops: Flops | None = None
+        self._restart()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.flops = Flops.count(pl_module.net, pl_module.pipeline.latent_shape)
+        self.waited = getattr(trainer.train_dataloader, "seconds", 0.0)
         self._restart()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: PackedBatch, *_: Any) -> None:
+        self.began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        self.tokens += batch.tokens.numel() - batch.num_padding
-        self.images += len(batch.images)
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
-            seconds = time.perf_counter() - self.since
-            pl_module.log("throughput/tokens_per_second", self.tokens / seconds)
-            pl_module.log("throughput/images_per_second", self.images / seconds, prog_bar=True)
+        lo, hi = pl_module.net.mask.intervals(batch.document_ids, batch.image_ids)
+        index = torch.arange(lo.shape[1], device=lo.device)
+        tokens, images = batch.lengths.sum(), len(batch.images)
+        pairs = (hi - lo).masked_fill(index >= batch.lengths[:, None], 0).sum()
+        self.steps += 1
+        self.tokens += tokens
+        self.images += images
+        self.operations += self.flops.training_step(tokens, pairs, len(batch.target_positions), images)
+        last = (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0
+        if last:
+            self.operations = float(self.operations)  # on a GPU, waits until all steps are done
+        self.seconds += time.perf_counter() - self.began
+        if last:
+            self._log(trainer, pl_module)
             self._restart()
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._restart()  # validation is no training time
+    def _log(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        waited = getattr(trainer.train_dataloader, "seconds", 0.0) - self.waited
+        self.waited += waited
+        seconds = self.seconds + waited
+        per_second = self.operations / seconds
+        gpu = pl_module.device.type == "cuda"
+        peak = peak_bf16(torch.cuda.get_device_name(pl_module.device)) if gpu else None
+        values = {
+            "tokens_per_second": float(self.tokens) / seconds,
+            "images_per_second": self.images / seconds,
+            "data_wait_ms": 1e3 * waited / self.steps,
+            "gflops_per_second": per_second / 1e9,
+            "peak_memory_gb": (torch.cuda.max_memory_allocated(pl_module.device) if gpu else peak_rss()) / 1e9,
+        }
+        if peak and trainer.precision == "bf16-mixed":
+            values["mfu"] = per_second / peak
+        for name, value in values.items():
+            pl_module.log(f"throughput/{name}", value, prog_bar=name == "images_per_second")
 
     def _restart(self) -> None:
-        self.tokens = self.images = 0
-        self.since = time.perf_counter()
+        self.seconds = self.steps = self.tokens = self.images = self.operations = 0
+
+
+def peak_rss() -> int:
+    """Bytes of memory that this process has held at most. (macOS counts bytes, Linux kilobytes.)"""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Show(lightning.Callback):

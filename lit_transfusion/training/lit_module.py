@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_transfusion.data.document import IGNORE_INDEX, ExampleBatch, PackedBatch
+from lit_transfusion.data.document import ExampleBatch, PackedBatch
 from lit_transfusion.data.loader import mix
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import NoiseProcess
@@ -18,6 +18,7 @@ from lit_transfusion.generation.pipeline import KEY, Pipeline
 from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
+from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
 from lit_transfusion.training.ema import AverageWeights
 from lit_transfusion.training.losses import LossTerms, transfusion_loss
 from lit_transfusion.training.optim import decay_groups
@@ -47,6 +48,9 @@ class LitTransfusion(lightning.LightningModule):
         image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4).
         ema_decay: Of the moving average of the weights that validation and sampling use; null for none.
         attention: Attention backend: auto, eager, dense, split or flex.
+        compile: Compile the Transformer's blocks: on a GPU much faster, on a CPU some percent, after half a minute.
+        activation_checkpointing: What the backward pass computes again in place of keeping it: none, selective (all but
+            matrix products and attention), or full (each block). Less memory, more time.
         seed: Of noise and timesteps.
         init_from: Checkpoint whose (averaged) weights to start from; step, optimiser and data begin anew. To go on with
             a run as it was, use --ckpt_path instead.
@@ -66,6 +70,8 @@ class LitTransfusion(lightning.LightningModule):
         image_loss_weight: float = 5.0,
         ema_decay: float | None = 0.999,
         attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",
+        compile: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
         seed: int = 0,
         init_from: str | None = None,
     ) -> None:
@@ -84,6 +90,7 @@ class LitTransfusion(lightning.LightningModule):
         if init_from is not None:
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.net.transformer.run_block = block_runner(compile, activation_checkpointing)
 
         if getattr(noise, "clip_sample", False) and codec.downscale > 1:
             raise InputError(
@@ -109,8 +116,6 @@ class LitTransfusion(lightning.LightningModule):
         images = self.codec.encode(batch.images, generator)  # (N, C, H, W)
         timesteps = self.noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
-        labels = batch.labels.flatten()
-        text = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # (T,) positions that have a target
         output = net(
             batch.tokens,
             batch.positions,
@@ -118,13 +123,13 @@ class LitTransfusion(lightning.LightningModule):
             batch.image_ids,
             self.noise.add_noise(images, noise, timesteps),
             timesteps,
-            logit_positions=text,
+            logit_positions=batch.target_positions,
         )
-        learned = batch.learn_images.nonzero().squeeze(1)
-        prediction = output.image_prediction[learned]  # (learned images, C, H, W)
-        target = self.noise.target(images, noise, timesteps)[learned]
-        terms = transfusion_loss(output.logits, labels[text], prediction, target, self.image_loss_weight)
-        return terms, timesteps[learned]
+        labels = batch.labels.flatten().index_select(0, batch.target_positions)  # (T,)
+        prediction = output.image_prediction.index_select(0, batch.learned_images)  # (M, C, H, W)
+        target = self.noise.target(images, noise, timesteps).index_select(0, batch.learned_images)
+        terms = transfusion_loss(output.logits, labels, prediction, target, self.image_loss_weight)
+        return terms, timesteps.index_select(0, batch.learned_images)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         # Randomness is a function of the step, so that a run that was stopped goes on exactly as if it had not been.
@@ -163,7 +168,7 @@ class LitTransfusion(lightning.LightningModule):
         self._log_perplexity("test")
 
     def _log(self, stage: str, terms: LossTerms, batch: PackedBatch) -> None:
-        num_targets, num_images = int((batch.labels != IGNORE_INDEX).sum()), len(terms.per_image)
+        num_targets, num_images = len(batch.target_positions), len(terms.per_image)
         on_epoch = stage != "train"
         self.log(f"{stage}/loss", terms.total, prog_bar=True, batch_size=len(batch.tokens))
         if num_targets:

@@ -2,15 +2,17 @@
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
+
+ROWS = 256  # of the logits, that are worked on at once
 
 
 class LossTerms(NamedTuple):
     total: Tensor  # L_LM + λ · L_DDPM, scalar
     text: Tensor  # L_LM in nats per token, scalar
     image: Tensor  # L_DDPM, scalar
-    per_image: Tensor  # (N,) L_DDPM of each image that is learned, for plots by timestep
+    per_image: Tensor  # (M,) L_DDPM of each image that is learned, for plots by timestep
 
 
 def transfusion_loss(
@@ -23,7 +25,33 @@ def transfusion_loss(
     The means make both losses independent of how many tokens, patches or channels there are. A modality that a batch
     lacks has a loss of zero which still hangs on its parameters, so that all ranks have all gradients.
     """
-    text = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
-    per_image = (image_prediction.float() - image_target.float()).square().flatten(1).mean(1)  # (N,)
+    text = SumOfCrossEntropy.apply(logits, targets) / max(len(targets), 1)
+    per_image = (image_prediction.float() - image_target.float()).square().flatten(1).mean(1)  # (M,)
     image = per_image.sum() / max(len(per_image), 1)
     return LossTerms(text + image_loss_weight * image, text, image, per_image)
+
+
+class SumOfCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of (T, V) logits and (T,) targets, in float32, summed. The gradient takes the place of the logits.
+
+    With a large vocabulary the logits are the largest tensor of a step. `F.cross_entropy` makes three more of their
+    size, in float32; this makes none. A second backward pass through the same logits is an error.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        log_sums = [rows.float().logsumexp(1) for rows in logits.split(ROWS)]
+        log_sum = torch.cat(log_sums)  # (T,)
+        ctx.save_for_backward(logits, targets, log_sum)
+        return (log_sum - logits.gather(1, targets[:, None])[:, 0].float()).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        """Softmax less one at the target."""
+        logits, targets, log_sum = ctx.saved_tensors
+        for rows, target, row_log_sum in zip(*(x.split(ROWS) for x in (logits, targets, log_sum)), strict=True):
+            softmax = (rows.float() - row_log_sum[:, None]).exp_()
+            softmax.scatter_add_(1, target[:, None], torch.full_like(target[:, None], -1, dtype=softmax.dtype))
+            rows.copy_(softmax.mul_(gradient))
+        return logits, None

@@ -49,7 +49,7 @@ def test_both_images_of_an_edit_have_to_fit():
         data(source=edits, sequence_length=needed - 1)
     batch = next(iter(data(source=edits, sequence_length=needed).train_dataloader()))
     assert batch.tokens.shape == (2, needed) and len(batch.images) == 4
-    assert batch.learn_images.tolist() == [False, True] * 2 and batch.max_timesteps[::2].tolist() == [0, 0]
+    assert batch.learned_images.tolist() == [1, 3] and batch.max_timesteps[::2].tolist() == [0, 0]
 
 
 def test_edits_are_not_for_prediction():

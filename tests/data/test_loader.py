@@ -98,7 +98,7 @@ def test_longest_document_fills_a_row_exactly(make_loader, tokenizer):
     loader = make_loader(source, batch_size=1, endless=False)
     loader.documents.recipe = Recipe(caption_dropout=0.0)
     batches = list(loader)
-    assert numbers(batches) == [0, 1, 2, 3] and all(batch.num_padding == 0 for batch in batches)
+    assert numbers(batches) == [0, 1, 2, 3] and all(batch.lengths.item() == loader.length for batch in batches)
 
 
 def test_mix_tells_neighbours_apart():

@@ -216,15 +216,19 @@ def test_two_rows_with_images_and_padding():
     ]
     assert batch.images.mean((1, 2, 3)).tolist() == [1, 2, 3, 4]
     assert batch.max_timesteps.tolist()[0] == 5 and len(batch.max_timesteps) == 4
-    assert batch.num_padding == 7
-    assert all(t.dtype == torch.int64 for t in batch[:5]) and batch.max_timesteps.dtype == torch.int64
+    assert batch.lengths.tolist() == [10, 15]
+    assert (
+        all(t.dtype == torch.int64 for t in (*batch[:5], batch.target_positions, batch.lengths))
+        and batch.max_timesteps.dtype == torch.int64
+    )
 
 
 def test_images_that_are_not_learned_are_marked():
     prompt = flat(Document((TextSegment((1,)), image(1)._replace(learn=False), image(2))))
     batch = collate([[prompt], [flat(Document((image(3),)))]], 16, PAD, SHAPE)
-    assert batch.learn_images.tolist() == [False, True, True] and batch.learn_images.dtype == torch.bool
-    assert collate([[text(1, 2)]], 4, PAD, SHAPE).learn_images.shape == (0,)
+    assert batch.learned_images.tolist() == [1, 2]
+    none = collate([[text(1, 2)]], 4, PAD, SHAPE).learned_images
+    assert none.shape == (0,) and none.dtype == torch.int64
 
 
 @pytest.mark.parametrize("num_images", [1, 2])
@@ -238,7 +242,7 @@ def test_padding_is_cut_into_documents_no_longer_than_the_longest():
     batch = collate([[text(1, 2), text(1, 10, 2)]], 13, PAD, SHAPE)
     assert batch.document_ids.tolist() == [[0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4]]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1]]
-    assert batch.num_padding == 8
+    assert batch.lengths.tolist() == [5]
 
 
 def test_batch_without_images():
@@ -276,4 +280,5 @@ def test_every_batch_can_be_read_back(rows):
     assert len(batch.images) == len(images) and len(batch.max_timesteps) == len(images)
     in_order = batch.image_ids[batch.image_ids >= 0]
     assert in_order.unique().tolist() == list(range(len(images))) and (in_order.diff() >= 0).all()
-    assert batch.num_padding == batch.tokens.numel() - sum(len(document.tokens) for row in rows for document in row)
+    assert batch.lengths.tolist() == [sum(len(document.tokens) for document in row) for row in rows]
+    assert batch.target_positions.tolist() == (batch.labels.flatten() != NO).nonzero()[:, 0].tolist()

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_transfusion.model import attention
-from lit_transfusion.model.attention import BACKENDS
+from lit_transfusion.model.attention import BACKENDS, fastest
 from lit_transfusion.model.visibility import Bidirectional, Causal, dense_mask
 
 row = st.lists(st.sampled_from(["t", "ttt", "AAAA", "BB", "|"]), max_size=6).map("".join)
@@ -69,30 +68,23 @@ def test_flex_refuses_rows_that_are_no_multiple_of_its_tile(length):
 
 
 @pytest.mark.parametrize(
-    ("device", "length", "chosen"),
+    ("device", "length", "dtype", "chosen"),
     [
-        ("cpu", 128, "split"),
-        ("cpu", 1024, "split"),  # the only fast one with a backward pass there
-        ("meta", 128, "dense"),
-        ("meta", 896, "dense"),
-        ("meta", 1024, "flex"),
-        ("meta", 1100, "dense"),  # which flex would refuse
+        ("cpu", 128, torch.float32, "dense"),
+        ("cpu", 256, torch.float32, "split"),
+        ("cpu", 1024, torch.float32, "split"),  # the only fast one with a backward pass there
+        ("cuda", 128, torch.bfloat16, "dense"),
+        ("cuda", 896, torch.bfloat16, "dense"),
+        ("cuda", 1024, torch.bfloat16, "flex"),
+        ("cuda", 1024, torch.float64, "dense"),  # which flex does not know
+        ("cuda", 1100, torch.bfloat16, "dense"),  # which flex would refuse
     ],
 )
-def test_auto_chooses_by_device_and_length(monkeypatch, device, length, chosen):
-    """`meta` stands for a GPU: all that is asked of the device is whether it is a CPU."""
-
-    def stand_in(name):
-        def backend(lo, hi):
-            return name
-
-        backend.__name__ = name
-        return backend
-
-    for name in ("eager", "dense", "split", "flex"):
-        monkeypatch.setattr(attention, name, stand_in(name))
-    lo = torch.zeros(1, length, dtype=torch.int64, device=device)
-    assert BACKENDS["auto"](lo, lo) == chosen
+def test_auto_chooses_by_device_length_and_dtype(caplog, device, length, dtype, chosen):
+    fastest.cache_clear()
+    with caplog.at_level("INFO"):
+        assert [fastest(device, length, dtype) for _ in range(2)] == [chosen] * 2
+    assert [record.message.split(",")[0] for record in caplog.records] == [f"attention: {chosen}"]  # said once
 
 
 @pytest.mark.parametrize("name", ["eager", "dense", "split"])

@@ -335,8 +335,8 @@ def test_only_images_that_are_learned_have_a_loss(make_module, make_batch):
     """The rest is as it would be without the loss of the others: same noise, same predictions."""
     module, batch = make_module(), make_batch()
     everything, timesteps = module.losses(module.net, batch, generator())
-    learned = torch.tensor([True, False, True])
-    terms, its_timesteps = module.losses(module.net, batch._replace(learn_images=learned), generator())
+    learned = torch.tensor([0, 2])
+    terms, its_timesteps = module.losses(module.net, batch._replace(learned_images=learned), generator())
     torch.testing.assert_close(terms.per_image, everything.per_image[learned])
     torch.testing.assert_close(terms.image, everything.per_image[learned].mean())
     assert torch.equal(its_timesteps, timesteps[learned]) and terms.text == everything.text
@@ -344,7 +344,7 @@ def test_only_images_that_are_learned_have_a_loss(make_module, make_batch):
 
 def test_batch_none_of_whose_images_is_learned_has_all_gradients(make_module, make_batch):
     module, batch = make_module(), make_batch("image")
-    unlearned = batch._replace(learn_images=torch.zeros(len(batch.images), dtype=torch.bool))
+    unlearned = batch._replace(learned_images=batch.learned_images[:0])
     terms, timesteps = module.losses(module.net, unlearned, generator())
     assert terms.total == 0 and terms.per_image.shape == timesteps.shape == (0,)
     terms.total.backward()
@@ -363,7 +363,7 @@ def test_clean_input_is_seen_at_timestep_nought(make_module, make_batch):
 
 def test_curves_by_timestep_leave_out_what_is_not_learned(make_module, make_batch, make_trainer, loader):
     module, batch = make_module(), make_batch(max_timestep=0)
-    batch = batch._replace(learn_images=torch.tensor([True, False, True]))
+    batch = batch._replace(learned_images=torch.tensor([0, 2]))
     (results,) = make_trainer().validate(module, loader(batch), verbose=False)
     terms, timesteps = module.losses(module.ema, batch, generator(mix(module.seed, 0)))
     assert len(terms.per_image) == 2

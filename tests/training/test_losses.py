@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lit_transfusion.model import LinearPatcher
-from lit_transfusion.training.losses import transfusion_loss
+from lit_transfusion.training.losses import SumOfCrossEntropy, transfusion_loss
 
 
 def images(*values: float, shape=(3, 4, 4)) -> torch.Tensor:
@@ -90,3 +91,29 @@ def test_losses_are_computed_in_float32():
     loss = transfusion_loss(logits, torch.tensor([0, 1]), prediction, torch.zeros(1, 3, 4, 4).bfloat16(), 5)
     assert {t.dtype for t in loss} == {torch.float32}
     torch.testing.assert_close(loss.image, prediction.float().square().mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 256, 700])
+def test_cross_entropy_in_place_is_torchs(count, dtype):
+    """Also beyond the rows that it works on at once."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(11, 5, generator=generator, dtype=dtype).requires_grad_()
+    hidden = torch.randn(count, 5, generator=generator, dtype=dtype).requires_grad_()
+    targets = torch.randint(11, (count,), generator=generator)
+    results = []
+    for loss in (
+        SumOfCrossEntropy.apply(hidden @ weight.T, targets),
+        F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum"),
+    ):
+        results.append([loss.detach(), *torch.autograd.grad(3 * loss, (weight, hidden))])
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][0].dtype == torch.float32
+
+
+def test_cross_entropy_in_place_cannot_be_gone_back_through_twice():
+    """The logits are gone: torch must say so, and not give other gradients."""
+    loss = SumOfCrossEntropy.apply(torch.randn(3, 4, requires_grad=True) * 1, torch.tensor([0, 1, 2]))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

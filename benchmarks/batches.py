@@ -1,0 +1,56 @@
+"""The random documents and batches that the benchmarks work on, packed by the project's own code."""
+
+import random
+from types import SimpleNamespace
+
+import torch
+
+from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
+from lit_transfusion.data.packing import FlatDocument, collate, flatten
+
+CHANNELS = 16  # of a latent image; a patch is one latent pixel
+MARKERS = SimpleNamespace(pad=0, bos=1, eos=2, boi=3, eoi=4)
+
+
+def pairs(count: int, side: int, vocab_size: int = 8192, seed: int = 0) -> list[Document]:
+    """Captions of 5 to 40 tokens, each with an image of `side` x `side` patches behind it."""
+    numbers, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    documents = []
+    for _ in range(count):
+        words = (1, *(numbers.randrange(5, vocab_size) for _ in range(numbers.randint(5, 40))))
+        image = torch.randn(CHANNELS, side, side, generator=generator)
+        documents.append(Document((TextSegment(words), ImageSegment(image), TextSegment((2,)))))
+    return documents
+
+
+def one_long_document(length: int, side: int, vocab_size: int = 8192, seed: int = 0) -> Document:
+    """Captions and images by turns, one document of at most `length` positions."""
+    segments, taken = [], 0
+    for document in pairs(length // side**2 + 1, side, vocab_size, seed):
+        caption, image, _ = document.segments
+        taken += len(caption.token_ids) + side**2 + 2
+        if taken > length:
+            break
+        segments += [caption, image]
+    return Document(tuple(segments))
+
+
+def flat(document: Document) -> FlatDocument:
+    images = document.images
+    return flatten(document, MARKERS, images[0].latents[0].numel() if images else 0)
+
+
+def packed(length: int, rows: int, side: int, vocab_size: int = 8192, seed: int = 0, long: bool = False) -> PackedBatch:
+    """Rows filled with pairs one after another (or each with one long document)."""
+    if long:
+        filled = [[flat(one_long_document(length, side, vocab_size, seed + row))] for row in range(rows)]
+        return collate(filled, length, MARKERS.pad, (CHANNELS, side, side))
+    documents = iter(pairs(rows * (length // side**2 + 1), side, vocab_size, seed))
+    filled, waiting = [], flat(next(documents))
+    for _ in range(rows):
+        row: list[FlatDocument] = []
+        while sum(len(document.tokens) for document in row) + len(waiting.tokens) <= length:
+            row.append(waiting)
+            waiting = flat(next(documents))
+        filled.append(row)
+    return collate(filled, length, MARKERS.pad, (CHANNELS, side, side))

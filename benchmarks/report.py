@@ -1,0 +1,71 @@
+"""What a benchmark returns, and how it is kept: numbers as JSON, and Markdown made from them."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Table:
+    """Rows of cells under a heading. Notes say what is measured and what was asserted before."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, *cells: object) -> None:
+        self.rows.append([str(cell) for cell in cells])
+
+    def markdown(self) -> str:
+        lines = [f"### {self.title}", "", *[f"{note}\n" for note in self.notes]]
+        for cells in (self.columns, ["---"] * len(self.columns), *self.rows):
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on beside the code."""
+    values = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "cpu": f"{cpu_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+        "load": f"{os.getloadavg()[0]:.1f} when begun",
+    }
+    if torch.cuda.is_available():
+        values["gpu"] = torch.cuda.get_device_name()
+    return values
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def keep(path: Path, name: str, command: str, about: str, header: dict[str, str], tables: list[Table]) -> None:
+    """Put one benchmark's results beside the others in `path` (.json), and all of them into the .md of that name."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = {
+        "about": about,
+        "command": command,
+        "environment": header,
+        "tables": [asdict(table) for table in tables],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    parts = ["# Benchmarks\n", "Written by `python -m benchmarks` (see `benchmarks/README.md`); times in ms are",
+             "median [least].\n"]  # fmt: skip
+    for name, result in results.items():
+        parts += [f"## {name}\n", f"{result['about']}\n", f"`{result['command']}`: "]
+        parts += [", ".join(f"{key} {value}" for key, value in result["environment"].items()) + "\n"]
+        parts += [Table(**table).markdown() for table in result["tables"]]
+    path.with_suffix(".md").write_text("\n".join(parts))

@@ -1,0 +1,81 @@
+"""One training step as the LightningModule makes it, on latents that are ready, for the benchmarks that need one."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.batches import CHANNELS
+from lit_transfusion.data.document import IGNORE_INDEX, PackedBatch
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.model.flops import Flops
+from lit_transfusion.training.losses import transfusion_loss
+from lit_transfusion.training.optim import decay_groups
+
+
+def new_net(size: TransformerSize, vocab_size: int = 8192, attention: str = "auto", seed: int = 0) -> Transfusion:
+    torch.manual_seed(seed)
+    patcher = LinearPatcher(CHANNELS, size.dim, patch_size=1)
+    return Transfusion(vocab_size, size, patcher, Bidirectional(), attention=attention)
+
+
+def new_step(
+    net: Transfusion,
+    batch: PackedBatch,
+    all_logits: bool = False,
+    fused: bool = True,
+    precision: torch.dtype | None = None,
+) -> Callable:
+    """A function that makes one step and returns the loss.
+
+    Args:
+        net: The net to train.
+        batch: What it is trained on, always the same.
+        all_logits: Compute the head at all positions, as is usual, and let the loss ignore those without a target.
+        fused: Torch's fused AdamW, or its loop over the parameters.
+        precision: Of autocast; None computes everything in float32.
+    """
+    noise = DDPM()
+    optimizer = torch.optim.AdamW(decay_groups(net), lr=1e-4, fused=fused or None, foreach=False if not fused else None)
+    generator = torch.Generator(batch.tokens.device).manual_seed(0)
+    everywhere = torch.arange(batch.tokens.numel(), device=batch.tokens.device)
+    labels = batch.labels.flatten()
+
+    def step() -> torch.Tensor:
+        with torch.autocast(batch.tokens.device.type, precision, enabled=precision is not None):
+            loss = losses()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    def losses() -> torch.Tensor:
+        timesteps = noise.draw_timesteps(batch.max_timesteps, generator)
+        target = torch.randn(batch.images.shape, generator=generator, device=batch.images.device)
+        output = net(
+            batch.tokens,
+            batch.positions,
+            batch.document_ids,
+            batch.image_ids,
+            noise.add_noise(batch.images, target, timesteps),
+            timesteps,
+            everywhere if all_logits else batch.target_positions,
+        )
+        if all_logits:
+            text = F.cross_entropy(output.logits.float(), labels, ignore_index=IGNORE_INDEX)
+            return text + 5 * F.mse_loss(output.image_prediction.float(), target)
+        targets = labels.index_select(0, batch.target_positions)
+        return transfusion_loss(output.logits, targets, output.image_prediction, target, 5.0).total
+
+    return step
+
+
+def least_flops(net: Transfusion, batch: PackedBatch) -> float:
+    """What this batch cannot be trained on without (see `lit_transfusion/model/flops.py`)."""
+    lo, hi = net.mask.intervals(batch.document_ids, batch.image_ids)
+    padding = torch.arange(lo.shape[1], device=lo.device) >= batch.lengths[:, None]
+    pairs = int((hi - lo).masked_fill(padding, 0).sum())
+    flops = Flops.count(net, tuple(batch.images.shape[1:]))
+    return flops.training_step(int(batch.lengths.sum()), pairs, len(batch.target_positions), len(batch.images))

@@ -1,0 +1,128 @@
+"""Compiled, checkpointed or as it is: a block gives the same outputs and gradients, and compiles once."""
+
+import functools
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_transfusion.model import Bidirectional, Transformer, TransformerSize
+from lit_transfusion.model.attention import attention
+from lit_transfusion.model.block_runner import as_it_is, block_runner
+
+SIZE = TransformerSize(dim=16, n_layers=2, n_heads=2, hidden_dim=24)
+LAYOUTS = ["tAAAAt|tBBt|tt", "tt|tAAAAtBBBBt", "AAAAAAAAAAAA", "t|t|t|t|tBBt|ttt"]
+row = st.lists(st.sampled_from(["t", "ttt", "AAAA", "BB", "|"]), max_size=5).map("".join)
+
+
+def run(net, ids, backend):
+    """Output and gradients of all weights, at random inputs that are the same each time."""
+    x = torch.randn(*ids[0].shape, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    attend = attention(backend, *Bidirectional().intervals(*ids), x.dtype)
+    output = net(x, torch.arange(x.shape[1]).expand(len(x), -1), attend)
+    return output, *torch.autograd.grad(output.square().sum(), [x, *net.parameters()])
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = Transformer(SIZE)
+    net.reset_parameters()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("compile", "activation_checkpointing", "backend"),
+    list(product([False, True], ["none", "selective", "full"], ["dense", "split"])),
+)
+def test_all_runners_agree(net, lay_out, monkeypatch, compile, activation_checkpointing, backend):
+    """The compiler proper, which takes long, is left out here; `-m slow` has it."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    runner = block_runner(compile, activation_checkpointing)
+    for layout in LAYOUTS[:2]:
+        ids = lay_out(layout, length=16)
+        net.run_block = as_it_is
+        expected = run(net, ids, "eager")
+        net.run_block = runner
+        torch.testing.assert_close(run(net, ids, backend), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dense", "split"])
+def test_compiled_blocks_agree(net, lay_out, backend):
+    runner = block_runner(compile=True)
+
+    @given(rows=st.lists(row, min_size=2, max_size=2))
+    @settings(max_examples=20, deadline=None, derandomize=True)
+    def agree(rows):
+        ids = lay_out(*(row[:24] for row in rows), length=24)
+        net.run_block = as_it_is
+        expected = run(net, ids, "eager")
+        net.run_block = runner
+        torch.testing.assert_close(run(net, ids, backend), expected, atol=1e-4, rtol=1e-4)
+
+    agree()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "dense", "split"])
+def test_documents_are_closed_to_each_other(net, lay_out, monkeypatch, backend, compiled):
+    """Through all layers: what one document holds changes nothing in another, not by one bit."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    net.run_block = block_runner(compile=compiled)
+    ids = lay_out("tAAAAt|tBBt|tt")
+    attend = attention(backend, *Bidirectional().intervals(*ids), torch.float32)
+    x, positions = torch.randn(1, 12, 16), torch.arange(12)[None]
+    before = net(x, positions, attend)
+    x[:, :6] *= -30
+    x[:, 10:] += 30
+    after = net(x, positions, attend)
+    assert torch.equal(after[:, 6:10], before[:, 6:10])
+    assert not torch.isclose(after[:, :6], before[:, :6]).all()
+
+
+@pytest.mark.parametrize(("backend", "graphs"), [("dense", 1), ("split", 4)])
+def test_another_packing_compiles_nothing_again(net, lay_out, monkeypatch, backend, graphs):
+    """By document, attention is left out, and what is before it and behind it has graphs of its own."""
+    torch._dynamo.reset()
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
+    net.run_block = block_runner(compile=True)
+    counts = []
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for layout in LAYOUTS:
+            run(net, lay_out(layout, length=16), backend)
+            counts.append(len(compiled))
+    assert counts == [graphs] * len(LAYOUTS)
+
+
+def test_what_is_computed_again(net, lay_out):
+    """No product, or all of them but the last of each block, whose result nothing in the block asks for again.
+
+    (What is kept instead is measured by `benchmarks loss`.)
+    """
+    ids = lay_out(*LAYOUTS[:2], length=16)
+    attend = attention("dense", *Bidirectional().intervals(*ids), torch.float32)
+
+    def flops(backward=True):
+        with FlopCounterMode(display=False) as counter:
+            output = net(torch.randn(2, 16, 16), ids[0], attend)
+            if backward:
+                output.sum().backward()
+        return counter.get_total_flops()
+
+    forward, counts = flops(backward=False), {}
+    for name in ("none", "selective", "full"):
+        net.run_block = block_runner(activation_checkpointing=name)
+        counts[name] = flops()
+    assert counts["selective"] == counts["none"]
+    last = 2 * (2 * 16) * SIZE.hidden_dim * SIZE.dim
+    assert counts["full"] == counts["none"] + forward - SIZE.n_layers * last
