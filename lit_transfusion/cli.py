@@ -29,9 +29,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_transfusion.composition import compose
+from lit_transfusion.data import sources  # noqa: F401 (so that YAML can name them)
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.sources import ImageCaptions, OpenMoji, Shapes  # noqa: F401 (so that YAML can name them)
 from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.edit_test import score_edits
 from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
@@ -40,7 +41,12 @@ from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 
-TOOLS = {"generate": generate, "score_shapes": score_shapes, "export": export}  # need a checkpoint and nothing else
+TOOLS = {  # need a checkpoint and nothing else
+    "generate": generate,
+    "export": export,
+    "score_shapes": score_shapes,
+    "score_edits": score_edits,
+}
 
 DESCRIPTION = """\
 Transfusion: one Transformer that writes text and draws images.
@@ -51,6 +57,7 @@ Transfusion: one Transformer that writes text and draws images.
   predict    draw and caption held-out pictures      predict --config runs/NAME/config.yaml --ckpt_path last
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
+  score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
 
 Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <
@@ -92,6 +99,7 @@ class TransfusionCLI(LightningCLI):
         parser.link_arguments("data", "model.codec", compute_fn=lambda data: data.codec, apply_on="instantiate")
         parser.link_arguments("data.latent_channels", "model.patcher.init_args.latent_channels", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size")
+        parser.link_arguments("data.sequence_length", "model.sequence_length")
         parser.link_arguments("data.image_size", "data.source.init_args.image_size")
         parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")
         parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)

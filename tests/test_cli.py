@@ -14,6 +14,7 @@ from PIL import Image
 
 from lit_transfusion import cli
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.generation.pipeline import KEY
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -133,13 +134,14 @@ def filled_in(command: list[str], belongings: dict[str, Path]) -> list[str]:
     return [str(belongings.get(word, word)) for word in command]
 
 
-# The weights are not to fill the memory, and there may be no GPU.
+# The weights are not to fill the memory, there may be no GPU, and no run to start from.
 LIGHTER = {
+    "finetune_edit.yaml": ["--model.init_from", "null", "--data.tokenizer_model", "null"],
     "paper_0.76B.yaml": [
         *("--model.size", "nano", "--model.patcher.channels", "16"),
         *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.strategy", "auto"),
         *("--trainer.devices", "1"),
-    ]
+    ],
 }
 
 
@@ -172,6 +174,22 @@ def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
         for key in ("save_dir", "dirpath"):
             place = part.get("init_args", {}).get(key, trainer.default_root_dir)
             assert place.startswith(trainer.default_root_dir)
+
+
+def test_edits_start_from_the_quickstart(folder, monkeypatch):
+    """Its weights and its tokenizer fit the config, and are used."""
+    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    cli.main(["fit", "--config", QUICKSTART])
+    first, (checkpoint, tokenizer) = Built.model, (folder / "last.ckpt", folder / "tokenizer.model")
+    torch.save({"state_dict": first.state_dict(), KEY: first.pipeline.describe()}, checkpoint)
+    tokenizer.write_bytes(first.tokenizer.model)
+    config = str(REPOSITORY / "configs" / "finetune_edit.yaml")
+    cli.main(
+        ["fit", "--config", config, "--model.init_from", str(checkpoint), "--data.tokenizer_model", str(tokenizer)]
+    )
+    assert torch.equal(Built.model.net.head.weight, first.net.head.weight) and Built.model is not first
+    batch = next(iter(Built.data.train_dataloader()))
+    assert batch.learned_images.tolist() == list(range(1, len(batch.images), 2)) and not batch.max_timesteps[::2].any()
 
 
 @pytest.fixture
@@ -437,6 +455,24 @@ def test_what_was_exported_can_do_what_the_checkpoint_can(run, capsys):
         cli.main(["generate", "--ckpt", ckpt, *GENERATE[3:], "--prompt", "a", "--output", f"{Path(ckpt).stem}.png"])
     assert Path("last.png").read_bytes() == Path("model.png").read_bytes()
     cli.main(["fit", "--config", "small.yaml", "--trainer.default_root_dir", "next", "--model.init_from", "model"])
+
+
+def test_run_on_edits_shows_them_and_can_be_scored_and_used(folder, capsys):
+    shown = {"num_samples": 2, "num_inference_steps": 2}
+    content = {
+        "base": "small.yaml",
+        "trainer": {"callbacks+": [{"class_path": name, "init_args": shown} for name in ("ShowEdits", "ShowSamples")]},
+        "data": {"source": {"class_path": "ShapeEdits", "init_args": {"num_examples": 20, "num_val_examples": 5}}},
+    }
+    (folder / "edits.yaml").write_text(yaml.safe_dump(content))
+    cli.main(["fit", "--config", "edits.yaml"])
+    assert [path.name for path in (folder / "run" / "samples").iterdir()] == ["edits_000002.png"]
+    (after,) = [line for line in capsys.readouterr().out.splitlines() if " generate " in line]
+    Image.new("RGB", (16, 16), "red").save(folder / "picture.png")
+    cli.main([*shlex.split(after.replace("PICTURE", "picture.png"))[3:], "--num_inference_steps", "2"])
+    few = ["--num_samples", "5", "--num_inference_steps", "2"]
+    cli.main(["score_edits", "--ckpt", "run/checkpoints/last.ckpt", *few, "--output", "edits.png"])
+    assert "other object unchanged" in capsys.readouterr().out and (folder / "edits.png").exists()
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.5])

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from lit_transfusion.data.document import Example, ExampleBatch, Skipped
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.packing import room_for_text
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
@@ -17,15 +18,15 @@ from lit_transfusion.latents import Codec
 
 
 class TransfusionData(lightning.LightningDataModule):
-    """Pairs of pictures and captions, as documents packed into rows of equal length.
+    """Pairs of pictures and captions, or edits, as documents packed into rows of equal length.
 
     Args:
-        source: Where pictures and captions come from.
+        source: Where pictures and captions, or edits, come from.
         codec: Pictures to the latents that are diffused, and back.
-        recipe: How a pair becomes a document: order, noise cap, caption dropout.
+        recipe: How a pair or an edit becomes a document: order, noise caps, dropout for guidance.
         image_size: Side of the square pictures in pixels.
         patch_size: Side of a patch in latent pixels (set by the model's patcher).
-        sequence_length: Positions L of a row. Longer rows waste less on padding; one image and its caption must fit.
+        sequence_length: Positions L of a row. Longer rows waste less on padding; an example's images and text must fit.
         batch_size: Rows B of a batch, on each device.
         tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's; null trains one on the captions.
         vocab_size: Largest vocabulary of a tokenizer that is trained, its 256 bytes and 3 controls included.
@@ -93,6 +94,11 @@ class TransfusionData(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Held-out pictures with one caption each, those that cannot be read left out."""
+        if self.source.images_per_example > 1:
+            raise InputError(
+                f"predict draws captions and describes pictures, and {type(self.source).__name__} yields edits; the "
+                "callback ShowEdits shows held-out edits during training"
+            )
         return DataLoader(self.source.split("val"), batch_size=32, collate_fn=side_by_side)
 
     def _loader(self, split: str, endless: bool) -> PackedLoader:
@@ -131,11 +137,12 @@ class TransfusionData(lightning.LightningDataModule):
                 f"data.image_size {self.image_size} gives latents of {height}x{width}, "
                 f"which the patcher's patch_size {self.patch_size} does not divide"
             )
-        needed = self.patches_per_image + 5  # BOS, one caption token, BOI, EOI, EOS
-        if self.sequence_length < needed:
+        num_images = self.source.images_per_example
+        room = room_for_text(self.sequence_length, self.patches_per_image, num_images)
+        if room < 1:
             raise InputError(
-                f"data.sequence_length {self.sequence_length} is shorter than one image of {self.patches_per_image} "
-                f"patches with its markers and a caption: at least {needed} is needed"
+                f"data.sequence_length {self.sequence_length} is too short for {num_images} x {self.patches_per_image} "
+                f"patches with their markers and some text: at least {self.sequence_length - room + 1} is needed"
             )
 
 

@@ -2,7 +2,7 @@
 
     B  rows of a batch               N  images in the batch
     L  positions of a row            P  patches of one image
-    T  positions with a text target
+    T  positions with a text target  M  images with a diffusion loss
     D  width of the Transformer      C, H, W  channels, height and width of an image in latent space
     V  vocabulary size
 
@@ -23,6 +23,14 @@ class Example(NamedTuple):
 
     image: Tensor  # (3, height, width) float32 in [-1, 1]
     captions: tuple[str, ...]  # at least one, none empty
+
+
+class EditExample(NamedTuple):
+    """What a source of edits yields: a picture, instructions that all ask for one change, and what it leads to."""
+
+    input_image: Tensor  # (3, height, width) float32 in [-1, 1]
+    instructions: tuple[str, ...]  # at least one, none empty
+    output_image: Tensor  # (3, height, width) float32 in [-1, 1]
 
 
 class ExampleBatch(NamedTuple):
@@ -51,6 +59,7 @@ class ImageSegment(NamedTuple):
 
     latents: Tensor  # (C, H, W); pixels until the codec has encoded them
     max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
+    learn: bool = True  # False: a prompt, no diffusion loss on this image
 
 
 class Document(NamedTuple):
@@ -73,5 +82,6 @@ class PackedBatch(NamedTuple):
     image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
     images: Tensor  # (N, C, H, W) clean images of the whole batch in row-major order; pixels until the codec encodes
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
+    learned_images: Tensor  # (M,) int64; into `images`, those that have a diffusion loss
     target_positions: Tensor  # (T,) int64; into the flattened (B · L) labels; a GPU would have to wait to find them
     lengths: Tensor  # (B,) int64; positions of each row that hold a document, the rest is padding

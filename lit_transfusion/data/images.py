@@ -31,14 +31,18 @@ def read_pixels(file: str | Path | BinaryIO, image_size: int) -> Tensor:
             # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time. Twice the wanted size
             # is left for the filter below, so that the result hardly differs.
             image.draft(None, (2 * image_size, 2 * image_size))
-            image = _to_rgb(ImageOps.exif_transpose(image))
+            image = to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise ValueError("does not exist") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"larger than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels") from error
     except Exception as error:  # what Pillow raises on a broken file depends on the format and on what is broken
         raise ValueError("cannot be read") from error
+    return square(image, image_size)
 
+
+def square(image: Image.Image, image_size: int) -> Tensor:
+    """The middle square of an RGB picture as uint8 (3, image_size, image_size)."""
     image = transforms.center_crop(image, [min(image.size)])
     image = transforms.resize(image, [image_size], InterpolationMode.LANCZOS)  # antialiased, as always in Pillow
     return transforms.pil_to_tensor(image)
@@ -49,7 +53,8 @@ def to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / 127.5 - 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Whatever a picture is made of, transparency on white."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no range that a reader could know")
     if image.mode.startswith("I"):  # 16-bit grey (or 32-bit holding 16): Pillow would cut off all above 255

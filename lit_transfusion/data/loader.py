@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from lit_transfusion.data.document import PackedBatch, Skipped
-from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten
+from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ class DocumentSet(Dataset):
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.patches_per_image = patches_per_image
-        self.max_caption_tokens = length - patches_per_image - 4  # BOS, BOI, EOI, EOS
+        self.max_text_tokens = room_for_text(length, patches_per_image, source.images_per_example)
         self.seed = seed
 
     def __getitem__(self, key: Key) -> FlatDocument | Skipped:
@@ -40,7 +40,7 @@ class DocumentSet(Dataset):
         if isinstance(example, Skipped):
             return example
         generator = torch.Generator().manual_seed(mix(self.seed, *key))
-        document = self.recipe.document(example, self.tokenizer, self.max_caption_tokens, generator)
+        document = self.recipe.document(example, self.tokenizer, self.max_text_tokens, generator)
         return flatten(document, self.tokenizer, self.patches_per_image)
 
 

@@ -24,6 +24,7 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
 
     What is learned (paper, 3.2 and footnote 8): text tokens and the BOI after learned text. What is not: patches; EOI,
     since it is the decoder that appends it; anything at an input BOI. An EOI as input predicts the text after it.
+    An empty learned text after a prompt makes the BOI that follows it learned, and nothing of the prompt.
     """
     tokens: list[int] = []
     learn: list[bool] = []
@@ -43,6 +44,11 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
             learn_boi = segment.learn
     labels = [t if learned else IGNORE_INDEX for t, learned in zip(tokens[1:], learn[1:], strict=True)]
     return FlatDocument(tokens, [*labels, IGNORE_INDEX], image_ids, images)
+
+
+def room_for_text(length: int, patches_per_image: int, num_images: int) -> int:
+    """Positions of a row that are left for text beside BOS, EOS and images with their BOI and EOI."""
+    return length - 2 - num_images * (patches_per_image + 2)
 
 
 class FirstFit:
@@ -112,7 +118,8 @@ def collate(
             column.append(values)
     latents = torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape)
     max_timesteps = torch.tensor([image.max_timestep for image in images], dtype=torch.int64)
+    learned = torch.tensor([i for i, image in enumerate(images) if image.learn], dtype=torch.int64)
     columns = map(torch.tensor, batch.values())
     targets = [i for i, label in enumerate(chain.from_iterable(batch["labels"])) if label != IGNORE_INDEX]
     target_positions = torch.tensor(targets, dtype=torch.int64)
-    return PackedBatch(*columns, latents, max_timesteps, target_positions, torch.tensor(lengths))
+    return PackedBatch(*columns, latents, max_timesteps, learned, target_positions, torch.tensor(lengths))

@@ -1,17 +1,17 @@
-"""Example → Document: the whole training recipe for a pair, and nowhere else (paper, 4.1 and 4.3.4)."""
+"""Example → Document: the whole training recipe, and nowhere else (paper, 4.1, 4.3.4 and 4.5)."""
 
 from dataclasses import dataclass
 
 import torch
 
-from lit_transfusion.data.document import NO_LIMIT, Document, Example, ImageSegment, TextSegment
+from lit_transfusion.data.document import NO_LIMIT, Document, EditExample, Example, ImageSegment, TextSegment
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a picture and its captions become a document.
+    """How a picture and its captions, or an edit, become a document.
 
     Args:
         caption_first: Share of documents with the caption before the image; in the others the image comes first
@@ -20,30 +20,72 @@ class Recipe:
             learned from a picture that can be recognised; null for none (paper, Table 8: 500 of 1,000).
         caption_dropout: Share of the caption-first documents whose caption is left out, so that the net also knows
             images without a caption, which guidance needs. Nothing of the text of such a document is learned.
+        instruction_dropout: Share of the edits whose instruction is left out while the input picture stays, for the
+            same end.
+        input_max_timestep: Largest timestep for the input picture of an edit; 0 shows it as the sampler does, clean
+            but for less than a grey level of noise; null for none.
+        learn_input: Whether the input picture of an edit has a diffusion loss. It learns little at small timesteps.
+        learn_instruction: Whether the text of an instruction is learned. By default an edit is a prompt (input and
+            instruction) and what is learned is its answer, from BOI to EOS: to learn to write instructions after a
+            picture would unlearn to write captions there. The paper does not say.
     """
 
     caption_first: float = 0.8
     image_first_max_timestep: int | None = None
     caption_dropout: float = 0.1
+    instruction_dropout: float = 0.1
+    input_max_timestep: int | None = 0
+    learn_input: bool = False
+    learn_instruction: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("caption_first", "caption_dropout"):
+        for name in ("caption_first", "caption_dropout", "instruction_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"data.recipe.{name} {getattr(self, name)} is not a share between 0 and 1")
 
     def document(
-        self, example: Example, tokenizer: Tokenizer, max_caption_tokens: int, generator: torch.Generator
+        self, example: Example | EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
     ) -> Document:
-        """One of the example's captions, cut to `max_caption_tokens`, and its image, in an order drawn at random."""
+        """What is learned from an example, its text cut to `max_text_tokens`, with choices drawn at random."""
+        match example:
+            case Example():
+                return self._captioned(example, tokenizer, max_text_tokens, generator)
+            case EditExample():
+                return self._edited(example, tokenizer, max_text_tokens, generator)
+            case _:
+                raise TypeError(f"no document is made of a {type(example).__name__}")
+
+    def _captioned(
+        self, example: Example, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
+    ) -> Document:
+        """One of the captions and the image, in either order."""
         order, dropout = torch.rand(2, generator=generator).tolist()
         choice = int(torch.randint(len(example.captions), (), generator=generator))
-        caption = tokenizer.encode(example.captions[choice])[:max_caption_tokens]
+        caption = tokenizer.encode(example.captions[choice])[:max_text_tokens]
         if order < self.caption_first:
             if dropout < self.caption_dropout:
                 return unconditional(example.image, tokenizer)
             return caption_first(caption, example.image, tokenizer)
-        limit = self.image_first_max_timestep
-        return image_first(caption, example.image, tokenizer, NO_LIMIT if limit is None else limit)
+        return image_first(caption, example.image, tokenizer, noise_cap(self.image_first_max_timestep))
+
+    def _edited(
+        self, example: EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
+    ) -> Document:
+        """BOS [input] instruction [output] EOS, one of the instructions or none."""
+        dropout = float(torch.rand((), generator=generator))
+        choice = int(torch.randint(len(example.instructions), (), generator=generator))
+        given = ImageSegment(example.input_image, noise_cap(self.input_max_timestep), learn=self.learn_input)
+        if dropout < self.instruction_dropout:
+            prompt, end = null_edit_prompt(given, tokenizer), TextSegment((tokenizer.eos,), learn=False)
+        else:
+            instruction = tokenizer.encode(example.instructions[choice])[:max_text_tokens]
+            prompt = edit_prompt(given, instruction, tokenizer, self.learn_instruction)
+            end = TextSegment((tokenizer.eos,))
+        return Document((*prompt.segments, ImageSegment(example.output_image), end))
+
+
+def noise_cap(max_timestep: int | None) -> int:
+    return NO_LIMIT if max_timestep is None else max_timestep
 
 
 def caption_first(caption: tuple[int, ...], image: torch.Tensor, tokenizer: Tokenizer) -> Document:
@@ -68,3 +110,22 @@ def unconditional(image: torch.Tensor, tokenizer: Tokenizer) -> Document:
 def null_prompt(tokenizer: Tokenizer) -> TextSegment:
     """What stands before an image without a caption, in training and in sampling alike."""
     return TextSegment((tokenizer.bos,), learn=False)
+
+
+def edit_prompt(
+    given: ImageSegment, instruction: tuple[int, ...], tokenizer: Tokenizer, learn: bool = False
+) -> Document:
+    """BOS [input] instruction: what stands before the output of an edit, in training and in sampling alike.
+
+    The BOI of the output is learned even where the instruction is not, so that the net begins the output by itself.
+    """
+    return Document((null_prompt(tokenizer), given, TextSegment(instruction, learn), TextSegment(())))
+
+
+def null_edit_prompt(given: ImageSegment, tokenizer: Tokenizer) -> Document:
+    """BOS [input]: what stands before the output of an edit whose instruction is left out, in training and in sampling.
+
+    It is the null prompt of guidance for edits: what guidance strengthens is the instruction, never the input, which
+    both sides see. The BOI of the output follows the EOI of the input at once.
+    """
+    return Document((null_prompt(tokenizer), given))

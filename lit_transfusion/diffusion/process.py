@@ -56,6 +56,9 @@ class DDPM(NoiseProcess):
         prediction_type: What the net predicts: the noise (`epsilon`, the paper), `v_prediction`, or the clean image
             (`sample`). In pixel space the last two learn faster.
         clip_sample: Whether sampling clips its estimate of the clean image to [-1, 1]: for pixels, not for latents.
+        timestep_shift: Training draws t = s · u / (1 + (s - 1) · u) · T with u uniform; 1 is the paper, more is more
+            noise (Esser et al., 2024). What an edit takes from its input is learned at large t, since at
+            small t the noisy output itself shows it.
     """
 
     def __init__(
@@ -64,11 +67,15 @@ class DDPM(NoiseProcess):
         beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2",
         prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
         clip_sample: bool = False,
+        timestep_shift: float = 1.0,
     ) -> None:
+        if timestep_shift <= 0:
+            raise InputError(f"model.noise.timestep_shift {timestep_shift} is not above 0")
         self.num_train_timesteps = num_train_timesteps
         self.beta_schedule = beta_schedule
         self.prediction_type = prediction_type
         self.clip_sample = clip_sample
+        self.timestep_shift = timestep_shift
         self._scheduler = DDPMScheduler(
             num_train_timesteps=num_train_timesteps,
             beta_schedule=beta_schedule,
@@ -77,10 +84,11 @@ class DDPM(NoiseProcess):
         )
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Uniform over 0 … min(max_timestep, T - 1), both included."""
+        """From 0 … min(max_timestep, T - 1), both included; uniform unless `timestep_shift` says otherwise."""
         count = max_timesteps.clamp(max=self.num_train_timesteps - 1) + 1
         uniform = torch.rand(max_timesteps.shape, generator=generator, device=max_timesteps.device, dtype=torch.float64)
-        return (uniform * count).long()
+        shifted = self.timestep_shift * uniform / (1 + (self.timestep_shift - 1) * uniform)
+        return (shifted * count).long()
 
     def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = √ᾱ_t · x_0 + √(1 - ᾱ_t) · ε (paper, Equation 2)."""

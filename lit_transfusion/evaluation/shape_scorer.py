@@ -1,4 +1,4 @@
-"""Reads pictures of coloured shapes, and says how often a model drew, or wrote, the colour and shape it was asked for.
+"""Reads pictures of coloured shapes, and says how often a model drew, wrote or edited what it was asked for.
 
 The reader sees nothing but the pixels. An object is a connected patch of ink; its colour is the nearest of the
 palette; its shape is the one that covers it best when drawn with the same area around the same centre of mass.
@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_transfusion.data.sources.shapes import COLOURS, SHAPES, coverage, parse_caption
+from lit_transfusion.data.sources.shape_edits import ShapeEdit
+from lit_transfusion.data.sources.shape_scenes import COLOURS, SHAPES, DrawnObject, coverage, parse_caption
 
 INK = 0.4  # a pixel with more ink than this belongs to an object
 SPECK = 0.01  # an object with less ink than this, in areas of the picture, is dirt; the smallest cross has 0.03
+NEAR = 0.1  # how far an object may be from the place, and from the size, that it should have; places are 0.3 apart
 MIN_IOU = 0.6  # an object that no shape overlaps by this much is a blob; a blurred and noisy one still has 0.75
 
 
@@ -34,6 +36,13 @@ class ColourShapeScore(NamedTuple):
     colour: float
     shape: float
     both: float
+
+
+class EditScore(NamedTuple):
+    """What became of an edit."""
+
+    right: bool  # every object that the result must have is there, and nothing else
+    other_unchanged: bool  # the object that the instruction does not speak of is where and as it was
 
 
 def read_picture(image: Tensor) -> list[FoundObject]:
@@ -113,6 +122,26 @@ def score_pictures(images: Sequence[Tensor] | Tensor, wanted: Sequence[tuple[str
 def score_captions(captions: Sequence[str], wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
     """How many captions name just one object, and of the wanted (colour, shape)."""
     return score([parse_caption(caption) for caption in captions], wanted)
+
+
+def shows(found: Sequence[FoundObject], wanted: DrawnObject) -> bool:
+    """Whether the wanted object is among those found: its colour and shape, at its place, of its size."""
+    return any(
+        (one.colour, one.shape) == (wanted.colour, wanted.shape)
+        and all(abs(a - b) <= NEAR for a, b in zip(one.centre, wanted.centre, strict=True))
+        and abs(one.size - wanted.size) <= NEAR
+        for one in found
+    )
+
+
+def score_edited(images: Sequence[Tensor] | Tensor, edits: Sequence[ShapeEdit]) -> list[EditScore]:
+    """What each picture (3, S, S) in [-1, 1] made of its edit."""
+    scores = []
+    for image, edit in zip(images, edits, strict=True):
+        found = read_picture(image)
+        as_asked = len(found) == len(edit.after) and all(shows(found, wanted) for wanted in edit.after)
+        scores.append(EditScore(as_asked, all(shows(found, other) for other in edit.unchanged)))
+    return scores
 
 
 def score(

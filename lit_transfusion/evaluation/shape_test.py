@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lit_transfusion.data.sources.shapes import Shapes, parse_caption, single_object_prompts
+from lit_transfusion.data.sources.shape_scenes import parse_caption
+from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
 from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
 from lit_transfusion.generation.pictures import captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline

@@ -44,7 +44,8 @@ def generate(
     says. --interleaved goes on from the prompt, the picture or nothing, and draws where the model begins an image.
 
     Args:
-        ckpt: Checkpoint of a run, such as runs/quickstart/checkpoints/last.ckpt. Nothing else of the run is needed.
+        ckpt: Checkpoint of a run, such as runs/quickstart/checkpoints/last.ckpt, of which nothing else is needed; or a
+            folder that `export` wrote, or its name on the Hugging Face hub.
         prompt: What to draw, or what to go on from. May be given several times.
         prompts: File of prompts, one a line, or .jsonl with {"prompt": ..., "seed": ...} a line.
         image: Picture to describe, or to go on from.
@@ -175,13 +176,7 @@ def open_pipeline(ckpt: str, device: str | None, ema: bool) -> Pipeline:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    try:
-        return Pipeline.from_checkpoint(ckpt, device, ema)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{ckpt} lacks a part that is needed: {error}; was it made by another version?") from None
-    except RuntimeError as error:  # of load_state_dict: a heading, and a line for each weight
-        reason = " ".join(str(error).split()[:30])
-        raise InputError(f"{ckpt}: its weights do not fit its own description ({reason} …)") from None
+    return Pipeline.from_pretrained(ckpt, device=device, ema=ema)
 
 
 def open_picture(path: str, image_size: int) -> Tensor:

@@ -23,10 +23,9 @@ One Transformer that writes text and draws images, after [Transfusion](https://a
 
 ```python
 from lit_transfusion import Pipeline
-from lit_transfusion.generation import draw
 
 pipeline = Pipeline.from_pretrained("MODEL")  # this folder, or its name on the hub
-pictures = draw(pipeline, ["what to draw"])  # (1, 3, {{ image_size }}, {{ image_size }}) in [-1, 1]
+[picture] = pipeline.generate("what to draw", images="forced")
 ```
 
 ```bash

@@ -41,16 +41,45 @@ class Pipeline(
         codec: Of the images.
         tokenizer: Of the text.
         image_size: Side of a picture in pixels.
+        sequence_length: Positions of the rows that it was trained on, the longest that a document was; None if unknown.
     """
 
     def __init__(
-        self, net: Transfusion, noise: NoiseProcess, codec: Codec, tokenizer: Tokenizer, image_size: int
+        self,
+        net: Transfusion,
+        noise: NoiseProcess,
+        codec: Codec,
+        tokenizer: Tokenizer,
+        image_size: int,
+        sequence_length: int | None = None,
     ) -> None:
         self.net = net
         self.noise = noise
         self.codec = codec
         self.tokenizer = tokenizer
         self.image_size = image_size
+        self.sequence_length = sequence_length
+
+    def generate(
+        self, *prompt: "str | PIL.Image.Image", images: str = "chosen", **sampling: Any
+    ) -> "list[str | PIL.Image.Image]":
+        """Go on from texts and pictures, in any order, with texts and pictures.
+
+            pipeline.generate("a red circle", images="forced")                # [a picture]
+            pipeline.generate(picture, images="never")                        # [its caption]
+            pipeline.generate(picture, "make it blue", images="forced")       # [the picture changed]
+            pipeline.generate("a red circle", num_inference_steps=100)        # what the model makes of it
+
+        Args:
+            prompt: Texts and pictures. A picture is cropped to its middle square.
+            images: Where an image begins: `chosen` by the model, `forced` right after the prompt, in which case
+                nothing follows it, or `never`.
+            sampling: Of `Sampling`: guidance_scale, num_inference_steps, temperature, seed, …
+        """
+        # Here and not above, since these modules know pipelines themselves.
+        from lit_transfusion.generation.conversation import go_on
+
+        return go_on(self, prompt, images, **sampling)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -73,6 +102,7 @@ class Pipeline(
             "codec": describe(self.codec),
             "tokenizer": self.tokenizer.model,
             "image_size": self.image_size,
+            "sequence_length": self.sequence_length,
         }
 
     @classmethod
@@ -92,7 +122,8 @@ class Pipeline(
         )
         noise = build(description["noise"], NoiseProcess, trusted)
         codec = build(description["codec"], Codec, trusted)
-        return cls(net.eval(), noise, codec, tokenizer, description["image_size"])
+        sequence_length = description.get("sequence_length")  # which earlier checkpoints do not tell
+        return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length)
 
     @classmethod
     def from_pretrained(
@@ -126,11 +157,6 @@ class Pipeline(
         pipeline.net.to(device)
         pipeline.codec.to(device)
         return pipeline
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> "Pipeline":
-        """`from_pretrained` under its earlier name."""
-        return cls.from_pretrained(path, device=device, ema=ema)
 
     @classmethod
     def _from_checkpoint(cls, path: Path, ema: bool) -> "Pipeline":

@@ -1,5 +1,7 @@
 """Prompts as documents: what people give, in the order in which training shows it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,17 @@ from lit_transfusion.generation.pipeline import Pipeline
 
 def prompt_document(pipeline: Pipeline, prompt: str | None = None, picture: Tensor | None = None) -> Document:
     """BOS [picture] prompt, of which either may be missing; a picture is (3, S, S) in [-1, 1]."""
-    tokenizer = pipeline.tokenizer
-    words = tokenizer.encode(prompt) if prompt else ()
-    if picture is None:
-        return Document((TextSegment((tokenizer.bos, *words)),))
-    pixels = picture[None].to(pipeline.net.head.weight.device)
-    latents = pipeline.codec.encode(pixels, torch.Generator().manual_seed(0))[0]  # alike in any batch
-    return Document((TextSegment((tokenizer.bos,)), ImageSegment(latents), TextSegment(words)))
+    return interleaved(pipeline, [part for part in (picture, prompt) if part is not None])
+
+
+def interleaved(pipeline: Pipeline, parts: Sequence[str | Tensor]) -> Document:
+    """BOS, then texts and pictures (3, S, S) in [-1, 1] in the order given."""
+    segments: list[TextSegment | ImageSegment] = [TextSegment((pipeline.tokenizer.bos,))]
+    for part in parts:
+        if isinstance(part, str):
+            segments.append(TextSegment(pipeline.tokenizer.encode(part)))
+        else:
+            pixels = part[None].to(pipeline.net.head.weight.device)
+            # Each by itself, so that what a codec draws at random is the same in any batch.
+            segments.append(ImageSegment(pipeline.codec.encode(pixels, torch.Generator().manual_seed(0))[0]))
+    return Document(tuple(segments))

@@ -102,6 +102,7 @@ def generate(
         Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
+    check_lengths(pipeline, prompts, at_boi)
     room = sampling.max_new_tokens + sampling.max_images * (pipeline.patches_per_image + 2)
     decoder = read_prompts(pipeline, prompts, at_boi, room)
     never = [tokenizer.bos, tokenizer.eoi]  # the decoder's to put, not the model's
@@ -119,6 +120,21 @@ def generate(
             drawing = [row for row, sample in enumerate(rows) if sample.at_boi]
             draw_image(decoder, null, rows, drawing, sampling, on_step)
     return [sample.finished() for sample in samples]
+
+
+def check_lengths(pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool) -> None:
+    """Positions further on than any in training mean nothing to the net."""
+    longest = pipeline.sequence_length
+    if longest is None:  # not known
+        return
+    image = pipeline.patches_per_image + 2 if at_boi else 0
+    for prompt in prompts:
+        length = len(flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image).tokens)
+        if length + image > longest:
+            drawn = f" and the image after it {image}" if at_boi else ""
+            raise InputError(
+                f"the prompt takes {length} positions{drawn}; the model was trained on no more than {longest} in all"
+            )
 
 
 def write_token(

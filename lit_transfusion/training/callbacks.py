@@ -6,8 +6,9 @@ import resource
 import shlex
 import sys
 import time
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import rich
@@ -19,13 +20,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.data.document import EditExample, Example, PackedBatch
 from lit_transfusion.data.loader import PackedLoader
+from lit_transfusion.data.sources import Source
+from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import captioned_grid, film, save
+from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import Sampling, draw, write
 from lit_transfusion.model.flops import Flops, peak_bf16
 
 log = logging.getLogger(__name__)
+Kind = TypeVar("Kind")
 
 
 class RunProgress(RichProgressBar):
@@ -129,7 +134,50 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class ShowSamples(lightning.Callback):
+class Show(lightning.Callback):
+    """Shows what the averaged weights can do, in `samples/` of the run and in TensorBoard.
+
+    Args:
+        every_n_steps: Optimiser steps between two showings; there is one more at the end.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self.last_step = -1
+
+    def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
+        """What to show, by name. `source` holds what training does not see."""
+        raise NotImplementedError
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.last_step:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step != self.last_step:
+            self._show(trainer, pl_module)
+
+    def _show(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """On every rank, since a sharded net needs them all; rank 0 writes."""
+        self.last_step = trainer.global_step
+        self._keep(trainer, self.pictures(trainer.datamodule.source.split("val"), pl_module.pipeline))
+
+    @rank_zero_only
+    def _keep(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:
+        for name, picture in pictures.items():
+            save(picture, Path(trainer.default_root_dir) / "samples" / f"{name}_{trainer.global_step:06d}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+
+
+def first_of(source: Source, kind: type[Kind], count: int) -> list[Kind]:
+    """The first examples of a source that can be read, if they are of this kind."""
+    examples = (source[i] for i in range(min(len(source), 4 * count)))
+    return list(islice((example for example in examples if isinstance(example, kind)), count))
+
+
+class ShowSamples(Show):
     """Draws pictures for held-out captions, and writes captions for held-out pictures, with the averaged weights.
 
     Each time there are three pictures, in `samples/` of the run and in TensorBoard: the drawn pictures beside their
@@ -155,33 +203,22 @@ class ShowSamples(lightning.Callback):
         guidance_scale: float = 3.0,
         max_new_tokens: int = 40,
     ) -> None:
-        self.every_n_steps = every_n_steps
+        super().__init__(every_n_steps)
         self.num_samples = num_samples
         self.prompts = prompts
         self.sampling = Sampling(
             sampler, num_inference_steps, guidance_scale, temperature=0.0, max_new_tokens=max_new_tokens
         )
-        self.last_step = -1
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.last_step:
-            self._show(trainer, pl_module)
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.global_step != self.last_step:
-            self._show(trainer, pl_module)
-
-    def _show(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """On every rank, since a sharded net needs them all; rank 0 writes."""
-        self.last_step = trainer.global_step
-        held_out = self._held_out(trainer)
-        prompts = self.prompts or [caption for _, caption in held_out]
+    def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
+        held_out = first_of(source, Example, self.num_samples)
+        # Each example tells its captions in the same order; taking another one each time shows more wordings.
+        prompts = self.prompts or [e.captions[i % len(e.captions)] for i, e in enumerate(held_out)]
         if not prompts:
-            return
+            return {}
         frames: list[Tensor] = []
         last = self.sampling.num_inference_steps - 1
         shown = {round(i * last / 7) for i in range(8)}
-        pipeline = pl_module.pipeline
 
         def keep(step: int, latents: Tensor) -> None:
             if step in shown:
@@ -190,25 +227,43 @@ class ShowSamples(lightning.Callback):
         drawn = draw(pipeline, prompts, self.sampling, on_step=keep)
         pictures = {"samples": captioned_grid(drawn, prompts), "denoising": to_pil_image(film(frames))}
         if held_out:
-            images = torch.stack([image for image, _ in held_out])
+            images = torch.stack([example.image for example in held_out])
             pictures["captions"] = captioned_grid(images, write(pipeline, images, self.sampling))
-        self._keep(trainer, pictures)
+        return pictures
 
-    def _held_out(self, trainer: lightning.Trainer) -> list[tuple[Tensor, str]]:
-        """The first held-out pictures that can be read, each with one of its captions."""
-        source = trainer.datamodule.source.split("val")
-        examples = (source[i] for i in range(min(len(source), 4 * self.num_samples)))
-        # Each example tells its captions in the same order; taking another one each time shows more wordings.
-        readable = [e for e in examples if hasattr(e, "captions")][: self.num_samples]
-        return [(e.image, e.captions[i % len(e.captions)]) for i, e in enumerate(readable)]
 
-    @rank_zero_only
-    def _keep(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:
-        for name, picture in pictures.items():
-            save(picture, Path(trainer.default_root_dir) / "samples" / f"{name}_{trainer.global_step:06d}.png")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+class ShowEdits(Show):
+    """Does held-out edits with the averaged weights: input, output and truth, in `samples/` and in TensorBoard.
+
+    Args:
+        every_n_steps: Optimiser steps between two showings; there is one more at the end.
+        num_samples: Edits each time.
+        sampler: ddpm, ddim or dpm++.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the instruction against none; 1 is none.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        num_samples: int = 15,
+        sampler: str = "ddim",
+        num_inference_steps: int = 25,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        super().__init__(every_n_steps)
+        self.num_samples = num_samples
+        self.sampling = Sampling(sampler, num_inference_steps, guidance_scale)
+
+    def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
+        held_out = first_of(source, EditExample, self.num_samples)
+        if not held_out:
+            return {}
+        inputs = torch.stack([e.input_image for e in held_out])
+        truths = torch.stack([e.output_image for e in held_out])
+        instructions = [e.instructions[i % len(e.instructions)] for i, e in enumerate(held_out)]
+        outputs = edit(pipeline, inputs, instructions, self.sampling)
+        return {"edits": edit_grid(inputs, instructions, outputs, truths)}
 
 
 class WritePredictions(BasePredictionWriter):
@@ -254,8 +309,9 @@ class RunDirectory(lightning.Callback):
         last = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
         checkpoint = os.path.relpath(last) if last else ""
         grids = sorted((folder / "samples").glob("samples_*.png"))
-        caption = trainer.datamodule.source.split("train").captions()[0]
-        generate = f"python -m lit_transfusion generate --ckpt {checkpoint}"
+        source = trainer.datamodule.source.split("train")
+        text = shlex.quote(source.captions()[0])
+        task = f"--prompt {text}" if source.images_per_example == 1 else f"--edit PICTURE --instruction {text}"
 
         def say(text: str) -> None:
             rich.get_console().print(text, soft_wrap=True, highlight=False, markup=False)
@@ -272,4 +328,4 @@ class RunDirectory(lightning.Callback):
         if checkpoint:
             say("Next:")
             say(f"  tensorboard --logdir {folder}")
-            say(f"  {generate} --prompt {shlex.quote(caption)} --output out.png")
+            say(f"  python -m lit_transfusion generate --ckpt {checkpoint} {task} --output out.png")

@@ -40,6 +40,7 @@ class LitTransfusion(lightning.LightningModule):
         tokenizer: Of the text (set by the data module).
         codec: Of the images (set by the data module).
         image_size: Side of the pictures in pixels (set by the data module).
+        sequence_length: Positions of a row (set by the data module); a checkpoint tells it to whoever generates.
         patcher: Linear or U-Net, or a class of your own.
         mask: Who sees whom: Bidirectional (the paper), Causal, or a class of your own.
         noise: The noise process.
@@ -75,11 +76,13 @@ class LitTransfusion(lightning.LightningModule):
         activation_checkpointing: ActivationCheckpointing = "none",
         seed: int = 0,
         init_from: str | None = None,
+        sequence_length: int | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self._codec = [codec]  # in a list, so that its frozen weights are no part of checkpoints
         self.image_size = image_size
+        self.sequence_length = sequence_length
         self.noise = noise
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -107,10 +110,14 @@ class LitTransfusion(lightning.LightningModule):
     @property
     def pipeline(self) -> Pipeline:
         """What generation needs, with the averaged weights if there are any."""
-        return Pipeline(self.ema or self.net, self.noise, self.codec, self.tokenizer, self.image_size)
+        net = self.ema or self.net
+        return Pipeline(net, self.noise, self.codec, self.tokenizer, self.image_size, self.sequence_length)
 
     def losses(self, net: Transfusion, batch: PackedBatch, generator: torch.Generator) -> tuple[LossTerms, Tensor]:
-        """Noise each image as its own timestep says, and compare the net's predictions; also returns the timesteps."""
+        """Noise each image as its own timestep says, and compare the net's predictions where something is learned.
+
+        Also returns the timesteps of the images that are learned.
+        """
         images = self.codec.encode(batch.images, generator)  # (N, C, H, W)
         timesteps = self.noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
@@ -123,10 +130,11 @@ class LitTransfusion(lightning.LightningModule):
             timesteps,
             logit_positions=batch.target_positions,
         )
-        target = self.noise.target(images, noise, timesteps)
         labels = batch.labels.flatten().index_select(0, batch.target_positions)  # (T,)
-        terms = transfusion_loss(output.logits, labels, output.image_prediction, target, self.image_loss_weight)
-        return terms, timesteps
+        prediction = output.image_prediction.index_select(0, batch.learned_images)  # (M, C, H, W)
+        target = self.noise.target(images, noise, timesteps).index_select(0, batch.learned_images)
+        terms = transfusion_loss(output.logits, labels, prediction, target, self.image_loss_weight)
+        return terms, timesteps.index_select(0, batch.learned_images)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         # Randomness is a function of the step, so that a run that was stopped goes on exactly as if it had not been.

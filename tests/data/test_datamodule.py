@@ -8,7 +8,7 @@ import torch
 
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.data.document import Example, Skipped
-from lit_transfusion.data.sources import Shapes, Source
+from lit_transfusion.data.sources import ShapeEdits, Shapes, Source
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec, Pixels
@@ -40,6 +40,21 @@ def test_row_shorter_than_an_image_names_key_and_numbers(sequence_length):
 def test_shortest_row_that_is_accepted_holds_image_and_caption():
     batch = next(iter(data(sequence_length=21).train_dataloader()))
     assert batch.tokens.shape == (2, 21) and (batch.image_ids >= 0).any()
+
+
+def test_both_images_of_an_edit_have_to_fit():
+    edits = ShapeEdits(16, num_examples=40, num_val_examples=20)
+    needed = 2 * (16 + 2) + 3  # BOS, one token of an instruction, EOS
+    with pytest.raises(InputError, match=rf"sequence_length {needed - 1} .* 2 x 16 patches .* {needed} is"):
+        data(source=edits, sequence_length=needed - 1)
+    batch = next(iter(data(source=edits, sequence_length=needed).train_dataloader()))
+    assert batch.tokens.shape == (2, needed) and len(batch.images) == 4
+    assert batch.learned_images.tolist() == [1, 3] and batch.max_timesteps[::2].tolist() == [0, 0]
+
+
+def test_edits_are_not_for_prediction():
+    with pytest.raises(InputError, match="ShapeEdits yields edits"):
+        data(source=ShapeEdits(16)).predict_dataloader()
 
 
 @pytest.mark.parametrize("patch_size", [3, 5, 32])

@@ -256,7 +256,7 @@ def with_metadata(folder, text, name="metadata.csv"):
             "file,label\na.png,a\n",
             ", line 2: no column caption (or text, captions); it has file, label",
         ),
-        ("metadata.csv", "file,text\na.png,red, green\n", ", line 2: 3 columns where the first line has 2; put a capt"),
+        ("metadata.csv", "file,text\na.png,red, green\n", ", line 2: 3 columns where the first line has 2; put text"),
         ("metadata.csv", "file,text\na.png,a\na.png\n", ", line 3: 1 columns where the first line has 2"),
         ("metadata.csv", 'file,text\na.png,"open\n', ", line 2: broken csv (unexpected end of data)"),
         ("metadata.csv", "file,text\n,a\n", ", line 2: the name of the picture is ''"),
@@ -268,7 +268,7 @@ def with_metadata(folder, text, name="metadata.csv"):
         ("metadata.jsonl", '{"file": "a.png"}\n', ", line 1: no column caption (or text, captions); it has file"),
         ("metadata.jsonl", '["a.png", "a"]\n', ", line 1: not a json object"),
         ("metadata.jsonl", '{"file": 3, "text": "a"}\n', ", line 1: the name of the picture is 3"),
-        ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1: a caption is no text: [3]"),
+        ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1: the caption is no text: [3]"),
     ],
 )
 def test_broken_metadata(tmp_path, name, text, expected):

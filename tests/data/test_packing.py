@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lit_transfusion.data.document import IGNORE_INDEX, TEXT, Document, ImageSegment, TextSegment
-from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten
+from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
 from lit_transfusion.data.recipe import caption_first, image_first, unconditional
 
 NO = IGNORE_INDEX
@@ -68,6 +68,11 @@ def test_edit_learns_what_comes_after_its_prompt():
     document = flat(Document(segments), patches=1)
     assert document.tokens == [1, 7, PAD, 8, 10, 11, 7, PAD, 8, 2]
     assert document.labels == [NO, NO, NO, NO, NO, NO, NO, NO, 2, NO]
+
+
+def test_boi_after_a_prompt_is_learned_where_an_empty_learned_text_comes_between():
+    segments = TextSegment((1, 10), learn=False), TextSegment(()), image(), TextSegment((2,))
+    assert flat(Document(segments), patches=1).labels == [NO, 7, NO, NO, 2, NO]
 
 
 def test_image_at_the_very_start_is_predicted_by_nothing():
@@ -216,6 +221,21 @@ def test_two_rows_with_images_and_padding():
         all(t.dtype == torch.int64 for t in (*batch[:5], batch.target_positions, batch.lengths))
         and batch.max_timesteps.dtype == torch.int64
     )
+
+
+def test_images_that_are_not_learned_are_marked():
+    prompt = flat(Document((TextSegment((1,)), image(1)._replace(learn=False), image(2))))
+    batch = collate([[prompt], [flat(Document((image(3),)))]], 16, PAD, SHAPE)
+    assert batch.learned_images.tolist() == [1, 2]
+    none = collate([[text(1, 2)]], 4, PAD, SHAPE).learned_images
+    assert none.shape == (0,) and none.dtype == torch.int64
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_room_for_text_is_what_fills_a_row(num_images):
+    room = room_for_text(40, 3, num_images)
+    segments = [TextSegment((1,)), *[image()] * num_images, TextSegment((*[10] * room, 2))]
+    assert len(flat(Document(tuple(segments)), patches=3).tokens) == 40
 
 
 def test_padding_is_cut_into_documents_no_longer_than_the_longest():

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from lit_transfusion.data.document import IGNORE_INDEX, NO_LIMIT, Example, ImageSegment
+from lit_transfusion.data.document import IGNORE_INDEX, NO_LIMIT, EditExample, Example, ImageSegment, TextSegment
 from lit_transfusion.data.packing import flatten
-from lit_transfusion.data.recipe import Recipe, null_prompt
+from lit_transfusion.data.recipe import Recipe, null_edit_prompt, null_prompt
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 
@@ -72,7 +72,7 @@ def test_shares_of_nought_and_one_have_no_exception(tokenizer, recipe, kind):
     assert all(map(kind, documents(recipe, tokenizer, 300)))
 
 
-@pytest.mark.parametrize("name", ["caption_first", "caption_dropout"])
+@pytest.mark.parametrize("name", ["caption_first", "caption_dropout", "instruction_dropout"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_share_outside_nought_to_one_is_refused(name, value):
     with pytest.raises(InputError, match=f"{name} {value}"):
@@ -159,3 +159,81 @@ def test_document_depends_on_the_generator_alone(tokenizer):
     torch.manual_seed(1)  # the global state has no say
     assert [made(seed) for seed in range(20)] == before
     assert len({str(document) for document in before}) > 3
+
+
+# Edits (paper, 4.5)
+
+INPUT, OUTPUT = torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
+INSTRUCTIONS = ("a red square", "two blue circles")
+EDIT = EditExample(INPUT, INSTRUCTIONS, OUTPUT)
+PATCHES = 2
+
+
+def edit_document(tokenizer, example=EDIT, max_text_tokens=100, **options):
+    """An edit, none of whose instructions are left out unless that is asked for, and its flat form."""
+    options = {"instruction_dropout": 0.0} | options
+    (document,) = documents(Recipe(**options), tokenizer, 1, example, max_text_tokens)
+    return document, flatten(document, tokenizer, PATCHES)
+
+
+def placed(tokenizer, instruction):
+    """An edit token by token."""
+    image = [tokenizer.boi, *[tokenizer.pad] * PATCHES, tokenizer.eoi]
+    return [tokenizer.bos, *image, *instruction, *image, tokenizer.eos]
+
+
+def test_edit_token_by_token(tokenizer):
+    document, flat = edit_document(tokenizer, EDIT._replace(instructions=INSTRUCTIONS[:1]))
+    instruction = tokenizer.encode(INSTRUCTIONS[0])
+    assert flat.tokens == placed(tokenizer, instruction)
+    given = [IGNORE_INDEX] * (1 + PATCHES + 2 + len(instruction) - 1)  # BOS to the last word but one
+    drawn = [IGNORE_INDEX] * (1 + PATCHES)
+    assert flat.labels == [*given, tokenizer.boi, *drawn, tokenizer.eos, IGNORE_INDEX]
+    text = [-1] * (1 + len(instruction) + 1)
+    assert flat.image_ids == [-1, -1, *[0] * PATCHES, *text, *[1] * PATCHES, -1, -1]
+    assert [image.latents is latents for image, latents in zip(document.images, (INPUT, OUTPUT), strict=True)]
+
+
+def test_input_of_an_edit_is_clean_and_not_learned(tokenizer):
+    for document in documents(Recipe(instruction_dropout=0.5), tokenizer, 100, EDIT):
+        given, answer = document.images
+        assert (given.max_timestep, given.learn) == (0, False)
+        assert (answer.max_timestep, answer.learn) == (NO_LIMIT, True)
+
+
+@pytest.mark.parametrize(("cap", "max_timestep"), [(500, 500), (None, NO_LIMIT)])
+def test_input_of_an_edit_can_be_noised_and_learned(tokenizer, cap, max_timestep):
+    document, _ = edit_document(tokenizer, input_max_timestep=cap, learn_input=True)
+    assert (document.images[0].max_timestep, document.images[0].learn) == (max_timestep, True)
+
+
+def test_instruction_can_be_learned(tokenizer):
+    _, flat = edit_document(tokenizer, EDIT._replace(instructions=INSTRUCTIONS[:1]), learn_instruction=True)
+    learned = [label for label in flat.labels if label != IGNORE_INDEX]
+    assert learned == [*tokenizer.encode(INSTRUCTIONS[0]), tokenizer.boi, tokenizer.eos]
+
+
+@pytest.mark.parametrize("learn_instruction", [False, True])
+def test_edit_without_its_instruction_begins_as_the_samplers_null_prompt(tokenizer, learn_instruction):
+    document, flat = edit_document(tokenizer, instruction_dropout=1.0, learn_instruction=learn_instruction)
+    assert flat.tokens == placed(tokenizer, ())
+    assert set(flat.labels) == {IGNORE_INDEX}
+    assert document.segments[:2] == null_edit_prompt(document.images[0], tokenizer).segments
+    null = flatten(null_edit_prompt(ImageSegment(INPUT), tokenizer), tokenizer, PATCHES)
+    assert [*null.tokens, tokenizer.boi] == flat.tokens[: len(null.tokens) + 1]
+
+
+def test_share_of_edits_without_their_instruction(tokenizer):
+    made = documents(Recipe(instruction_dropout=0.3), tokenizer, example=EDIT)
+    assert share(made, lambda document: len(document.segments) == 4) == pytest.approx(0.3, abs=three_sigma(0.3))
+
+
+def test_all_instructions_are_used_and_cut(tokenizer):
+    made = documents(Recipe(instruction_dropout=0), tokenizer, 200, EDIT, max_caption_tokens=3)
+    texts = {document.segments[2] for document in made}
+    assert texts == {TextSegment(tokenizer.encode(text)[:3], learn=False) for text in INSTRUCTIONS}
+
+
+def test_what_is_no_example_is_named(tokenizer):
+    with pytest.raises(TypeError, match="tuple"):
+        documents(Recipe(), tokenizer, 1, example=(INPUT, "text"))

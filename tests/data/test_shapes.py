@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lit_transfusion.data.sources.shapes import (
+from lit_transfusion.data.sources.shape_scenes import (
     COLOURS,
     NUMBERS,
     PAIRS,
@@ -19,14 +19,13 @@ from lit_transfusion.data.sources.shapes import (
     SIZES,
     SIZES_OF_SEVERAL,
     DrawnObject,
-    Shapes,
     captions_of,
     centre,
     coverage,
     draw,
     parse_caption,
-    single_object_prompts,
 )
+from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.shape_scorer import FoundObject, read_picture
 

@@ -251,3 +251,24 @@ def test_a_small_error_in_the_noise_stays_small(name):
         _, noise = ALPHA_BAR[t].sqrt(), (latents - ALPHA_BAR[t].sqrt() * clean) / (1 - ALPHA_BAR[t]).sqrt()
         latents = sampler.step(1.01 * noise.float(), t, latents.float()).prev_sample
     assert (latents - clean).abs().max() < 0.5
+
+
+# More noise
+
+
+def test_shift_moves_the_draw_and_keeps_the_bounds():
+    limits = torch.cat([torch.full((4000,), 1_000_000), torch.full((4000,), 100), torch.zeros(10, dtype=torch.int64)])
+    plain, shifted = (
+        DDPM(timestep_shift=s).draw_timesteps(limits, torch.Generator().manual_seed(0)) for s in (1.0, 5.0)
+    )
+    u = plain[:4000] / 1000
+    assert (shifted[:4000] - 1000 * 5 * u / (1 + 4 * u)).abs().max() <= 6  # the same draw, shifted; u is rounded
+    assert shifted.min() == 0 and shifted[:4000].max() == 999 and shifted[4000:8000].max() == 100
+    assert not shifted[8000:].any()
+    assert (shifted[:4000] >= 700).float().mean() == pytest.approx(1 - 0.7 / (5 - 4 * 0.7), abs=0.03)
+
+
+@pytest.mark.parametrize("timestep_shift", [0.0, -1.0])
+def test_shift_that_is_none_is_refused(timestep_shift):
+    with pytest.raises(InputError, match="timestep_shift"):
+        DDPM(timestep_shift=timestep_shift)

@@ -7,12 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_transfusion.data.sources.shapes import PAIRS, DrawnObject, Shapes, draw, parse_caption
+from lit_transfusion.data.sources.shape_edits import EDITS, ShapeEdit, ShapeEdits
+from lit_transfusion.data.sources.shape_scenes import PAIRS, DrawnObject, draw, parse_caption
+from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.evaluation.shape_scorer import (
     ColourShapeScore,
     connected_components,
     read_picture,
     score_captions,
+    score_edited,
     score_pictures,
 )
 
@@ -129,3 +132,60 @@ def test_connected_components_touch_by_sides_and_corners():
     components = connected_components(mask)
     assert sorted(int(component.sum()) for component in components) == [1, 1, 2, 2]
     assert torch.equal(torch.stack(components).sum(0), mask.long())
+
+
+# Edits
+
+
+@cache
+def val_edits(image_size: int) -> tuple[list[ShapeEdit], torch.Tensor, torch.Tensor]:
+    """Held-out edits, and their inputs and outputs (N, 3, S, S)."""
+    source = ShapeEdits(image_size, num_val_examples=200).split("val")
+    examples = list(source)
+    pictures = (torch.stack([e.input_image for e in examples]), torch.stack([e.output_image for e in examples]))
+    return [source.edit(index) for index in range(len(source))], *pictures
+
+
+@pytest.mark.parametrize("image_size", [16, 24, 32])
+def test_true_output_of_an_edit_is_right_and_its_input_is_wrong(image_size):
+    edits, inputs, outputs = val_edits(image_size)
+    right, unchanged = zip(*score_edited(outputs, edits), strict=True)
+    assert sum(right) >= 0.99 * len(edits) and sum(unchanged) >= 0.99 * len(edits)
+    right, unchanged = zip(*score_edited(inputs, edits), strict=True)
+    assert not any(right) and sum(unchanged) >= 0.99 * len(edits)
+
+
+def test_output_of_an_edit_is_right_under_mild_noise_and_blur():
+    edits, _, outputs = val_edits(24)
+    noise = 0.1 * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+    for image in (outputs + noise, blur(outputs, 0.7)):
+        scores = score_edited(image, edits)
+        assert sum(score.right for score in scores) >= 0.95 * len(edits)
+
+
+def test_outputs_of_other_edits_are_wrong():
+    edits, _, outputs = val_edits(24)
+    scores = score_edited(outputs.roll(len(EDITS), 0), edits)  # of the same kind
+    assert sum(score.right for score in scores) <= 0.01 * len(edits)
+
+
+def test_each_fault_of_an_edit_is_seen():
+    red, blue = DrawnObject("red", "circle", (0.2, 0.2), 0.3), DrawnObject("blue", "cross", (0.8, 0.8), 0.3)
+    green = red._replace(colour="green")
+    asked = ShapeEdit("recolour", ("make the circle green",), (blue, red), (blue, green))
+    (truth,) = asked.unchanged
+    assert truth == blue
+    faults = {
+        "nothing": ([], (False, False)),
+        "the other object is gone": ([green], (False, False)),
+        "the other object is another colour": ([green, blue._replace(colour="black")], (False, False)),
+        "the other object is elsewhere": ([green, blue._replace(centre=(0.5, 0.8))], (False, False)),
+        "the other object is larger": ([green, blue._replace(size=0.42, centre=(0.75, 0.75))], (False, False)),
+        "the object is elsewhere": ([green._replace(centre=(0.2, 0.5)), blue], (False, True)),
+        "another shape": ([green._replace(shape="square"), blue], (False, True)),
+        "one too many": ([green, blue, red._replace(centre=(0.8, 0.2))], (False, True)),
+        "none": ([blue, green._replace(centre=(0.22, 0.18))], (True, True)),
+    }
+    for name, (objects, expected) in faults.items():
+        (score,) = score_edited([draw(objects, 32)], [asked])
+        assert tuple(score) == expected, name

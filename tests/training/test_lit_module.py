@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lit_transfusion.data.document import IGNORE_INDEX
+from lit_transfusion.data.loader import mix
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
@@ -325,3 +326,48 @@ def test_checkpoint_brings_back_net_and_average(make_module, make_batch, make_tr
     mine = module.state_dict()
     assert mine.keys() == saved.keys() and all(torch.equal(mine[name], saved[name]) for name in mine)
     assert any(name.startswith("ema.") for name in mine)
+
+
+# Images that are not learned: the input of an edit
+
+
+def test_only_images_that_are_learned_have_a_loss(make_module, make_batch):
+    """The rest is as it would be without the loss of the others: same noise, same predictions."""
+    module, batch = make_module(), make_batch()
+    everything, timesteps = module.losses(module.net, batch, generator())
+    learned = torch.tensor([0, 2])
+    terms, its_timesteps = module.losses(module.net, batch._replace(learned_images=learned), generator())
+    torch.testing.assert_close(terms.per_image, everything.per_image[learned])
+    torch.testing.assert_close(terms.image, everything.per_image[learned].mean())
+    assert torch.equal(its_timesteps, timesteps[learned]) and terms.text == everything.text
+
+
+def test_batch_none_of_whose_images_is_learned_has_all_gradients(make_module, make_batch):
+    module, batch = make_module(), make_batch("image")
+    unlearned = batch._replace(learned_images=batch.learned_images[:0])
+    terms, timesteps = module.losses(module.net, unlearned, generator())
+    assert terms.total == 0 and terms.per_image.shape == timesteps.shape == (0,)
+    terms.total.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.net.parameters())
+
+
+def test_clean_input_is_seen_at_timestep_nought(make_module, make_batch):
+    """As the sampler reads a finished image, but for the trace of noise there."""
+    module, batch = make_module(), make_batch(max_timestep=0)  # of the second image, which has its caption after it
+    ears = Ears(module.net)
+    for seed in range(5):
+        module.losses(module.net, batch, generator(seed))
+        assert ears.timesteps[-1][1] == 0
+        assert (ears.noisy_images[-1][1] - batch.images[1]).abs().mean() < 2 / 255
+
+
+def test_curves_by_timestep_leave_out_what_is_not_learned(make_module, make_batch, make_trainer, loader):
+    module, batch = make_module(), make_batch(max_timestep=0)
+    batch = batch._replace(learned_images=torch.tensor([0, 2]))
+    (results,) = make_trainer().validate(module, loader(batch), verbose=False)
+    terms, timesteps = module.losses(module.ema, batch, generator(mix(module.seed, 0)))
+    assert len(terms.per_image) == 2
+    first = results.get("val/loss_image_by_timestep/000-124")
+    inside = timesteps < 125
+    assert (first is None) == (not inside.any())
+    assert results["val/loss_image"] == pytest.approx(terms.image.item(), rel=1e-4)

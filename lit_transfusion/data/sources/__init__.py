@@ -1,8 +1,11 @@
-"""Sources of pictures and captions."""
+"""Sources of pictures and captions, and of edits."""
 
 from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.sources.edit_triples import EditTriples
 from lit_transfusion.data.sources.image_captions import ImageCaptions
 from lit_transfusion.data.sources.openmoji import OpenMoji
+from lit_transfusion.data.sources.openmoji_edits import OpenMojiEdits
+from lit_transfusion.data.sources.shape_edits import ShapeEdits
 from lit_transfusion.data.sources.shapes import Shapes
 
-__all__ = ["ImageCaptions", "OpenMoji", "Shapes", "Source"]
+__all__ = ["EditTriples", "ImageCaptions", "OpenMoji", "OpenMojiEdits", "ShapeEdits", "Shapes", "Source"]

@@ -1,14 +1,15 @@
 """What a source of examples has to offer."""
 
-from typing import Literal
+import hashlib
+from typing import ClassVar, Literal
 
 from torch.utils.data import Dataset
 
-from lit_transfusion.data.document import Example, Skipped
+from lit_transfusion.data.document import EditExample, Example, Skipped
 
 
 class Source(Dataset):
-    """Pictures with captions, by index.
+    """Pictures with captions, or edits of pictures, by index.
 
     A source is a plain map-style data set and a pure function of its arguments and the index: the same index gives the
     same example in any process, so that a run can be resumed and does not depend on the number of workers.
@@ -16,6 +17,8 @@ class Source(Dataset):
     Args:
         image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
     """
+
+    images_per_example: ClassVar[int] = 1  # 2 in a source of edits
 
     def __init__(self, image_size: int = 64) -> None:
         self.image_size = image_size
@@ -27,10 +30,16 @@ class Source(Dataset):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Example | Skipped:
-        """The example at `index`, its image (3, image_size, image_size) in [-1, 1]; or why there is none."""
+    def __getitem__(self, index: int) -> Example | EditExample | Skipped:
+        """The example at `index`, its images (3, image_size, image_size) in [-1, 1]; or why there is none."""
         raise NotImplementedError
 
     def captions(self) -> list[str]:
-        """Captions to train a tokenizer from: all of them, or a fair sample of some ten thousand."""
+        """Captions, or instructions, to train a tokenizer from: all, or a fair sample of some ten thousand."""
         raise NotImplementedError
+
+
+def fraction(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments, evenly spread over names: what to hold out."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

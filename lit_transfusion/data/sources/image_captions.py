@@ -1,23 +1,19 @@
 """A folder of pictures with captions beside them or in a metadata file."""
 
 import copy
-import csv
-import hashlib
-import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.sources.base import Source, fraction
+from lit_transfusion.data.sources.metadata import clean, find_metadata, name_in, rows, texts_in
 from lit_transfusion.errors import InputError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first that is there counts
 CAPTION_COLUMNS = ("caption", "text", "captions")
 
@@ -70,8 +66,8 @@ class ImageCaptions(Source):
         self._entries = _find_entries(self._folder, metadata)
 
     def split(self, name: Literal["train", "val"]) -> "ImageCaptions":
-        ranked = sorted(self._entries, key=lambda entry: _fraction(entry.name, self.seed))
-        num_val = sum(_fraction(entry.name, self.seed) < self.val_fraction for entry in ranked)
+        ranked = sorted(self._entries, key=lambda entry: fraction(entry.name, self.seed))
+        num_val = sum(fraction(entry.name, self.seed) < self.val_fraction for entry in ranked)
         if self.val_fraction > 0:
             num_val = min(max(num_val, 1), len(ranked) - 1)  # neither part empty, if there are two pictures
         part = copy.copy(self)
@@ -93,12 +89,6 @@ class ImageCaptions(Source):
         return [caption for entry in self._entries for caption in entry.captions]
 
 
-def _fraction(name: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments, evenly spread over names."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
 def _find_entries(folder: Path, metadata: str | None) -> list[_Entry]:
     """The pictures of a folder that have captions, sorted by name. Warns of those that have none."""
     if not folder.exists():
@@ -108,7 +98,7 @@ def _find_entries(folder: Path, metadata: str | None) -> list[_Entry]:
 
     files = _list_files(folder)
     pictures = {name for name in files if name.lower().endswith(PICTURE_SUFFIXES)}
-    metadata_file = _find_metadata(folder, metadata)
+    metadata_file = find_metadata(folder, metadata)
     if not pictures and not metadata_file:
         raise InputError(f"no pictures in {folder} or the folders in it; looked for {' '.join(PICTURE_SUFFIXES)}")
 
@@ -156,20 +146,6 @@ def _list_files(folder: Path) -> list[str]:
     return names
 
 
-def _find_metadata(folder: Path, metadata: str | None) -> Path | None:
-    if metadata is not None:
-        file = folder / Path(metadata).expanduser()
-        if not file.is_file():
-            raise InputError(f"no such file: {file}; set metadata to a file in {folder}, or to an absolute path")
-        if file.suffix.lower() not in (".csv", ".jsonl"):
-            raise InputError(f"{file} is neither .csv nor .jsonl; set metadata to a file of one of these kinds")
-        return file
-    found = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
-    if len(found) > 1:
-        raise InputError(f"{folder} holds both {' and '.join(METADATA_FILES)}; set metadata to the one to use")
-    return found[0] if found else None
-
-
 def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[str]]) -> dict[str, list[str]]:
     """Captions by picture, from the .txt beside it. Puts pictures whose .txt cannot be read on the list `left_out`."""
     text_files = {os.path.splitext(name)[0]: name for name in files if name.lower().endswith(".txt")}
@@ -183,75 +159,13 @@ def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[st
         except UnicodeDecodeError:
             left_out["with a caption that is not UTF-8"].append(name)
         else:
-            captions_of[name] = _clean(lines)
+            captions_of[name] = clean(lines)
     return captions_of
 
 
 def _read_metadata(file: Path) -> dict[str, list[str]]:
     """Captions by picture, from all rows that name it."""
     captions_of: dict[str, list[str]] = defaultdict(list)
-    for line, row in _rows(file):
-        name = _column(row, FILE_COLUMNS, file, line)
-        captions = _column(row, CAPTION_COLUMNS, file, line)
-        captions = captions if isinstance(captions, list) else [captions]
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{file}, line {line}: the name of the picture is {name!r}; give the name of a file")
-        if not all(isinstance(caption, str | None) for caption in captions):
-            raise InputError(f"{file}, line {line}: a caption is no text: {captions!r:.100}; put it in quotes")
-        captions_of[Path(name.strip()).as_posix()] += _clean(captions)
+    for line, row in rows(file):
+        captions_of[name_in(row, FILE_COLUMNS, file, line)] += texts_in(row, CAPTION_COLUMNS, file, line)
     return captions_of
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a .csv or .jsonl file with the lines they (end) on, counted from 1."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            if file.suffix.lower() == ".csv":
-                yield from _csv_rows(lines, file)
-            else:
-                yield from _jsonl_rows(lines, file)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from error
-
-
-def _csv_rows(lines: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(lines, strict=True)
-    try:
-        header = next(reader, [])
-        for values in reader:
-            if values and len(values) != len(header):
-                raise InputError(
-                    f"{file}, line {reader.line_num}: {len(values)} columns where the first line has {len(header)}; "
-                    "put a caption that holds a comma in double quotes"
-                )
-            if values:
-                yield reader.line_num, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{file}, line {reader.line_num}: broken csv ({error}); mend or remove the line") from error
-
-
-def _jsonl_rows(lines: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {number}: broken json ({error.msg}); mend or remove the line") from error
-        if not isinstance(row, dict):
-            raise InputError(f'{file}, line {number}: not a json object; write {{"file_name": …, "caption": …}}')
-        yield number, row
-
-
-def _column(row: dict[str, Any], wanted: tuple[str, ...], file: Path, line: int) -> Any:
-    by_name = {name.strip().lower(): value for name, value in row.items()}
-    for name in wanted:
-        if name in by_name:
-            return by_name[name]
-    columns = ", ".join(row)
-    raise InputError(f"{file}, line {line}: no column {wanted[0]} (or {', '.join(wanted[1:])}); it has {columns}")
-
-
-def _clean(captions: list[str | None]) -> list[str]:
-    """Each on one line with single spaces; empty ones dropped."""
-    return [" ".join(caption.split()) for caption in captions if caption and caption.strip()]

@@ -1,7 +1,6 @@
 """OpenMoji: some sixteen hundred drawings with exact names, from packages; no download."""
 
 import copy
-import hashlib
 import io
 import re
 from importlib import import_module
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lit_transfusion.data.document import Example
 from lit_transfusion.data.images import read_pixels, to_unit_range
-from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.sources.base import Source, fraction
 from lit_transfusion.errors import InputError
 
 _TONES = re.compile("[🏻-🏿]")
@@ -123,7 +122,7 @@ class OpenMoji(Source):
         part._entries = [
             entry
             for entry in self._entries
-            if (_fraction(concept(entry.emoji), self.seed) < self.val_fraction) == (name == "val")
+            if (fraction(concept(entry.emoji), self.seed) < self.val_fraction) == (name == "val")
         ]
         return part
 
@@ -136,6 +135,10 @@ class OpenMoji(Source):
             self._drawn[entry.emoji] = _draw(entry.svg, self.image_size)
         return Example(to_unit_range(self._drawn[entry.emoji]), entry.captions)
 
+    def emoji(self) -> list[str]:
+        """What is drawn at each index, without variation selectors."""
+        return [entry.emoji for entry in self._entries]
+
     def captions(self) -> list[str]:
         return [caption for entry in self._entries for caption in entry.captions]
 
@@ -146,12 +149,6 @@ def concept(emoji: str) -> str:
         return emoji
     parts = [_CONCEPT_OF.get(part, part) for part in _MODIFIERS.sub("", emoji) or emoji]
     return next((part for part in parts if part != _PERSON), _PERSON)
-
-
-def _fraction(name: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments, evenly spread over names."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def _find_entries() -> list[_Entry]:

@@ -1,0 +1,37 @@
+"""What `Pipeline.generate` does: pictures and texts in, pictures and texts out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from lit_transfusion.data.document import TextSegment
+from lit_transfusion.data.images import square, to_rgb, to_unit_range
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.pictures import to_pil
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.prompts import interleaved
+from lit_transfusion.generation.sampler import Images, generate
+from lit_transfusion.generation.settings import Sampling
+
+
+def go_on(pipeline: Pipeline, prompt: Sequence[str | Image.Image], images: str, **sampling: Any) -> list:
+    """See `Pipeline.generate`."""
+    if images.upper() not in Images.__members__:
+        raise InputError(f"images {images!r} is not one of {', '.join(Images.__members__).lower()}")
+    begin, settings, null_prompts = Images[images.upper()], Sampling(**sampling), None
+    size = pipeline.image_size
+    parts = [part if isinstance(part, str) else to_unit_range(square(to_rgb(part), size)) for part in prompt]
+    if begin is Images.FORCED:
+        settings = replace(settings, max_new_tokens=0, max_images=1)
+        # Guidance strengthens what the text says. Pictures are seen by both of its sides, as in training on edits.
+        pictures = [part for part in parts if not isinstance(part, str)]
+        null_prompts = [interleaved(pipeline, [*pictures, settings.negative_prompt or ""])]
+    (sample,) = generate(pipeline, [interleaved(pipeline, parts)], settings, None, begin, None, null_prompts)
+    return [
+        pipeline.tokenizer.decode(segment.token_ids)
+        if isinstance(segment, TextSegment)
+        else to_pil(pipeline.codec.decode(segment.latents[None])[0])
+        for segment in sample.added
+    ]

@@ -1,0 +1,29 @@
+"""The command that scores edits, on a net that has learned nothing."""
+
+import torch
+from PIL import Image
+
+from lit_transfusion.evaluation.edit_test import score_edits, summary
+from lit_transfusion.evaluation.shape_scorer import EditScore
+from lit_transfusion.generation.pipeline import KEY
+from lit_transfusion.latents import Pixels
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+
+
+def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, capsys):
+    small = make_pipeline()
+    size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+    net = Transfusion(small.tokenizer.vocab_size, size, LinearPatcher(dim=32, patch_size=8), Bidirectional())
+    pipeline = small._replace(net=net, codec=Pixels(), image_size=16)
+    weights = {f"net.{name}": weight for name, weight in net.state_dict().items()}
+    torch.save({"state_dict": weights, KEY: pipeline.describe()}, tmp_path / "last.ckpt")
+    score_edits(str(tmp_path / "last.ckpt"), 10, num_inference_steps=2, output=str(tmp_path / "edits.png"))
+    said = capsys.readouterr().out
+    for word in ("recolour", "reshape", "move", "add", "remove", "all", "other object unchanged"):
+        assert word in said
+    assert Image.open(tmp_path / "edits.png").width > 900
+
+
+def test_summary_is_in_per_cent():
+    scores = [EditScore(True, True), EditScore(False, True), EditScore(False, True), EditScore(False, False)]
+    assert summary(scores) == ("4", "25 %", "75 %")
