@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
@@ -60,9 +61,7 @@ class Pipeline(
         self.image_size = image_size
         self.sequence_length = sequence_length
 
-    def generate(
-        self, *prompt: "str | PIL.Image.Image", images: str = "chosen", **sampling: Any
-    ) -> "list[str | PIL.Image.Image]":
+    def generate(self, *prompt: str | Image.Image, images: str = "chosen", **sampling: Any) -> list[str | Image.Image]:
         """Go on from texts and pictures, in any order, with texts and pictures.
 
             pipeline.generate("a red circle", images="forced")                # [a picture]
