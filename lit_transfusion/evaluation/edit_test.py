@@ -9,9 +9,9 @@ from rich.table import Table
 
 from lit_transfusion.data.sources.shape_edits import ShapeEdits
 from lit_transfusion.evaluation.shape_scorer import EditScore, score_edited
+from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import save
-from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import Sampling
 
 
@@ -23,6 +23,7 @@ def score_edits(
     guidance_scale: float = 1.0,
     seed: int = 0,
     output: str | None = None,
+    device: str | None = None,
 ) -> None:
     """Do held-out edits of two-object pictures, and read with an exact scorer what came of it.
 
@@ -38,8 +39,9 @@ def score_edits(
         guidance_scale: Weight of the instruction against none; 1 is none.
         seed: Of noise.
         output: PNG file for the first 24 edits, as input, output and truth; null keeps none.
+        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
-    pipeline = Pipeline.from_pretrained(ckpt)
+    pipeline = open_pipeline(ckpt, device)
     held_out = ShapeEdits(pipeline.image_size, num_val_examples=num_samples).split("val")
     edits = [held_out.edit(i) for i in range(num_samples)]
     examples = [held_out[i] for i in range(num_samples)]

@@ -10,8 +10,8 @@ from rich.table import Table
 from lit_transfusion.data.sources.shape_scenes import parse_caption
 from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
 from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
+from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import captioned_grid, save
-from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.generation.sampler import Sampling, draw, generate, write
 
@@ -24,6 +24,7 @@ def score_shapes(
     guidance_scale: float = 3.0,
     seed: int = 0,
     output: str | None = None,
+    device: str | None = None,
 ) -> None:
     """Draw held-out prompts, describe held-out pictures, and read with an exact scorer what came of it.
 
@@ -39,8 +40,9 @@ def score_shapes(
         guidance_scale: Weight of the prompt against no prompt; 1 is none.
         seed: Of noise.
         output: PNG file for the pictures that were drawn; null keeps none.
+        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
-    pipeline = Pipeline.from_pretrained(ckpt)
+    pipeline = open_pipeline(ckpt, device)
     sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
     prompts = single_object_prompts(num_samples)
     with Progress(transient=True) as progress:

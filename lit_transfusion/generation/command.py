@@ -170,7 +170,7 @@ class Frames:
         return film([torch.cat(pictures) for pictures in self.columns.values()])
 
 
-def open_pipeline(ckpt: str, device: str | None, ema: bool) -> Pipeline:
+def open_pipeline(ckpt: str, device: str | None, ema: bool = True) -> Pipeline:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device)

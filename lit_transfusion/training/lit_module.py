@@ -1,6 +1,7 @@
 """The LightningModule: draws noise, asks the net, adds the two losses."""
 
 import copy
+import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import draw, write
+from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
@@ -40,7 +42,6 @@ class LitTransfusion(lightning.LightningModule):
         tokenizer: Of the text (set by the data module).
         codec: Of the images (set by the data module).
         image_size: Side of the pictures in pixels (set by the data module).
-        sequence_length: Positions of a row (set by the data module); a checkpoint tells it to whoever generates.
         patcher: Linear or U-Net, or a class of your own.
         mask: Who sees whom: Bidirectional (the paper), Causal, or a class of your own.
         noise: The noise process.
@@ -56,6 +57,8 @@ class LitTransfusion(lightning.LightningModule):
         seed: Of noise and timesteps.
         init_from: Checkpoint whose (averaged) weights to start from, or a model that was exported; step, optimiser and
             data begin anew. To go on with a run as it was, use --ckpt_path instead.
+        sequence_length: Positions of a row (set by the data module); a checkpoint tells it to whoever generates.
+        sampling: How `predict` draws and writes.
     """
 
     def __init__(
@@ -77,12 +80,14 @@ class LitTransfusion(lightning.LightningModule):
         seed: int = 0,
         init_from: str | None = None,
         sequence_length: int | None = None,
+        sampling: Sampling = Sampling(),
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self._codec = [codec]  # in a list, so that its frozen weights are no part of checkpoints
         self.image_size = image_size
         self.sequence_length = sequence_length
+        self.sampling = sampling
         self.noise = noise
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -156,7 +161,9 @@ class LitTransfusion(lightning.LightningModule):
 
     def predict_step(self, batch: ExampleBatch, batch_idx: int) -> Prediction:
         pipeline = self.pipeline
-        return Prediction(draw(pipeline, batch.captions), write(pipeline, batch.images))
+        # Each batch has noise of its own, lest all draw the same pictures in the same places.
+        sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + batch_idx * len(batch.captions))
+        return Prediction(draw(pipeline, batch.captions, sampling), write(pipeline, batch.images, sampling))
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
         """The same noise and timesteps each time and on each rank, so that curves are comparable from step to step."""

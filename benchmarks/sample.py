@@ -1,0 +1,244 @@
+"""Sampling: a guided denoising step with and without the prefix cache, text by the token, and both beside others."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.batches import CHANNELS, MARKERS
+from benchmarks.report import Table
+from benchmarks.timing import Timing, interleave, show
+from benchmarks.training import new_net
+from lit_transfusion.data.document import TEXT, Document, TextSegment
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.generation import Images, Pipeline, Sampling, generate
+from lit_transfusion.generation.denoising import denoise
+from lit_transfusion.generation.guidance import guide
+from lit_transfusion.generation.sampler import read_prompts
+from lit_transfusion.latents import Codec
+from lit_transfusion.model import SIZES
+
+VOCAB, STEPS = 8192, 4
+
+
+class Latents(Codec):
+    """There is no autoencoder to be measured: images are latents already."""
+
+    latent_channels, downscale = CHANNELS, 1
+
+    def encode(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+
+def run(quick: bool, device: str = "cpu") -> list[Table]:
+    size = SIZES["nano" if quick else "tiny"]
+    prefixes = (32, 256) if quick else (32, 256, 2048)
+    tables = [drawing(size, prefixes, (64,) if quick else (64, 256), quick), writing(size, prefixes, quick)]
+    if importlib.util.find_spec("transfusion_pytorch"):
+        tables.append(beside_transfusion_pytorch(size, prefixes[:2], quick))
+    return tables
+
+
+def new_pipeline(size, side: int) -> Pipeline:
+    net = new_net(size, VOCAB).eval()
+    with torch.no_grad():
+        net.head.weight[MARKERS.eos] = 0  # the likeliest token is another: texts go on until their limit
+    return Pipeline(net, DDPM(), Latents(), MARKERS, image_size=side)
+
+
+def random_prompt(length: int) -> Document:
+    """BOS and words; BOI follows."""
+    words = torch.randint(5, VOCAB, (length - 2,), generator=torch.Generator().manual_seed(0))
+    return Document((TextSegment((MARKERS.bos, *words.tolist())),))
+
+
+NULL = Document((TextSegment((MARKERS.bos,)),))
+
+
+def drawing(size, prefixes, patches, quick: bool) -> Table:
+    table = Table(
+        f"A denoising step, dim {size.dim}, {size.n_layers} layers",
+        ["prefix", "patches", "all computed again", "prefix cached", "ratio", "cached, no guidance"],
+        notes=[
+            "With guidance the prompt and BOS alone are two rows of one batch. Mixing the two predictions and the "
+            "sampler's own arithmetic (DDIM) are included. Cached and recomputed latents were asserted equal to 1e-4.",
+        ],
+    )
+    for prefix in prefixes:
+        for count in patches:
+            pipeline = new_pipeline(size, side=int(count**0.5))
+            prompt = random_prompt(prefix)
+            variants = {
+                "again": lambda pipeline=pipeline, prompt=prompt: recomputed(pipeline, prompt),
+                "cached": cached(pipeline, prompt, 3.0),
+                "no guidance": cached(pipeline, prompt, 1.0),
+            }
+            torch.testing.assert_close(variants["again"](), variants["cached"](), atol=1e-4, rtol=1e-4)
+            timing = interleave(variants, rounds=3 if quick or prefix > 256 else 7)
+            per_step = {name: Timing(*(seconds / STEPS for seconds in times)) for name, times in timing.items()}
+            ratio = per_step["again"].median / per_step["cached"].median
+            row = (per_step["again"], per_step["cached"], f"**{show(ratio)}x**", per_step["no guidance"])
+            table.add(prefix, count, *row)
+    return table
+
+
+def cached(pipeline: Pipeline, prompt: Document, guidance_scale: float) -> Callable[[], torch.Tensor]:
+    """The denoising of an image whose prefix has been read."""
+    sampling = Sampling(num_inference_steps=STEPS, guidance_scale=guidance_scale)
+    with torch.inference_mode():
+        decoder = read_prompts(pipeline, [prompt], with_boi=True)
+        null = read_prompts(pipeline, [NULL], with_boi=True) if sampling.guided else None
+        branch = decoder.branch([0], null, room=pipeline.patches_per_image)
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return denoise(branch, [torch.Generator().manual_seed(0)], sampling, None)
+
+    return run
+
+
+@torch.inference_mode()
+def recomputed(pipeline: Pipeline, prompt: Document) -> torch.Tensor:
+    """The same without a cache: both rows from their first position on, at each step."""
+    count, prefix = pipeline.patches_per_image, [*prompt.segments[0].token_ids, MARKERS.boi]
+    length = len(prefix) + count
+    tokens = torch.tensor([prefix + [MARKERS.pad] * count, [MARKERS.bos, MARKERS.boi] + [MARKERS.pad] * (length - 2)])
+    image_ids = torch.full_like(tokens, TEXT)
+    image_ids[0, len(prefix) :], image_ids[1, 2 : 2 + count] = 0, 1
+    document_ids = torch.zeros_like(tokens)
+    document_ids[1, 2 + count :] = 1
+    positions = torch.arange(length).expand(2, -1)
+    latents = torch.randn(pipeline.latent_shape, generator=torch.Generator().manual_seed(0))[None]
+    scheduler = pipeline.noise.sampler("ddim", STEPS)
+    for timestep in scheduler.timesteps.tolist():
+        output = pipeline.net(
+            tokens, positions, document_ids, image_ids, latents.expand(2, -1, -1, -1), torch.full((2,), timestep),
+            logit_positions=torch.zeros(0, dtype=torch.int64),
+        )  # fmt: skip
+        prompted, null = output.image_prediction.chunk(2)
+        latents = scheduler.step(guide(prompted, null, 3.0), timestep, latents).prev_sample
+    return latents
+
+
+def writing(size, prefixes, quick: bool) -> Table:
+    """Per token: the time for many less the time for two, so that the reading of the prefix drops out."""
+    few, many = 2, 18 if quick else 34
+    names = ["ours, one row", "ours, 8 rows"]
+    with_llama = importlib.util.find_spec("transformers") is not None
+    table = Table(
+        f"Text, ms a token of one row, dim {size.dim}, {size.n_layers} layers",
+        ["prefix", *names, *(["transformers' Llama, one row", "its 8 rows", "ratios"] if with_llama else [])],
+        notes=["Greedy, with a cache of keys and values; the same sizes and vocabulary."],
+    )
+    pipeline = new_pipeline(size, side=8)
+    llama = new_llama(size) if with_llama else None
+    for prefix in prefixes:
+        variants = {}
+        for rows in (1, 8):
+            for count in (few, many):
+                variants["ours", rows, count] = write_with(pipeline, prefix, rows, count)
+                if llama:
+                    variants["llama", rows, count] = write_with_llama(llama, prefix, rows, count)
+        timing = interleave(variants, rounds=3 if quick or prefix > 256 else 5)
+        per_token = {
+            (who, rows): Timing(*(
+                (slow - quick) / (many - few)
+                for slow, quick in zip(timing[who, rows, many], timing[who, rows, few], strict=True)
+            ))
+            for who, rows, count in variants
+            if count == many
+        }  # fmt: skip
+        ours = per_token["ours", 1], per_token["ours", 8]
+        cells = [*ours]
+        if llama:
+            theirs = per_token["llama", 1], per_token["llama", 8]
+            ratios = " and ".join(f"**{b.median / a.median:.2f}x**" for a, b in zip(ours, theirs, strict=True))
+            cells += [*theirs, ratios]
+        table.add(prefix, *cells)
+    return table
+
+
+def write_with(pipeline: Pipeline, prefix: int, rows: int, count: int) -> Callable[[], object]:
+    prompts, sampling = [random_prompt(prefix)] * rows, Sampling(max_new_tokens=count)
+
+    def run() -> None:
+        generated = generate(pipeline, prompts, sampling, images=Images.NEVER)
+        assert all(len(sample.token_ids) == count for sample in generated)
+
+    return run
+
+
+def new_llama(size):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lit_transfusion.model.transformer import llama_hidden_dim
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=size.dim,
+        intermediate_size=llama_hidden_dim(size.dim, size.multiple_of),
+        num_hidden_layers=size.n_layers,
+        num_attention_heads=size.n_heads,
+        max_position_embeddings=4096,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def write_with_llama(llama, prefix: int, rows: int, count: int) -> Callable[[], object]:
+    tokens = torch.randint(5, VOCAB, (rows, prefix), generator=torch.Generator().manual_seed(0))
+    options = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+
+    @torch.inference_mode()
+    def run() -> None:
+        assert llama.generate(tokens, attention_mask=torch.ones_like(tokens), **options).shape[1] == prefix + count
+
+    return run
+
+
+def beside_transfusion_pytorch(size, prefixes, quick: bool) -> Table:
+    """Per guided evaluation, of which their solver makes two a step: the time for many less the time for few."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.peers import new_theirs, ratios
+
+    table = Table(
+        f"A guided evaluation of an image of 64 patches, dim {size.dim}, {size.n_layers} layers",
+        ["prefix", "lit_transfusion", "transfusion-pytorch", "ratio", "GFLOP counted", "GFLOP/s, ratio"],
+        notes=["Theirs is `sample_one(cache_kv=True)`; not the same net (see `peers`). FLOPs by FlopCounterMode."],
+    )
+    for prefix in prefixes:
+        pipeline, theirs = new_pipeline(size, side=8), new_theirs(size)
+        ours = cached(pipeline, random_prompt(prefix), 3.0)
+        text = torch.tensor(random_prompt(prefix).segments[0].token_ids)
+
+        def their_evaluations(steps: int, theirs=theirs, text=text):
+            return lambda: theirs.sample_one(
+                text, max_length=63, cache_kv=True, force_modality_at_start=(0, (8, 8)), modality_steps=steps
+            )
+
+        few, many = 2, 4 if quick else 6
+        variants = {"ours": ours, "few": their_evaluations(few), "many": their_evaluations(many)}
+        flops = {}
+        for name, variant in variants.items():
+            with FlopCounterMode(display=False) as counter:
+                variant()
+            flops[name] = counter.get_total_flops()
+        timing = interleave(variants, rounds=3 if quick else 5)
+        evaluations = 2 * (many - few)
+        per_ours = Timing(*(seconds / STEPS for seconds in timing["ours"]))
+        per_theirs = Timing(*((a - b) / evaluations for a, b in zip(timing["many"], timing["few"], strict=True)))
+        our_flops, their_flops = flops["ours"] / STEPS, (flops["many"] - flops["few"]) / evaluations
+        table.add(
+            prefix,
+            per_ours,
+            per_theirs,
+            ratios(per_theirs, per_ours),
+            f"{show(our_flops / 1e9)} and {show(their_flops / 1e9)}",
+            ratios(per_theirs, per_ours, our_flops / their_flops),
+        )
+    return table
