@@ -19,7 +19,8 @@ def interleaved(pipeline: Pipeline, parts: Sequence[str | Tensor]) -> Document:
     segments: list[TextSegment | ImageSegment] = [TextSegment((pipeline.tokenizer.bos,))]
     for part in parts:
         if isinstance(part, str):
-            segments.append(TextSegment(pipeline.tokenizer.encode(part)))
+            before = segments.pop().token_ids if isinstance(segments[-1], TextSegment) else ()
+            segments.append(TextSegment((*before, *pipeline.tokenizer.encode(part))))
         else:
             pixels = part[None].to(pipeline.net.head.weight.device)
             # Each by itself, so that what a codec draws at random is the same in any batch.

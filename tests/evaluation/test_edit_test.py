@@ -5,7 +5,7 @@ from PIL import Image
 
 from lit_transfusion.evaluation.edit_test import score_edits, summary
 from lit_transfusion.evaluation.shape_scorer import EditScore
-from lit_transfusion.generation.pipeline import KEY
+from lit_transfusion.generation.pipeline import KEY, Pipeline
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
 
@@ -14,7 +14,7 @@ def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, caps
     small = make_pipeline()
     size = TransformerSize(dim=32, n_layers=1, n_heads=2)
     net = Transfusion(small.tokenizer.vocab_size, size, LinearPatcher(dim=32, patch_size=8), Bidirectional())
-    pipeline = small._replace(net=net, codec=Pixels(), image_size=16)
+    pipeline = Pipeline(net, small.noise, Pixels(), small.tokenizer, image_size=16)
     weights = {f"net.{name}": weight for name, weight in net.state_dict().items()}
     torch.save({"state_dict": weights, KEY: pipeline.describe()}, tmp_path / "last.ckpt")
     score_edits(str(tmp_path / "last.ckpt"), 10, num_inference_steps=2, output=str(tmp_path / "edits.png"))
