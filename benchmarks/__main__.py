@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.report import environment, keep
 
-NAMES = ["attention", "mask", "step", "packing", "loss", "recompile", "peers", "gpu"]
+NAMES = ["attention", "mask", "step", "packing", "loss", "recompile", "sample", "peers", "gpu"]
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Sampling: a guided denoising step with and without the prefix cache, text by the token, and both beside others."""
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Callable
 
 import torch
@@ -202,9 +204,12 @@ def write_with_llama(llama, prefix: int, rows: int, count: int) -> Callable[[], 
 
 def beside_transfusion_pytorch(size, prefixes, quick: bool) -> Table:
     """Per guided evaluation, of which their solver makes two a step: the time for many less the time for few."""
+    from loguru import logger  # its own
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.peers import new_theirs, ratios
+
+    logger.disable("transfusion_pytorch")
 
     table = Table(
         f"A guided evaluation of an image of 64 patches, dim {size.dim}, {size.n_layers} layers",
@@ -217,9 +222,13 @@ def beside_transfusion_pytorch(size, prefixes, quick: bool) -> Table:
         text = torch.tensor(random_prompt(prefix).segments[0].token_ids)
 
         def their_evaluations(steps: int, theirs=theirs, text=text):
-            return lambda: theirs.sample_one(
-                text, max_length=63, cache_kv=True, force_modality_at_start=(0, (8, 8)), modality_steps=steps
-            )
+            def run() -> None:
+                with contextlib.redirect_stderr(io.StringIO()):  # its progress bar and log
+                    theirs.sample_one(
+                        text, max_length=63, cache_kv=True, force_modality_at_start=(0, (8, 8)), modality_steps=steps
+                    )
+
+            return run
 
         few, many = 2, 4 if quick else 6
         variants = {"ours": ours, "few": their_evaluations(few), "many": their_evaluations(many)}
