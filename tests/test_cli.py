@@ -362,7 +362,7 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
         (["validate", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in"]),
         (["generate"], ["required", "ckpt"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a"], ["none.ckpt not found"]),
-        (["generate", "--ckpt", "none.ckpt"], ["--prompt TEXT", "--image FILE", "--interleaved to let"]),
+        (["generate", "--ckpt", "none.ckpt"], ["--prompt TEXT", "--image FILE", "--interleave to let"]),
         (["export", "--ckpt", "none.ckpt"], ["required", "output"]),
         (["export", "--ckpt", "none.ckpt", "--output", "model"], ["none.ckpt not found"]),
         (["export", "--ckpt", ".", "--output", "model"], ["holds no config.json"]),
@@ -444,7 +444,7 @@ def test_generation_needs_nothing_of_a_run_but_its_checkpoint(run, capsys, folde
     cli.main([*generate, "--prompt", "a red circle", "--num_images", "2"])
     assert Image.open("out.png").size[0] > 16 and "out.png" in capsys.readouterr().out
     cli.main([*generate, "--image", "out.png"])
-    cli.main([*generate, "--interleaved", "--output", "more.png"])
+    cli.main([*generate, "--interleave", "--output", "more.png"])
     assert "stopped by" in capsys.readouterr().out
 
 

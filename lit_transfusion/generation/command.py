@@ -29,7 +29,7 @@ def generate(
     image: str | None = None,
     edit: str | None = None,
     instruction: str | None = None,
-    interleaved: bool = False,
+    interleave: bool = False,
     num_images: int = 1,
     output: str = "out.png",
     contact_sheet: bool = False,
@@ -41,7 +41,7 @@ def generate(
     """Draw what a prompt says, say what a picture shows, change a picture, or let the model decide what comes next.
 
     --prompt TEXT draws TEXT. --image FILE writes a caption. --edit FILE --instruction TEXT draws FILE changed as TEXT
-    says. --interleaved goes on from the prompt, the picture or nothing, and draws where the model begins an image.
+    says. --interleave goes on from the prompt, the picture or nothing, and draws where the model begins an image.
 
     Args:
         ckpt: Checkpoint of a run, such as runs/quickstart/checkpoints/last.ckpt, of which nothing else is needed; or a
@@ -51,7 +51,7 @@ def generate(
         image: Picture to describe, or to go on from.
         edit: Picture to change.
         instruction: How to change it.
-        interleaved: Let the model choose between writing and drawing.
+        interleave: Let the model choose between writing and drawing.
         num_images: Samples of each prompt (or picture), with seeds that follow one another.
         output: PNG file for what is drawn, each with its caption; or a directory, for that, each picture by itself, and
             samples.json with prompt, seed, text and stop reason of each.
@@ -62,7 +62,7 @@ def generate(
         sampling: How to sample; see Sampling.
     """
     settings = Sampling(**sampling)
-    check_task(prompt, prompts, image, edit, instruction, interleaved)
+    check_task(prompt, prompts, image, edit, instruction, interleave)
     for name, count in (("num_images", num_images), ("batch_size", batch_size)):
         if count < 1:
             raise InputError(f"{name} {count} is less than 1")
@@ -74,7 +74,7 @@ def generate(
     given = None if file is None else open_picture(file, pipeline.image_size)
     documents = [prompt_document(pipeline, request.prompt, given) for request in requests]
     limited = settings
-    if interleaved:
+    if interleave:
         images = Images.CHOSEN
     elif image is not None:
         images = Images.NEVER
@@ -127,24 +127,24 @@ def check_task(
     image: str | None,
     edit: str | None,
     instruction: str | None,
-    interleaved: bool,
+    interleave: bool,
 ) -> None:
     """What does not go together is refused, rather than that some of it is left out in silence."""
     if (edit is None) != (instruction is None):
         raise InputError("--edit FILE and --instruction TEXT go together: what to change, and how")
     if prompt and prompts:
         raise InputError("--prompt and --prompts: give one of them")
-    asked = {"--prompt": prompt or prompts, "--image": image, "--edit": edit, "--interleaved": interleaved}
+    asked = {"--prompt": prompt or prompts, "--image": image, "--edit": edit, "--interleave": interleave}
     asked = [name for name, value in asked.items() if value]
     if not asked:
         raise InputError(
             "nothing to do: give --prompt TEXT to draw, --image FILE to describe, --edit FILE --instruction TEXT to "
-            "change a picture, or --interleaved to let the model decide"
+            "change a picture, or --interleave to let the model decide"
         )
     if edit is not None and len(asked) > 1:
         raise InputError(f"--edit and {next(name for name in asked if name != '--edit')} do not go together")
     if asked == ["--prompt", "--image"]:
-        raise InputError("--prompt draws and --image describes: give one of them, or add --interleaved")
+        raise InputError("--prompt draws and --image describes: give one of them, or add --interleave")
 
 
 def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple[int, int]]:

@@ -107,7 +107,7 @@ def test_the_model_may_decide(run, pipeline, script):
     boi, eos = pipeline.tokenizer.boi, pipeline.tokenizer.eos
     script([boi, 60, boi, eos], [61, 62, 63])
     word = pipeline.tokenizer.decode
-    printed = run("--interleaved", "--prompt", "two", "--num_images", "2", "--max_images", "2", "--output", "out")
+    printed = run("--interleave", "--prompt", "two", "--num_images", "2", "--max_images", "2", "--output", "out")
     assert printed == [
         f"two [image] {word([60])} [image]",
         "(stopped by: end of text)",
@@ -142,7 +142,7 @@ def test_settings_reach_the_sampler(run):
     [
         (["--edit", "given.png"], "--edit FILE and --instruction TEXT go together"),
         (["--edit", "given.png", "--instruction", "a", "--prompt", "b"], "--edit and --prompt do not go together"),
-        (["--prompt", "a", "--image", "given.png"], "add --interleaved"),
+        (["--prompt", "a", "--image", "given.png"], "add --interleave"),
         (["--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),
         (["--prompt", "a", "--batch_size", "0"], "batch_size 0 is less than 1"),
         (["--prompt", "a", "--device", "abacus"], "--device abacus: "),
