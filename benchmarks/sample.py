@@ -128,39 +128,31 @@ def recomputed(pipeline: Pipeline, prompt: Document) -> torch.Tensor:
 def writing(size, prefixes, quick: bool) -> Table:
     """Per token: the time for many less the time for two, so that the reading of the prefix drops out."""
     few, many = 2, 18 if quick else 34
-    names = ["ours, one row", "ours, 8 rows"]
     with_llama = importlib.util.find_spec("transformers") is not None
+    columns = ["prefix", "rows", "lit_transfusion", *(["transformers' Llama", "ratio"] if with_llama else [])]
     table = Table(
-        f"Text, ms a token of one row, dim {size.dim}, {size.n_layers} layers",
-        ["prefix", *names, *(["transformers' Llama, one row", "its 8 rows", "ratios"] if with_llama else [])],
+        f"Text, ms for a token in each row, dim {size.dim}, {size.n_layers} layers",
+        columns,
         notes=["Greedy, with a cache of keys and values; the same sizes and vocabulary."],
     )
     pipeline = new_pipeline(size, side=8)
     llama = new_llama(size) if with_llama else None
     for prefix in prefixes:
-        variants = {}
-        for rows in (1, 8):
+        for rows in (1, 8) if prefix <= 256 else (1,):
+            variants = {}
             for count in (few, many):
-                variants["ours", rows, count] = write_with(pipeline, prefix, rows, count)
+                variants["ours", count] = write_with(pipeline, prefix, rows, count)
                 if llama:
-                    variants["llama", rows, count] = write_with_llama(llama, prefix, rows, count)
-        timing = interleave(variants, rounds=3 if quick or prefix > 256 else 5)
-        per_token = {
-            (who, rows): Timing(*(
-                (slow - quick) / (many - few)
-                for slow, quick in zip(timing[who, rows, many], timing[who, rows, few], strict=True)
-            ))
-            for who, rows, count in variants
-            if count == many
-        }  # fmt: skip
-        ours = per_token["ours", 1], per_token["ours", 8]
-        cells = [*ours]
-        if llama:
-            theirs = per_token["llama", 1], per_token["llama", 8]
-            ratios = " and ".join(f"**{b.median / a.median:.2f}x**" for a, b in zip(ours, theirs, strict=True))
-            cells += [*theirs, ratios]
-        table.add(prefix, *cells)
+                    variants["llama", count] = write_with_llama(llama, prefix, rows, count)
+            timing = interleave(variants, rounds=3 if quick else 5)
+            cells = [per_token(timing[who, few], timing[who, many], many - few) for who, n in variants if n == many]
+            ratio = [f"**{cells[1].median / cells[0].median:.2f}x**"] if llama else []
+            table.add(prefix, rows, *cells, *ratio)
     return table
+
+
+def per_token(few: Timing, many: Timing, tokens: int) -> Timing:
+    return Timing((many.median - few.median) / tokens, (many.minimum - few.minimum) / tokens)
 
 
 def write_with(pipeline: Pipeline, prefix: int, rows: int, count: int) -> Callable[[], object]:
