@@ -49,6 +49,7 @@ def test_every_shipped_part_comes_back(part, base):
 def test_a_description_is_what_yaml_would_say():
     assert describe(LinearPatcher(dim=48))["class_path"] == "lit_transfusion.model.patchers.linear.LinearPatcher"
     arguments = {"num_train_timesteps": 9, "beta_schedule": "linear", "prediction_type": "sample", "clip_sample": False}
+    arguments |= {"timestep_shift": 1.0}
     assert describe(DDPM(9, "linear", "sample"))["init_args"] == arguments
     assert describe(PARTS[1][0])["init_args"] == {
         "latent_channels": 5,
