@@ -37,6 +37,7 @@ from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
 from lit_transfusion.model import SIZES
+from lit_transfusion.playground.command import playground
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
@@ -44,6 +45,7 @@ from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 TOOLS = {  # need a checkpoint and nothing else
     "generate": generate,
     "export": export,
+    "playground": playground,
     "score_shapes": score_shapes,
     "score_edits": score_edits,
 }
@@ -56,6 +58,7 @@ Transfusion: one Transformer that writes text and draws images.
   test       the same, logged as test                test --config runs/NAME/config.yaml --ckpt_path last
   predict    draw and caption held-out pictures      predict --config runs/NAME/config.yaml --ckpt_path last
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
+  playground a page in the browser for all of it     playground --ckpt runs/NAME/checkpoints/last.ckpt
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR

@@ -29,7 +29,7 @@ class View(NamedTuple):
     note: str  # how far it is
 
 
-Emit = Callable[[View], None]
+Emit = Callable[[View | None], None]  # None, if there is nothing new, just asks whether to go on
 
 
 class Left(Exception):
@@ -77,7 +77,9 @@ def moments(pipeline: Pipeline, sampling: Sampling, emit: Emit) -> OnStep:
     every = -(-steps // MOMENTS)
 
     def on_step(step: int, latents: Tensor) -> None:
-        if step % every == 0:
+        if step % every:
+            emit(None)
+        else:
             pictures = pipeline.codec.decode(latents)
             emit(View([to_pil(picture) for picture in pictures], f"step {step + 1} of {steps}"))
 
@@ -93,10 +95,11 @@ def watch(work: Callable[[Emit], None]) -> Iterator[View]:
     views: SimpleQueue[View | None] = SimpleQueue()
     left = threading.Event()
 
-    def emit(view: View) -> None:
+    def emit(view: View | None) -> None:
         if left.is_set() or not threading.main_thread().is_alive():
             raise Left
-        views.put(view)
+        if view is not None:
+            views.put(view)
 
     pool = ThreadPoolExecutor(1)
     working = pool.submit(work, emit)
