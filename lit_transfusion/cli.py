@@ -58,9 +58,9 @@ Transfusion: one Transformer that writes text and draws images.
   test       the same, logged as test                test --config runs/NAME/config.yaml --ckpt_path last
   predict    draw and caption held-out pictures      predict --config runs/NAME/config.yaml --ckpt_path last
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
-  playground a page in the browser for all of it     playground --ckpt runs/NAME/checkpoints/last.ckpt
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
+  playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
 
 Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <

@@ -27,8 +27,9 @@ SHOWN = 384  # side, in pixels, up to which small pictures are enlarged
 KEEP = ["download", "fullscreen"]  # what may be done with a picture; not gradio's `share`, which sends it away
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
+.pictures .grid-wrap { max-height: none !important; }
 .story { display: flex; flex-direction: column; align-items: flex-start; gap: 0.75rem; font-size: 1.1rem; }
-.story .given { opacity: 0.6; }
+.story p.given { opacity: 0.6; }
 .story img { border: 1px solid var(--border-color-primary); border-radius: 4px; }
 """
 
@@ -72,7 +73,13 @@ def draw_tab(pipeline: Pipeline) -> None:
             settings = drawing_settings()
         with gr.Column():
             gallery = gr.Gallery(
-                show_label=False, format="png", columns=2, object_fit="contain", height="auto", buttons=KEEP
+                show_label=False,
+                format="png",
+                columns=2,
+                object_fit="contain",
+                height="auto",
+                buttons=KEEP,
+                elem_classes="pictures",
             )
             note = gr.Markdown()
 
