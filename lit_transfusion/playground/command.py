@@ -1,6 +1,7 @@
 """`playground`: a page in the browser to draw, describe, change and go on with a checkpoint."""
 
 import os
+from tempfile import TemporaryDirectory
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.command import open_pipeline
@@ -22,14 +23,16 @@ def playground(
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
         ema: Use the averaged weights, if the checkpoint has them.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads when it is imported
-    try:
-        from lit_transfusion.playground.page import build_page
-        from lit_transfusion.playground.server import listen, serve
-    except ModuleNotFoundError as error:
-        raise InputError(f'the playground needs {error.name}; pip install -e ".[playground]" installs it') from None
+    with TemporaryDirectory(prefix="playground_", ignore_cleanup_errors=True) as folder:
+        # Which gradio reads when it is imported. Pictures that are shown and uploaded are for nobody else to see.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        try:
+            from lit_transfusion.playground.page import build_page
+            from lit_transfusion.playground.server import listen, serve
+        except ModuleNotFoundError as error:
+            raise InputError(f'the playground needs {error.name}; pip install -e ".[playground]" installs it') from None
 
-    listener = listen(host, port)  # before the checkpoint is read, which may take long
-    page = build_page(open_pipeline(ckpt, device, ema), ckpt)
-    print(f"http://{host}:{listener.getsockname()[1]} (Ctrl-C closes it)", flush=True)
-    serve(page, listener)
+        listener = listen(host, port)  # before the checkpoint is read, which may take long
+        page = build_page(open_pipeline(ckpt, device, ema), ckpt)
+        print(f"http://{host}:{listener.getsockname()[1]} (Ctrl-C closes it)", flush=True)
+        serve(page, listener)

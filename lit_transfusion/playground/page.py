@@ -36,7 +36,7 @@ STYLE = """
 
 def build_page(pipeline: Pipeline, name: str) -> gr.Blocks:
     """`name` is what the user calls the checkpoint."""
-    # What is shown and uploaded is kept in files, which are deleted when they are an hour old, and at the end.
+    # What is shown and uploaded is kept in files, which are deleted when they are an hour old.
     with gr.Blocks(title=f"lit_transfusion · {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(heading(pipeline, name))
         with gr.Tab("Text → image"):

@@ -30,7 +30,10 @@ def ckpt(make_pipeline, tmp_path_factory):
 
 
 @pytest.fixture
-def refused(capsys):
+def refused(capsys, monkeypatch):
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):  # which the command sets
+        monkeypatch.setenv(name, "")
+
     def refused(*arguments):
         with pytest.raises(SystemExit) as caught:
             cli.main(["playground", *arguments])
@@ -64,11 +67,18 @@ def test_port_that_is_taken_is_named(refused, ckpt):
 
 
 @pytest.fixture
-def server(ckpt):
+def kept(tmp_path):
+    """Where the pictures that are shown are kept."""
+    (tmp_path / "kept").mkdir()
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def server(ckpt, kept):
     """The command in a process of its own, and the address that it prints."""
     pytest.importorskip("gradio", reason=needs_gradio)
     command = [sys.executable, "-m", "lit_transfusion", "playground", "--ckpt", ckpt, "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TMPDIR": str(kept)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         process.address = re.match(r"http://\S+", process.stdout.readline()).group()
@@ -98,6 +108,7 @@ def page():
 @pytest.mark.slow
 def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
     to_pil(torch.linspace(-1, 1, 48).view(3, 4, 4)).save(tmp_path / "given.png")
+    expect = pytest.importorskip("playwright.sync_api").expect
     page.goto(server.address)
 
     def tab(name):
@@ -108,8 +119,9 @@ def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
     drawing.get_by_label("Prompt", exact=True).fill("a red circle")
     drawing.get_by_role("button", name="Draw").click()
     drawing.get_by_text("done in").wait_for()
-    drawing.locator("img").nth(3).wait_for()
-    assert drawing.locator("img").evaluate_all("all => all.map(img => img.naturalWidth)") == [384] * 4
+    expect(drawing.locator("img")).to_have_count(4)
+    for picture in drawing.locator("img").all():
+        expect(picture).to_have_js_property("naturalWidth", 384)
 
     describing = tab("Image → text")
     describing.get_by_role("button", name="Describe").click()
@@ -125,7 +137,7 @@ def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
     editing.get_by_label("Instruction").fill("make it blue")
     editing.get_by_role("button", name="Edit").click()
     editing.get_by_text("done in").wait_for()
-    assert editing.locator("img").last.evaluate("img => img.naturalWidth") == 384
+    expect(editing.locator("img").last).to_have_js_property("naturalWidth", 384)
 
     telling = tab("Interleaved")
     telling.get_by_label("Prompt").fill("a red circle")
@@ -141,12 +153,14 @@ def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_closes_cleanly_while_a_page_is_open_and_draws(server, page):
+def test_it_closes_cleanly_while_a_page_is_open_and_draws(server, page, kept):
     page.goto(server.address)
     page.get_by_label("number input for Steps").first.fill("250")
     page.get_by_label("number input for Steps").first.press("Tab")
     page.get_by_role("button", name="Draw").click()
     page.get_by_text("of 250").first.wait_for()
+    assert any(path.is_file() for path in kept.rglob("*"))
     server.send_signal(signal.SIGINT)
     assert server.wait(timeout=30) == 0
     assert server.stderr.read() == ""
+    assert not list(kept.iterdir())
