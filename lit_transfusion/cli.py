@@ -37,6 +37,7 @@ from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
 from lit_transfusion.model import SIZES
+from lit_transfusion.playground.command import playground
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
@@ -44,6 +45,7 @@ from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 TOOLS = {  # need a checkpoint and nothing else
     "generate": generate,
     "export": export,
+    "playground": playground,
     "score_shapes": score_shapes,
     "score_edits": score_edits,
 }
@@ -58,6 +60,7 @@ Transfusion: one Transformer that writes text and draws images.
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
+  playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
 
 Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <

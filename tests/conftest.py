@@ -61,3 +61,20 @@ def make_pipeline(tokenizer):
         return Pipeline(net.eval(), noise or DDPM(), Pixels(), tokenizer, image_size=4)
 
     return make_pipeline
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Takes what the sample of seed 0, 1, 2, … writes out of the net's hands: tokens, and word 50 after them."""
+    from lit_transfusion.generation import sampler
+
+    def script(*plans):
+        plans = [list(plan) for plan in plans]
+
+        def pick(logits, generators, sampling):
+            rows = [generator.initial_seed() for generator in generators]
+            return [plans[row].pop(0) if plans[row] else 50 for row in rows]
+
+        monkeypatch.setattr(sampler, "pick", pick)
+
+    return script

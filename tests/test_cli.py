@@ -300,6 +300,7 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
         (["fit", "--model.patcher.help", "UNetPatcher"], ["Features of the coarsest level"]),
         (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
         (["export", "--help"], ["Write a folder with all that", "takes the averaged weights", "--output OUTPUT"]),
+        (["playground", "--help"], ["Open a page for the browser", "It has no password", "--port PORT"]),
         (["generate", "--help"], ["What to draw", "Weight of the prompt against no prompt", "--ckpt CKPT"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "f", "v", "t", "p", "g", "e")) else "",

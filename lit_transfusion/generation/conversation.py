@@ -9,6 +9,7 @@ from PIL import Image
 from lit_transfusion.data.document import TextSegment
 from lit_transfusion.data.images import square, to_rgb, to_unit_range
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.generated import Generated
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import interleaved
@@ -29,6 +30,11 @@ def go_on(pipeline: Pipeline, prompt: Sequence[str | Image.Image], images: str, 
         pictures = [part for part in parts if not isinstance(part, str)]
         null_prompts = [interleaved(pipeline, [*pictures, settings.negative_prompt or ""])]
     (sample,) = generate(pipeline, [interleaved(pipeline, parts)], settings, None, begin, None, null_prompts)
+    return added_parts(pipeline, sample)
+
+
+def added_parts(pipeline: Pipeline, sample: Generated) -> list[str | Image.Image]:
+    """What was written and drawn, as people read and see it."""
     return [
         pipeline.tokenizer.decode(segment.token_ids)
         if isinstance(segment, TextSegment)

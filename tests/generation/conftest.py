@@ -1,10 +1,9 @@
-"""What the tests of the generation room share: nets that say what a test wants, what is seen of them, checkpoints."""
+"""What the tests of the generation room share: nets that say more, what is seen of them, checkpoints."""
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from lit_transfusion.generation import sampler
 from lit_transfusion.generation.checkpoint import KEY
 from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.generation.settings import Sampling
@@ -25,22 +24,6 @@ def talkative():
         return pipeline
 
     return talkative
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Takes what the sample of seed 0, 1, 2, … writes out of the net's hands: tokens, and word 50 after them."""
-
-    def script(*plans):
-        plans = [list(plan) for plan in plans]
-
-        def pick(logits, generators, sampling):
-            rows = [generator.initial_seed() for generator in generators]
-            return [plans[row].pop(0) if plans[row] else 50 for row in rows]
-
-        monkeypatch.setattr(sampler, "pick", pick)
-
-    return script
 
 
 class Recorder:

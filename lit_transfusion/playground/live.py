@@ -1,0 +1,112 @@
+"""Generation that someone watches: each task yields what there is to see of it while it goes on."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from lit_transfusion.generation.conversation import added_parts
+from lit_transfusion.generation.denoising import OnStep
+from lit_transfusion.generation.editing import edit
+from lit_transfusion.generation.pictures import to_pil
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.sampler import draw, generate
+from lit_transfusion.generation.settings import Sampling
+
+MOMENTS = 16  # of a denoising that are decoded, so that watching costs little
+
+
+class View(NamedTuple):
+    """What there is to see at a moment."""
+
+    parts: list[str | Image.Image]
+    note: str  # how far it is
+
+
+Emit = Callable[[View | None], None]  # None, if there is nothing new, just asks whether to go on
+
+
+class Left(Exception):
+    """Nobody watches any more."""
+
+
+def watch_drawing(pipeline: Pipeline, prompt: str, count: int, sampling: Sampling) -> Iterator[View]:
+    """`count` pictures of the prompt, with seeds that follow one another."""
+
+    def work(emit: Emit) -> None:
+        start = time.monotonic()
+        pictures = draw(pipeline, [prompt] * count, sampling, moments(pipeline, sampling, emit))
+        emit(View([to_pil(picture) for picture in pictures], done(start)))
+
+    return watch(work)
+
+
+def watch_edit(pipeline: Pipeline, picture: Tensor, instruction: str, sampling: Sampling) -> Iterator[View]:
+    """The picture (3, S, S) in [-1, 1] changed as the instruction says."""
+
+    def work(emit: Emit) -> None:
+        start = time.monotonic()
+        pictures = edit(pipeline, picture[None], [instruction], sampling, moments(pipeline, sampling, emit))
+        emit(View([to_pil(pictures[0])], done(start)))
+
+    return watch(work)
+
+
+def watch_going_on(pipeline: Pipeline, picture: Tensor | None, prompt: str, sampling: Sampling) -> Iterator[View]:
+    """What the model adds to the picture and the prompt. What it wrote is seen in the end, with the stop reason."""
+
+    def work(emit: Emit) -> None:
+        start = time.monotonic()
+        emit(View([], "writing"))
+        document = prompt_document(pipeline, prompt, picture)
+        (sample,) = generate(pipeline, [document], sampling, moments(pipeline, sampling, emit))
+        emit(View(added_parts(pipeline, sample), f"{done(start)}, stopped by: {sample.stop_reason.value}"))
+
+    return watch(work)
+
+
+def moments(pipeline: Pipeline, sampling: Sampling, emit: Emit) -> OnStep:
+    """Shows a denoising at some of its steps, the first among them; the last is the result's to show."""
+    steps = sampling.num_inference_steps
+    every = -(-steps // MOMENTS)
+
+    def on_step(step: int, latents: Tensor) -> None:
+        if step % every:
+            emit(None)
+        else:
+            pictures = pipeline.codec.decode(latents)
+            emit(View([to_pil(picture) for picture in pictures], f"step {step + 1} of {steps}"))
+
+    return on_step
+
+
+def done(start: float) -> str:
+    return f"done in {time.monotonic() - start:.1f} s"
+
+
+def watch(work: Callable[[Emit], None]) -> Iterator[View]:
+    """What `work`, in a thread of its own, emits. It ends early if the iterator is closed, or the program."""
+    views: SimpleQueue[View | None] = SimpleQueue()
+    left = threading.Event()
+
+    def emit(view: View | None) -> None:
+        if left.is_set() or not threading.main_thread().is_alive():
+            raise Left
+        if view is not None:
+            views.put(view)
+
+    pool = ThreadPoolExecutor(1)
+    working = pool.submit(work, emit)
+    working.add_done_callback(lambda _: views.put(None))
+    try:
+        yield from iter(views.get, None)
+        working.result()  # raises what went wrong
+    finally:
+        left.set()
+        pool.shutdown(wait=False)

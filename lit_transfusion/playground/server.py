@@ -1,0 +1,57 @@
+"""Serves the page, and sees to it that nothing else has a part in it."""
+
+import logging
+import socket
+from contextlib import suppress
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.playground.page import STYLE, THEME
+
+# With our theme, gradio 6.31 asks no other machine for anything. Browsers hold any version of it to that.
+POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"no page can be at --host {host} --port {port}: {reason}") from None
+
+
+def serve(page: gr.Blocks, listener: socket.socket) -> None:
+    """Until Ctrl-C."""
+    app = FastAPI(middleware=[Middleware(WithPolicy)])
+    nothing_more = {"footer_links": [], "run_history": False, "ssr_mode": False}
+    gr.mount_gradio_app(app, page, path="", theme=THEME, css=STYLE, **nothing_more)
+    with suppress(KeyboardInterrupt):
+        Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
+
+
+class WithPolicy:
+    """Tells the browser the policy with every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+class Server(uvicorn.Server):
+    """Does not complain, when it is closed, of pages that are still open."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
