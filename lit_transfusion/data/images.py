@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from lit_transfusion.errors import InputError
+
 
 def read_image(file: str | Path | BinaryIO, image_size: int) -> Tensor:
     """The middle square of a picture as float32 (3, image_size, image_size) in [-1, 1]. See `read_pixels`."""
@@ -56,7 +58,7 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Whatever a picture is made of, transparency on white."""
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no range that a reader could know")
+        raise InputError("floating-point pixels have no range that a reader could know")
     if image.mode.startswith("I"):  # 16-bit grey (or 32-bit holding 16): Pillow would cut off all above 255
         image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

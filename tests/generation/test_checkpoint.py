@@ -161,7 +161,7 @@ def test_a_checkpoint_whose_weights_do_not_fit(make_pipeline, save_checkpoint, t
 
 def test_a_checkpoint_of_which_a_part_is_gone(make_pipeline, save_checkpoint, tmp_path):
     description = make_pipeline().describe()
-    description["mask"]["class_path"] = "my_masks.Window"
+    description["mask"]["class_path"] = "masks_of_nobody.Window"
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), **{KEY: description})
-    with pytest.raises(InputError, match=r"run\.ckpt: my_masks\.Window cannot be imported .* is the package"):
+    with pytest.raises(InputError, match=r"run\.ckpt: masks_of_nobody\.Window cannot be imported .* is the package"):
         Pipeline.from_pretrained(path)
