@@ -12,7 +12,8 @@ def pick(logits: Tensor, generators: Sequence[torch.Generator], sampling: Sampli
     """(B, V) logits → a token for each row, drawn with the row's own generator."""
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()
-    logits = likeliest(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
+    logits = logits.float() - logits.float().amax(-1, keepdim=True)  # lest a small temperature make them infinite
+    logits = likeliest(logits / sampling.temperature, sampling.top_k, sampling.top_p)
     probabilities = logits.softmax(-1).cpu()  # where the generators are
     return [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(probabilities, generators, strict=True)]
 

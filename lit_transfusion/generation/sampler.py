@@ -102,7 +102,7 @@ def generate(
         Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    check_lengths(pipeline, prompts, at_boi)
+    check_lengths(pipeline, [*prompts, *(null_prompts or [])], at_boi)
     room = sampling.max_new_tokens + sampling.max_images * (pipeline.patches_per_image + 2)
     decoder = read_prompts(pipeline, prompts, at_boi, room)
     never = [tokenizer.bos, tokenizer.eoi]  # the decoder's to put, not the model's

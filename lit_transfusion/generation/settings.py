@@ -1,5 +1,6 @@
 """How images and text are sampled."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,8 +44,10 @@ class Sampling:
     def __post_init__(self) -> None:
         """What only the noise process can judge, sampler and steps, it refuses when the sampling begins."""
         for name in ("guidance_scale", "temperature", "max_new_tokens", "max_images"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} {getattr(self, name)} is less than 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} {getattr(self, name)} is not a number from 0 on")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed} is not between 0 and 2^63")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k {self.top_k} is less than 1; null takes all tokens")
         if not 0 < self.top_p <= 1:

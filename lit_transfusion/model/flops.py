@@ -7,6 +7,7 @@ are not: what is spent on them counts as time lost.
 """
 
 import copy
+import re
 from typing import NamedTuple
 
 import torch
@@ -68,4 +69,6 @@ def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:
 
 def peak_bf16(device_name: str) -> float | None:
     """Operations per second, or None where the device is not in the table."""
-    return next((peak for name, peak in PEAK_BF16.items() if name in device_name), None)
+    if "Laptop" in device_name:
+        return None
+    return next((peak for name, peak in PEAK_BF16.items() if re.search(rf"\b{name}\b", device_name)), None)

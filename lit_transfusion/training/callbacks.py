@@ -48,6 +48,11 @@ class RunProgress(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         return {short[name]: value for name, value in metrics.items() if name in short}
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Lightning's own counts the steps that are left, which accumulated or continued runs overtake."""
+        return self.trainer.num_training_batches
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
 
@@ -148,6 +153,9 @@ class Show(lightning.Callback):
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
         """What to show, by name. `source` holds what training does not see."""
         raise NotImplementedError
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.last_step = trainer.global_step  # nothing has been learned since then
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.last_step:

@@ -147,7 +147,8 @@ class LitTransfusion(lightning.LightningModule):
         seed = mix(self.seed, self.global_step, micro_batch, self.global_rank)
         terms, timesteps = self.losses(self.net, batch, torch.Generator(self.device).manual_seed(seed))
         self._log("train", terms, batch)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the steps that Lightning writes down
+        is_last = micro_batch == self.trainer.accumulate_grad_batches - 1
+        if is_last and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # as Lightning writes them down
             losses = self._by_timestep("train", terms.per_image, timesteps)
             for logger in self.loggers:  # not self.log, which would repeat old values of the buckets not drawn now
                 logger.log_metrics({name: loss.item() for name, (loss, _) in losses.items()}, self.global_step)
@@ -162,7 +163,7 @@ class LitTransfusion(lightning.LightningModule):
     def predict_step(self, batch: ExampleBatch, batch_idx: int) -> Prediction:
         pipeline = self.pipeline
         # Each batch has noise of its own, lest all draw the same pictures in the same places.
-        sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + batch_idx * len(batch.captions))
+        sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1000 * batch_idx)
         return Prediction(draw(pipeline, batch.captions, sampling), write(pipeline, batch.images, sampling))
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:

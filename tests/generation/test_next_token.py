@@ -71,3 +71,8 @@ def test_each_row_draws_with_its_own_generator():
     logits, sampling = torch.randn(3, 50), Sampling(temperature=1.0)
     together = pick(logits, [torch.Generator().manual_seed(i) for i in range(3)], sampling)
     assert together == [pick(logits[i : i + 1], [torch.Generator().manual_seed(i)], sampling)[0] for i in range(3)]
+
+
+def test_a_very_small_temperature_is_none():
+    logits = torch.tensor([[1.0, 3.0, 2.9], [0.0, -5.0, -0.1]])
+    assert pick(logits, [torch.Generator(), torch.Generator()], Sampling(temperature=1e-40)) == [1, 0]

@@ -9,11 +9,13 @@ from lit_transfusion.generation import Sampling
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"temperature": -0.1}, "temperature -0.1 is less than 0"),
-        ({"temperature": float("nan")}, "temperature nan is less than 0"),
-        ({"guidance_scale": -1.0}, "guidance_scale -1.0 is less than 0"),
-        ({"max_new_tokens": -1}, "max_new_tokens -1 is less than 0"),
-        ({"max_images": -1}, "max_images -1 is less than 0"),
+        ({"temperature": -0.1}, "temperature -0.1 is not a number from 0 on"),
+        ({"temperature": float("nan")}, "temperature nan is not a number from 0 on"),
+        ({"guidance_scale": -1.0}, "guidance_scale -1.0 is not a number from 0 on"),
+        ({"max_new_tokens": -1}, "max_new_tokens -1 is not a number from 0 on"),
+        ({"guidance_scale": float("inf")}, "guidance_scale inf is not a number from 0 on"),
+        ({"seed": 2**63}, "seed 9223372036854775808 is not between"),
+        ({"max_images": -1}, "max_images -1 is not a number from 0 on"),
         ({"top_k": 0}, "top_k 0 is less than 1; null takes all tokens"),
         ({"top_p": 0.0}, "top_p 0.0 is not a share above 0 and up to 1"),
         ({"top_p": 1.1}, "top_p 1.1 is not a share above 0 and up to 1"),

@@ -41,4 +41,6 @@ def test_peak_is_that_of_the_card():
     assert peak_bf16("NVIDIA H100 PCIe") == 756e12
     assert peak_bf16("NVIDIA A100-SXM4-80GB") == 312e12
     assert peak_bf16("NVIDIA L40S") == 362e12
-    assert peak_bf16("NVIDIA GeForce GTX 1080") is None
+    assert peak_bf16("NVIDIA GeForce RTX 4090") == 165.2e12
+    for unknown in ("NVIDIA GeForce GTX 1080", "NVIDIA L40", "NVIDIA RTX A4000", "NVIDIA A10G", "RTX 4090 Laptop GPU"):
+        assert peak_bf16(unknown) is None
