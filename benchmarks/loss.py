@@ -58,7 +58,7 @@ def head(quick: bool) -> Table:
 
 
 def memory(quick: bool) -> Table:
-    length, rows, vocab_size = (1024, 1, 32_000) if quick else (2048, 4, 32_000)
+    length, rows, vocab_size = (512, 1, 32_000) if quick else (2048, 4, 32_000)
     variants = {
         "all logits, dense mask": {"attention": "dense", "all_logits": True},
         "logits where a target is, by document": {},
