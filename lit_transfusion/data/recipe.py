@@ -108,7 +108,7 @@ def unconditional(image: torch.Tensor, tokenizer: Tokenizer) -> Document:
 
 
 def null_prompt(tokenizer: Tokenizer) -> TextSegment:
-    """What stands before an image without a caption, in training and in sampling alike."""
+    """What stands before an image without a caption; the sampler's prompts (`generation/prompts.py`) are the same."""
     return TextSegment((tokenizer.bos,), learn=False)
 
 

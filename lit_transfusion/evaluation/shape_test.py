@@ -9,7 +9,6 @@ from rich.table import Table
 
 from lit_transfusion.data.sources.shape_scenes import parse_caption
 from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
-from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import captioned_grid, save
@@ -43,11 +42,9 @@ def score_shapes(
         output: PNG file for the pictures that were drawn; null keeps none.
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
-    if not 1 <= num_samples <= 216:
-        raise InputError(f"num_samples {num_samples} is not between 1 and 216")
+    prompts = single_object_prompts(num_samples)
     pipeline = open_pipeline(ckpt, device)
     sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
-    prompts = single_object_prompts(num_samples)
     with Progress(transient=True) as progress:
         task = progress.add_task("drawing", total=num_inference_steps)
         texts = [prompt.text for prompt in prompts]

@@ -1,7 +1,6 @@
 """Editing: a picture, an instruction, and the picture that comes of them (paper, 4.5)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -11,7 +10,7 @@ from lit_transfusion.generation.denoising import OnStep
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import Images, generate
+from lit_transfusion.generation.sampler import draw_after
 from lit_transfusion.generation.settings import Sampling
 
 
@@ -29,10 +28,7 @@ def edit(
     """
     prompts = [prompt_document(pipeline, text, image) for image, text in zip(images, instructions, strict=True)]
     null_prompts = [prompt_document(pipeline, sampling.negative_prompt, image) for image in images]
-    sampling = replace(sampling, max_new_tokens=0, max_images=1)
-    generated = generate(pipeline, prompts, sampling, on_step, Images.FORCED, seeds, null_prompts)
-    latents = [image.latents for sample in generated for image in sample.images]
-    return pipeline.codec.decode(torch.stack(latents) if latents else torch.zeros(0, *pipeline.latent_shape))
+    return draw_after(pipeline, prompts, sampling, on_step, seeds, null_prompts)
 
 
 def edit_grid(inputs: Tensor, instructions: Sequence[str], outputs: Tensor, truths: Tensor) -> Image.Image:

@@ -45,9 +45,20 @@ def draw(
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """One picture for each prompt: BOI is put after it, whatever the model would write. (B, 3, S, S) in [-1, 1]."""
-    documents = [prompt_document(pipeline, prompt) for prompt in prompts]
+    return draw_after(pipeline, [prompt_document(pipeline, prompt) for prompt in prompts], sampling, on_step, seeds)
+
+
+def draw_after(
+    pipeline: Pipeline,
+    documents: Sequence[Document],
+    sampling: Sampling,
+    on_step: OnStep | None,
+    seeds: Sequence[int] | None,
+    null_prompts: Sequence[Document] | None = None,
+) -> Tensor:
+    """One picture after each document, and nothing more: (B, 3, S, S) in [-1, 1]. See `generate`."""
     sampling = replace(sampling, max_new_tokens=0, max_images=1)
-    generated = generate(pipeline, documents, sampling, on_step, Images.FORCED, seeds)
+    generated = generate(pipeline, documents, sampling, on_step, Images.FORCED, seeds, null_prompts)
     latents = [image.latents for sample in generated for image in sample.images]
     return pipeline.codec.decode(torch.stack(latents) if latents else torch.zeros(0, *pipeline.latent_shape))
 

@@ -28,7 +28,7 @@ def attention(backend: str, lo: Tensor, hi: Tensor, dtype: torch.dtype) -> Atten
         backend: One of BACKENDS, or `auto` for the fastest one here.
         lo: First key that each query sees.
         hi: One past the last key that each query sees.
-        dtype: Of the queries.
+        dtype: Of the hidden states, which autocast may still lower.
     """
     return BACKENDS[fastest(lo.device.type, lo.shape[1], dtype) if backend == "auto" else backend](lo, hi)
 

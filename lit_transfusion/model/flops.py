@@ -55,6 +55,12 @@ class Flops(NamedTuple):
         return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + self.image * images)
 
 
+def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor) -> Tensor:
+    """How many keys the queries of (B, L) intervals see together, padding behind the (B,) lengths aside; a scalar."""
+    padding = torch.arange(lo.shape[1], device=lo.device) >= lengths[:, None]
+    return (hi - lo).masked_fill(padding, 0).sum()
+
+
 def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:
     """Counted by torch while a copy without data handles one image, since a patcher may be anyone's."""
     parts = copy.deepcopy(nn.ModuleDict({"time": net.time_embedding, "patcher": net.patcher})).to("meta")

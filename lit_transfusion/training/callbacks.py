@@ -27,7 +27,7 @@ from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import captioned_grid, film, save
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import Sampling, draw, write
-from lit_transfusion.model.flops import Flops, peak_bf16
+from lit_transfusion.model.flops import Flops, peak_bf16, visible_pairs
 
 log = logging.getLogger(__name__)
 Kind = TypeVar("Kind")
@@ -96,9 +96,7 @@ class Throughput(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
         lo, hi = pl_module.net.mask.intervals(batch.document_ids, batch.image_ids)
-        index = torch.arange(lo.shape[1], device=lo.device)
-        tokens, images = batch.lengths.sum(), len(batch.images)
-        pairs = (hi - lo).masked_fill(index >= batch.lengths[:, None], 0).sum()
+        tokens, images, pairs = batch.lengths.sum(), len(batch.images), visible_pairs(lo, hi, batch.lengths)
         self.steps += 1
         self.tokens += tokens
         self.images += images

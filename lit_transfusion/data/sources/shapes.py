@@ -114,7 +114,7 @@ def single_object_prompts(n: int = 64, seed: int = 0) -> list[ShapePrompt]:
     any n covers them as evenly as it can.
 
     Args:
-        n: How many, at most 216.
+        n: How many, from 1 to 216.
         seed: Which of them, and in which order.
     """
     random = Random(seed)
@@ -131,6 +131,6 @@ def single_object_prompts(n: int = 64, seed: int = 0) -> list[ShapePrompt]:
         ]
     rounds = zip(*random.sample(list(prompts.values()), len(PAIRS)), strict=True)
     in_turn = [prompt for one_of_each in rounds for prompt in one_of_each]
-    if n > len(in_turn):
-        raise InputError(f"{n} prompts were asked for: there are {len(in_turn)} different ones")
+    if not 1 <= n <= len(in_turn):
+        raise InputError(f"{n} prompts were asked for: there are {len(in_turn)} different ones, and one is the least")
     return in_turn[:n]
