@@ -132,5 +132,5 @@ def single_object_prompts(n: int = 64, seed: int = 0) -> list[ShapePrompt]:
     rounds = zip(*random.sample(list(prompts.values()), len(PAIRS)), strict=True)
     in_turn = [prompt for one_of_each in rounds for prompt in one_of_each]
     if not 1 <= n <= len(in_turn):
-        raise InputError(f"{n} prompts were asked for: there are {len(in_turn)} different ones, and one is the least")
+        raise InputError(f"{n} prompts were asked for; there are from 1 to {len(in_turn)} different ones")
     return in_turn[:n]
