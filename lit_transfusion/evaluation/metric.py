@@ -1,0 +1,130 @@
+"""What is measured, and on what: a metric takes a subject, and says some numbers of it by name.
+
+    subject = Subject(pipeline, source, num_examples=200)
+    Perplexity()(subject)                        # {"perplexity": 3.1, "bits_per_byte": 0.4}
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_transfusion.data.document import Example
+from lit_transfusion.data.sources.base import Source
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.sampler import draw, write
+from lit_transfusion.generation.settings import Sampling
+
+OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+
+
+def silent(doing: str, done: int, total: int) -> None:
+    """Tells nobody how far things are."""
+
+
+class Unavailable(Exception):
+    """Why a metric cannot be measured here, such as weights that cannot be had. The others still can."""
+
+
+@dataclass
+class Subject:
+    """A trained model and what it is judged on. What several metrics need is drawn and written once.
+
+    Args:
+        pipeline: The model.
+        source: Its held-out split has the examples.
+        num_examples: Examples to judge on at most: the first that can be used.
+        sampling: How pictures and captions are sampled.
+        batch_size: Samples, or documents, at once.
+        on_progress: Told how far the slow parts are.
+    """
+
+    pipeline: Pipeline
+    source: Source
+    num_examples: int = 200
+    sampling: Sampling = field(default_factory=lambda: Sampling(num_inference_steps=25))
+    batch_size: int = 64
+    on_progress: OnProgress = silent
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The held-out pictures with their captions, at least two."""
+        held_out = self.source.split("val")
+        examples: list[Example] = []
+        for index in range(len(held_out)):
+            if len(examples) == self.num_examples:
+                break
+            if isinstance(example := held_out[index], Example):
+                examples.append(example)
+        if len(examples) < 2:
+            raise InputError(
+                f"{type(self.source).__name__} holds out {len(examples)} captioned pictures; at least 2 are needed"
+            )
+        return examples
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """(N, 3, S, S) in [-1, 1], those of the examples."""
+        return torch.stack([example.image for example in self.examples])
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """One caption of each example, the same for every model."""
+        return [Random(i).choice(example.captions) for i, example in enumerate(self.examples)]
+
+    @cached_property
+    def drawn(self) -> Tensor:
+        """(N, 3, S, S) in [-1, 1]: a picture for each prompt."""
+        return self.draw(self.prompts)
+
+    @cached_property
+    def written(self) -> list[str]:
+        """A caption for each picture of the examples."""
+        return self.write(self.pictures)
+
+    def draw(self, prompts: Sequence[str]) -> Tensor:
+        """(N, 3, S, S) in [-1, 1]: a picture for each prompt; that of prompt i depends on seed + i alone."""
+        steps, drawn = self.sampling.num_inference_steps, []
+        for rows in self.batches(len(prompts)):
+            done = rows.start
+
+            def on_step(step: int, _: Tensor, done: int = done, count: int = len(rows)) -> None:
+                self.on_progress("drawing", done * steps + count * (step + 1), len(prompts) * steps)
+
+            seeds = [self.sampling.seed + i for i in rows]
+            drawn.append(draw(self.pipeline, [prompts[i] for i in rows], self.sampling, on_step, seeds).cpu())
+        return torch.cat(drawn)
+
+    def write(self, pictures: Tensor) -> list[str]:
+        """A caption for each picture (N, 3, S, S) in [-1, 1]."""
+        written = []
+        for rows in self.batches(len(pictures)):
+            self.on_progress("writing", rows.start, len(pictures))
+            seeds = [self.sampling.seed + i for i in rows]
+            written += write(self.pipeline, pictures[rows.start : rows.stop], self.sampling, seeds)
+        return written
+
+    def batches(self, count: int) -> Iterator[range]:
+        for start in range(0, count, self.batch_size):
+            yield range(start, min(start + self.batch_size, count))
+
+
+class Metric:
+    """One measure, named in YAML and on the command line by its short class name. To add one, write a subclass.
+
+    `columns` are the names of the numbers that it gives, each with whether "more" or "less" of it is better, or
+    "neither". `samples` says whether they depend on how pictures and captions are sampled, so that a sweep over
+    guidance measures the others once.
+    """
+
+    columns: ClassVar[dict[str, str]]
+    samples: ClassVar[bool] = True
+
+    def __call__(self, subject: Subject) -> dict[str, float]:
+        """The numbers, by column; `Unavailable` where they cannot be had."""
+        raise NotImplementedError
