@@ -1,7 +1,7 @@
 """What is measured, and on what: a metric takes a subject, and says some numbers of it by name.
 
-    subject = Subject(pipeline, source, num_examples=200)
-    Perplexity()(subject)                        # {"perplexity": 3.1, "bits_per_byte": 0.4}
+subject = Subject(pipeline, source, num_examples=200)
+Perplexity()(subject)                        # {"perplexity": 3.1, "bits_per_byte": 0.4}
 """
 
 from collections.abc import Callable, Iterator, Sequence
