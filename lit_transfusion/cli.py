@@ -1,49 +1,30 @@
 """The command: Lightning's subcommands on composed YAML files, and the tools that need no trainer."""
 
-import argparse
+import json
 import logging
-import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
 
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse 5 drops
-
-import lightning
-import torch
-from jsonargparse import (
-    ActionConfigFile,
-    ArgumentError,
-    DefaultHelpFormatter,
-    Namespace,
-    auto_cli,
-    set_parsing_settings,
-)
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
+from jsonargparse import ArgumentError, auto_cli
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_transfusion.composition import compose
-from lit_transfusion.data import sources  # noqa: F401 (so that YAML can name them)
-from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.command import evaluate
 from lit_transfusion.evaluation.edit_test import score_edits
 from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
-from lit_transfusion.model import SIZES
+from lit_transfusion.lightning_cli import TransfusionCLI, one_line, run_lightning
 from lit_transfusion.playground.command import playground
-from lit_transfusion.training import callbacks  # noqa: F401
-from lit_transfusion.training.lit_module import LitTransfusion
-from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
+from lit_transfusion.studies.command import ablate
 
-TOOLS = {  # need a checkpoint and nothing else
+TOOLS = {  # need no trainer
     "generate": generate,
+    "evaluate": evaluate,
+    "ablate": ablate,
     "export": export,
     "playground": playground,
     "score_shapes": score_shapes,
@@ -58,6 +39,8 @@ Transfusion: one Transformer that writes text and draws images.
   test       the same, logged as test                test --config runs/NAME/config.yaml --ckpt_path last
   predict    draw and caption held-out pictures      predict --config runs/NAME/config.yaml --ckpt_path last
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
+  evaluate   measure a checkpoint                    evaluate --ckpt runs/NAME/checkpoints/last.ckpt
+  ablate     a study: arms x seeds, and its report   ablate --config configs/ablate_mask.yaml --dry_run
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
   playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
@@ -68,142 +51,36 @@ the config < the command line. `--print_config` shows the whole.
 """
 
 
-class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Leaves the lines of the description as they are."""
-
-
-class ConfigFile(ActionConfigFile):
-    """A --config file that may build on others (`base:`) and may hold the arms of a study (`arms:`)."""
-
-    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
-        if not isinstance(values, str) or "\n" in values:  # not a path: already content
-            return super().__call__(parser, cfg, values, option_string)
-        for path, content in compose(values, cfg.get("arm")):
-            try:
-                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
-            except (ArgumentError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: {one_line(error)}") from error
-            parser.arm_found = parser.arm_found or "arm" in content
-
-
-class TransfusionCLI(LightningCLI):
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = LightningArgumentParser(**kwargs)
-        parser.arm_found = False  # whether a --config has arms
-        parser.add_argument(
-            "-c", "--config", action=ConfigFile, help="YAML file of the run. Given several times, the later wins."
-        )
-        return parser
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--arm", type=str | None, default=None, help="Arm of a study; null takes the first.")
-        # What two parts must agree on is said once, and linked.
-        parser.link_arguments("data.tokenizer", "model.tokenizer", apply_on="instantiate")
-        parser.link_arguments("data", "model.codec", compute_fn=lambda data: data.codec, apply_on="instantiate")
-        parser.link_arguments("data.latent_channels", "model.patcher.init_args.latent_channels", apply_on="instantiate")
-        parser.link_arguments("data.image_size", "model.image_size")
-        parser.link_arguments("data.sequence_length", "model.sequence_length")
-        parser.link_arguments("data.image_size", "data.source.init_args.image_size")
-        parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")
-        parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
-        arm = self.config[self.config.subcommand].arm
-        if arm is not None and not self._parser(self.config.subcommand).arm_found:
-            raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
-
-    def before_fit(self) -> None:
-        check_precision(self.trainer)
-        self._check_ckpt_path()
-        if self.config.fit.ckpt_path is None and not self.trainer.fast_dev_run:
-            move_earlier_run_aside(Path(self.trainer.default_root_dir))
-
-    before_validate = before_test = before_predict = lambda self: self._check_ckpt_path()
-
-    def _check_ckpt_path(self) -> None:
-        """Where Lightning would start from scratch, or judge random weights, say so instead."""
-        ckpt_path = self.config[self.subcommand].ckpt_path
-        if ckpt_path is None and self.subcommand != "fit":
-            raise InputError(f"{self.subcommand} needs weights: add --ckpt_path last, or the path of a checkpoint")
-        if ckpt_path not in (None, "last", "hpc") and not Path(ckpt_path).exists():
-            raise InputError(f"--ckpt_path {ckpt_path}: there is no such file")
-        if ckpt_path != "last":
-            return
-        folder = Path(self.trainer.default_root_dir) / "checkpoints"
-        if not any(folder.glob("last*.ckpt")):
-            raise InputError(f"--ckpt_path last: there is no checkpoint in {folder}")
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning would let what the checkpoint says win over the YAML and the command line."""
-
-
-def width(size: Any) -> int:
-    """D of a size by name, or of one that is spelled out in YAML."""
-    return SIZES[size].dim if isinstance(size, str) else size.get("init_args", size)["dim"]
-
-
-class KeepConfig(SaveConfigCallback):
-    """Writes config.yaml of a fit: what it was asked to do, not where it was once continued from."""
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.config = self.config.clone()
-            self.config.ckpt_path = None
-            super().setup(trainer, pl_module, stage)
-
-
-def check_precision(trainer: lightning.Trainer) -> None:
-    if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
-        # bf16 weights lose the small steps of AdamW and of the average; fp16's loss scaling runs past our clipping.
-        raise InputError(f"trainer.precision {trainer.precision} is not supported; use 32-true or bf16-mixed")
-    fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
-    if trainer.precision.startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not fast:
-        raise InputError(
-            f"trainer.precision {trainer.precision}: this CPU has no bf16 arithmetic and would be several times slower "
-            "than in float32; leave it at 32-true"
-        )
-
-
-@rank_zero_only
-def move_earlier_run_aside(folder: Path) -> None:
-    """A new run in the directory of an earlier one moves that to NAME.1, NAME.2, …: nothing is lost or mixed.
-
-    A job that was preempted and queued again finds Lightning's own checkpoint there, and goes on.
-    """
-    is_run = (folder / "config.yaml").exists() and (folder / "tokenizer.model").exists()
-    if not is_run or any(folder.glob("hpc_ckpt_*")) or Path.cwd().is_relative_to(folder.resolve()):
-        return
-    number = 1
-    while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(moved)
-    print(f"The earlier run in {folder} is now in {moved}. (To continue a run, add --ckpt_path last.)")
-
-
-def arm_first(argv: Sequence[str]) -> list[str]:
-    """Put `--arm` before `--config`, wherever it was written: the file needs to know."""
-    argv = list(argv)
-    for i, word in enumerate(argv[1:], 1):
-        count = 2 if word == "--arm" else 1 if word.startswith("--arm=") else 0
-        if count:
-            return [argv[0], *argv[i : i + count], *argv[1:i], *argv[i + count :]]
-    return argv
-
-
 def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
     """What one writes on a command line in jsonargparse's spelling: a switch without a value is true, and an option
-    for a list that is given again adds to it."""
+    for a list takes all words that follow it, and more when it is given again."""
     hints, words = get_type_hints(tool), []
+    lists: dict[str, list[str]] = {}  # option → its words
+    filled = None  # the list that words go to
     for word, following in zip(argv, [*argv[1:], "--"], strict=False):
-        option, equals, value = word.partition("=")
-        hint = hints.get(option.removeprefix("--")) if option.startswith("--") else None
-        if hint is bool and not equals and following.startswith("--"):
-            word = f"{option}=true"
-        elif hint == list[str] | None:
-            word = f"{option}+{equals}{value}"
-        words.append(word)
+        option, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            filled = lists.setdefault(option, []) if element_type(hints.get(option)) else None
+            if filled is not None:
+                filled += [value] if equals else []
+            elif hints.get(option) is bool and not equals and following.startswith("--"):
+                words.append(f"{word}=true")
+            else:
+                words.append(word)
+        else:
+            (words if filled is None else filled).append(word)
+    for option, parts in lists.items():
+        text = element_type(hints[option]) is str
+        words.append(f"--{option}={json.dumps(parts) if text else f'[{", ".join(parts).strip("[]")}]'}")
     return words
+
+
+def element_type(hint: Any) -> Any:
+    """T of a list[T], or of a list[T] | None; None for what is no list."""
+    for kind in (hint, *get_args(hint)):
+        if get_origin(kind) is list:
+            return get_args(kind)[0]
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -223,63 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         commands = [*TransfusionCLI.subcommands(), *TOOLS]
         if argv[0] not in commands and not argv[0].startswith("-"):
             raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(commands)}")
-        set_parsing_settings(
-            omegaconf_absolute_to_relative_paths=True,
-            # YAML names classes; it must not name what runs commands.
-            import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
-        )
-        OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
-        TransfusionCLI(
-            LitTransfusion,
-            TransfusionData,
-            parser_kwargs={
-                "parser_mode": "omegaconf+",
-                "description": DESCRIPTION,
-                "prog": "lit_transfusion",
-                "exit_on_error": False,
-                "formatter_class": HelpFormatter,
-            },
-            auto_configure_optimizers=False,
-            save_config_callback=KeepConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            args=arm_first(argv),
-        )
+        run_lightning(argv, DESCRIPTION)
     except SIGTERMException:
         sys.exit(143)
     except (InputError, ArgumentError, OmegaConfBaseException, MisconfigurationException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
-    vain = ("Expected a path but", "Does not validate against any", "Subtypes:", "Errors:", "Given value type:")
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(vain)]
-    message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
-    keys = re.findall(r'Parser key "([\w.]+)":', message)
-    known = known_classes(keys[0]) if len(keys) == 1 else []
-    there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
-    message = re.sub(r"Expected a dot import path string: (\S+)", there_is, message)
-    message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
-    return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
-
-
-def known_classes(key: str) -> list[str]:
-    """Short names of the classes that may stand at a key such as `model.mask`; none where no class is asked for."""
-    section, _, name = key.partition(".")
-    owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
-    hint = get_type_hints(owner.__init__).get(name) if owner else None
-    base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
-    return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
-
-
-def subclasses(base: type) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        if not cls.__name__.startswith("_"):
-            yield cls
-        yield from subclasses(cls)
 
 
 def quieten() -> None:

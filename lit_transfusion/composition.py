@@ -38,6 +38,7 @@ def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, d
         raise InputError(f"{path} builds on itself")
     content = read(path)
     bases = content.pop("base", [])
+    content.pop("study", None)  # what is asked of the arms, which `ablate` reads
     parts, arms = [], {}
     for base in [bases] if isinstance(bases, str) else bases:
         below, arms_below = collect(path.parent / base, (*above, path.resolve()))

@@ -1,5 +1,6 @@
 """What is shown of a run while it goes on, and where it leaves things."""
 
+import json
 import logging
 import os
 import resource
@@ -288,13 +289,16 @@ class WritePredictions(BasePredictionWriter):
 
 
 class RunDirectory(lightning.Callback):
-    """Keeps the tokenizer with the run, and says at the end where everything is and what to do next."""
+    """Keeps the tokenizer with the run, writes finished.json when all its steps are done, and says at the end where
+    everything is and what to do next."""
 
     @rank_zero_only
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.model").write_bytes(pl_module.tokenizer.model)
+        (folder / "finished.json").unlink(missing_ok=True)  # of an earlier start, with fewer steps
+        self.began = time.monotonic()
         net = pl_module.net
         millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in net.named_children()}
         parts = ", ".join(f"{name} {count:.2f}M" for name, count in millions.items())
@@ -312,6 +316,8 @@ class RunDirectory(lightning.Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         folder = Path(trainer.default_root_dir)
+        done = {"step": trainer.global_step, "seconds": round(time.monotonic() - self.began, 1)}
+        (folder / "finished.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
         last = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
         checkpoint = os.path.relpath(last) if last else ""
         grids = sorted((folder / "samples").glob("samples_*.png"))

@@ -1,0 +1,172 @@
+"""`evaluate`: from a checkpoint to the numbers of a table."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lit_transfusion.composition import read
+from lit_transfusion.data.sources.base import Source
+from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation import DEFAULT
+from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
+from lit_transfusion.generation.command import open_pipeline
+from lit_transfusion.generation.pictures import save, to_pil
+from lit_transfusion.generation.settings import Sampling
+
+Columns = dict[str, float]
+SHOWN = 8  # pictures that are kept
+
+
+def evaluate(
+    ckpt: str,
+    metrics: list[Metric] | None = None,
+    data: str | None = None,
+    num_examples: int = 200,
+    guidance_scale: list[float] = [3.0],  # noqa: B006 (never written to)
+    num_inference_steps: int = 25,
+    sampler: str = "ddim",
+    seed: int = 0,
+    batch_size: int = 64,
+    output: str | None = None,
+    ema: bool = True,
+    device: str | None = None,
+) -> None:
+    """Measure a checkpoint on held-out examples: losses and likelihoods, pictures and captions.
+
+    --metrics NAME NAME ... chooses; without it, all that download nothing are measured. One that cannot be measured
+    here is left out with its reason. --guidance_scale 1,1.5,3,5 measures those that draw once for each.
+
+    Args:
+        ckpt: Checkpoint of a run, a folder that `export` wrote, or its name on the Hugging Face hub.
+        metrics: Short class names, or in a --config file with arguments; your own classes by their full path.
+        data: config.yaml of a run, whose `data.source` holds the examples; null takes the one of the checkpoint's run.
+        num_examples: Held-out examples that are judged on.
+        guidance_scale: Weight of the prompt against no prompt, 1 is none; several to compare them.
+        num_inference_steps: Denoising steps (paper: 250 with ddpm).
+        sampler: ddpm, ddim or dpm++.
+        seed: Of noise.
+        batch_size: Samples at once.
+        output: Directory for evaluation.json and the first pictures that were drawn; null keeps nothing.
+        ema: Use the averaged weights, if the checkpoint has them.
+        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
+    """
+    began = time.monotonic()
+    settings = Sampling(sampler, num_inference_steps, check_scales(guidance_scale)[0], seed=seed)
+    for name, number, least in (("num_examples", num_examples, 2), ("batch_size", batch_size, 1)):
+        if number < least:
+            raise InputError(f"{name} {number} is less than {least}")
+    pipeline = open_pipeline(ckpt, device, ema)
+    source = source_of(Path(data) if data else config_beside(ckpt), pipeline.image_size)
+    metrics = [metric() for metric in DEFAULT] if metrics is None else metrics
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("")
+
+        def on_progress(doing: str, done: int, total: int) -> None:
+            progress.update(task, description=doing, completed=done, total=total)
+
+        subject = Subject(pipeline, source, num_examples, settings, batch_size, on_progress)
+        by_scale, skipped = measure(metrics, subject, guidance_scale)
+    result = {
+        "ckpt": ckpt,
+        "num_examples": len(subject.examples),
+        "sampling": {"sampler": sampler, "num_inference_steps": num_inference_steps, "seed": seed},
+        "metrics": {f"{scale:g}": columns for scale, columns in by_scale.items()},
+        "skipped": skipped,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    Console().print(table_of(by_scale, skipped, f"{ckpt}, {len(subject.examples)} examples"))
+    for name, reason in skipped.items():
+        print(f"{name} was left out: {reason}")
+    if output is not None:
+        keep(result, subject, Path(output))
+
+
+def measure(
+    metrics: list[Metric], subject: Subject, scales: list[float]
+) -> tuple[dict[float, Columns], dict[str, str]]:
+    """Guidance scale → columns, and metric → reason for those that cannot be measured. What does not depend on
+    sampling is measured once, and stands in each."""
+    once: Columns = {}
+    skipped: dict[str, str] = {}
+
+    def add(metric: Metric, judged: Subject, columns: Columns) -> None:
+        name = type(metric).__name__
+        judged.on_progress(name, 0, 1)
+        try:
+            columns |= metric(judged)
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+
+    for metric in metrics:
+        if not metric.samples:
+            add(metric, subject, once)
+    by_scale = {}
+    for scale in scales:
+        # The first is the subject itself, whose pictures are kept.
+        judged = subject if scale == scales[0] else replace(subject, sampling=replace(subject.sampling, guidance_scale=scale))
+        by_scale[scale] = dict(once)
+        for metric in metrics:
+            if metric.samples:
+                add(metric, judged, by_scale[scale])
+    return by_scale, skipped
+
+
+def table_of(by_scale: dict[float, Columns], skipped: dict[str, str], title: str) -> Table:
+    many = len(by_scale) > 1
+    table = Table("", *(f"guidance {scale:g}" for scale in by_scale), title=title, show_header=many)
+    for column in next(iter(by_scale.values())):
+        table.add_row(column, *(f"{columns[column]:.4g}" for columns in by_scale.values()))
+    return table
+
+
+def keep(result: dict[str, Any], subject: Subject, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if "drawn" in vars(subject):  # a metric asked for pictures
+        for i, image in enumerate(subject.drawn[:SHOWN]):
+            save(to_pil(image), folder / "samples" / f"{i}.png")
+        result["prompts"] = subject.prompts[:SHOWN]
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(path)
+
+
+def check_scales(scales: list[float]) -> list[float]:
+    if not scales or len(set(scales)) < len(scales):
+        raise InputError(f"guidance_scale {scales}: name at least one, and each once")
+    return scales
+
+
+def config_beside(ckpt: str) -> Path:
+    """config.yaml of the run that wrote a checkpoint: RUN/checkpoints/NAME.ckpt → RUN/config.yaml."""
+    path = Path(ckpt).absolute().parent.parent / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{ckpt} is not in a run's folder, so what to judge it on is not known: give --data CONFIG.yaml")
+    return path
+
+
+def source_of(path: Path, image_size: int) -> Source:
+    """The source that a run's config names, for pictures of this size."""
+    try:
+        source = read(path)["data"]["source"]
+        source = {"class_path": source} if isinstance(source, str) else source
+        source = {**source, "init_args": {**source.get("init_args", {}), "image_size": image_size}}
+    except (KeyError, TypeError):
+        raise InputError(f"{path} names no data.source; give the config.yaml of a run") from None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Source, "source")
+    try:
+        source = parser.instantiate_classes(parser.parse_object({"source": source})).source
+    except ArgumentError as error:
+        raise InputError(f"{path}, data.source: {error}") from None
+    if source.images_per_example > 1:
+        raise InputError(f"{path}: {type(source).__name__} yields edits, and captioned pictures are needed; see score_edits")
+    return source

@@ -1,0 +1,226 @@
+"""Lightning's command line for our parts: configs that build on others, links between parts, and clear errors."""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse 5 drops
+
+import lightning
+import torch
+from jsonargparse import ActionConfigFile, ArgumentError, DefaultHelpFormatter, Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from lit_transfusion.composition import compose
+from lit_transfusion.data import sources  # noqa: F401 (so that YAML can name them)
+from lit_transfusion.data.datamodule import TransfusionData
+from lit_transfusion.errors import InputError
+from lit_transfusion.model import SIZES
+from lit_transfusion.training import callbacks  # noqa: F401
+from lit_transfusion.training.lit_module import LitTransfusion
+from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
+
+set_parsing_settings(
+    omegaconf_absolute_to_relative_paths=True,
+    # YAML names classes; it must not name what runs commands.
+    import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
+)
+OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves the lines of the description as they are."""
+
+
+class ConfigFile(ActionConfigFile):
+    """A --config file that may build on others (`base:`) and may hold the arms of a study (`arms:`)."""
+
+    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+        if not isinstance(values, str) or "\n" in values:  # not a path: already content
+            return super().__call__(parser, cfg, values, option_string)
+        for path, content in compose(values, cfg.get("arm")):
+            try:
+                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
+            except (ArgumentError, TypeError, ValueError) as error:
+                raise InputError(f"{path}: {one_line(error)}") from error
+            parser.arm_found = parser.arm_found or "arm" in content
+
+
+class TransfusionCLI(LightningCLI):
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = LightningArgumentParser(**kwargs)
+        parser.arm_found = False  # whether a --config has arms
+        parser.add_argument(
+            "-c", "--config", action=ConfigFile, help="YAML file of the run. Given several times, the later wins."
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--arm", type=str | None, default=None, help="Arm of a study; null takes the first.")
+        # What two parts must agree on is said once, and linked.
+        parser.link_arguments("data.tokenizer", "model.tokenizer", apply_on="instantiate")
+        parser.link_arguments("data", "model.codec", compute_fn=lambda data: data.codec, apply_on="instantiate")
+        parser.link_arguments("data.latent_channels", "model.patcher.init_args.latent_channels", apply_on="instantiate")
+        parser.link_arguments("data.image_size", "model.image_size")
+        parser.link_arguments("data.sequence_length", "model.sequence_length")
+        parser.link_arguments("data.image_size", "data.source.init_args.image_size")
+        parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")
+        parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        arm = self.config[self.config.subcommand].arm
+        if arm is not None and not self._parser(self.config.subcommand).arm_found:
+            raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
+
+    def before_fit(self) -> None:
+        check_precision(self.trainer)
+        self._check_ckpt_path()
+        if self.config.fit.ckpt_path is None and not self.trainer.fast_dev_run:
+            move_earlier_run_aside(Path(self.trainer.default_root_dir))
+
+    before_validate = before_test = before_predict = lambda self: self._check_ckpt_path()
+
+    def _check_ckpt_path(self) -> None:
+        """Where Lightning would start from scratch, or judge random weights, say so instead."""
+        ckpt_path = self.config[self.subcommand].ckpt_path
+        if ckpt_path is None and self.subcommand != "fit":
+            raise InputError(f"{self.subcommand} needs weights: add --ckpt_path last, or the path of a checkpoint")
+        if ckpt_path not in (None, "last", "hpc") and not Path(ckpt_path).exists():
+            raise InputError(f"--ckpt_path {ckpt_path}: there is no such file")
+        if ckpt_path != "last":
+            return
+        folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if not any(folder.glob("last*.ckpt")):
+            raise InputError(f"--ckpt_path last: there is no checkpoint in {folder}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let what the checkpoint says win over the YAML and the command line."""
+
+
+class PartsOnly(TransfusionCLI):
+    """The data module and the model of a run, without a trainer, to look at before it is trained."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        LightningCLI.parse_arguments(self, parser, args)  # there is no subcommand whose arm to check
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        return None
+
+
+def run_lightning(argv: Sequence[str], description: str | None = None) -> TransfusionCLI:
+    """Run one of Lightning's subcommands."""
+    return start(TransfusionCLI, argv, description)
+
+
+def parts_of(argv: Sequence[str]) -> PartsOnly:
+    """What the arguments of a `fit` describe: `.config`, `.datamodule` and `.model`."""
+    return start(PartsOnly, ["parts", *argv], run=False)
+
+
+def start(cls: type[TransfusionCLI], argv: Sequence[str], description: str | None = None, run: bool = True) -> Any:
+    return cls(
+        LitTransfusion,
+        TransfusionData,
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "description": description,
+            "prog": "lit_transfusion",
+            "exit_on_error": False,
+            "formatter_class": HelpFormatter,
+        },
+        auto_configure_optimizers=False,
+        save_config_callback=KeepConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        args=arm_first(argv) if run else arm_first(argv)[1:],
+        run=run,
+    )
+
+
+def width(size: Any) -> int:
+    """D of a size by name, or of one that is spelled out in YAML."""
+    return SIZES[size].dim if isinstance(size, str) else size.get("init_args", size)["dim"]
+
+
+class KeepConfig(SaveConfigCallback):
+    """Writes config.yaml of a fit: what it was asked to do, not where it was once continued from."""
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
+            super().setup(trainer, pl_module, stage)
+
+
+def check_precision(trainer: lightning.Trainer) -> None:
+    if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+        # bf16 weights lose the small steps of AdamW and of the average; fp16's loss scaling runs past our clipping.
+        raise InputError(f"trainer.precision {trainer.precision} is not supported; use 32-true or bf16-mixed")
+    fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    if trainer.precision.startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not fast:
+        raise InputError(
+            f"trainer.precision {trainer.precision}: this CPU has no bf16 arithmetic and would be several times slower "
+            "than in float32; leave it at 32-true"
+        )
+
+
+@rank_zero_only
+def move_earlier_run_aside(folder: Path) -> None:
+    """A new run in the directory of an earlier one moves that to NAME.1, NAME.2, …: nothing is lost or mixed.
+
+    A job that was preempted and queued again finds Lightning's own checkpoint there, and goes on.
+    """
+    is_run = (folder / "config.yaml").exists() and (folder / "tokenizer.model").exists()
+    if not is_run or any(folder.glob("hpc_ckpt_*")) or Path.cwd().is_relative_to(folder.resolve()):
+        return
+    number = 1
+    while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(moved)
+    print(f"The earlier run in {folder} is now in {moved}. (To continue a run, add --ckpt_path last.)")
+
+
+def arm_first(argv: Sequence[str]) -> list[str]:
+    """Put `--arm` before `--config`, wherever it was written: the file needs to know."""
+    argv = list(argv)
+    for i, word in enumerate(argv[1:], 1):
+        count = 2 if word == "--arm" else 1 if word.startswith("--arm=") else 0
+        if count:
+            return [argv[0], *argv[i : i + count], *argv[1:i], *argv[i + count :]]
+    return argv
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
+    vain = ("Expected a path but", "Does not validate against any", "Subtypes:", "Errors:", "Given value type:")
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(vain)]
+    message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
+    keys = re.findall(r'Parser key "([\w.]+)":', message)
+    known = known_classes(keys[0]) if len(keys) == 1 else []
+    there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
+    message = re.sub(r"Expected a dot import path string: (\S+)", there_is, message)
+    message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
+    return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
+
+
+def known_classes(key: str) -> list[str]:
+    """Short names of the classes that may stand at a key such as `model.mask`; none where no class is asked for."""
+    section, _, name = key.partition(".")
+    owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
+    hint = get_type_hints(owner.__init__).get(name) if owner else None
+    base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
+    return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
+
+
+def subclasses(base: type) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        if not cls.__name__.startswith("_"):
+            yield cls
+        yield from subclasses(cls)

@@ -1,0 +1,51 @@
+"""Arms as jobs of a cluster, by submitit: a job for each run, which goes on by itself when it is preempted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.studies.runner import Job, Outcome, run_job
+
+
+class Run:
+    """What a job of the cluster does. submitit calls `checkpoint` before it is preempted, and queues the answer."""
+
+    def __call__(self, job: Job) -> str | None:
+        return run_job(job, threads=0)
+
+    def checkpoint(self, job: Job) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, job)
+
+
+def run_on(cluster: str, jobs: Sequence[Job], folder: Path, options: dict[str, Any]) -> list[Outcome]:
+    """Submit what is not finished, wait for it, and return what became of each.
+
+    Args:
+        cluster: "slurm", or "local" for processes of this machine, to try it out.
+        jobs: The runs.
+        folder: Where the cluster's own logs go.
+        options: Of the executor, such as slurm_partition, gpus_per_node, timeout_min.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise InputError('--cluster needs submitit: pip install -e ".[cluster]"') from None
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    try:
+        executor.update_parameters(name="lit_transfusion", **options)
+    except (NameError, TypeError) as error:
+        raise InputError(f"--cluster_options: {error}") from None
+    with executor.batch():  # one array
+        submitted = [(job, executor.submit(Run(), job)) for job in jobs if not job.evaluated]
+    print(f"{len(submitted)} jobs submitted; this waits for them, and may be stopped and started again")
+    outcomes = [Outcome(job, None) for job in jobs if job.evaluated]
+    for job, handle in submitted:
+        try:
+            outcomes.append(Outcome(job, handle.result()))
+        except Exception as error:  # whatever became of the node
+            outcomes.append(Outcome(job, f"{type(error).__name__}: {str(error).splitlines()[-1]}"))
+        print(f"{job.name}: {outcomes[-1].error or 'done'}")
+    return outcomes

@@ -1,0 +1,95 @@
+"""`ablate`: from a study's YAML file to its report."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from lit_transfusion.composition import collect
+from lit_transfusion.errors import InputError
+
+
+def ablate(
+    config: str,
+    seeds: int = 3,
+    parallel: int = 1,
+    dry_run: bool = False,
+    arms: list[str] | None = None,
+    output: str | None = None,
+    override: list[str] | None = None,
+    cluster: Literal["slurm", "local"] | None = None,
+    cluster_options: dict[str, Any] = {},  # noqa: B006 (never written to)
+) -> None:
+    """Train all arms of a study at several seeds, evaluate them, and write the table, the curves and the samples.
+
+    Started again, it takes up what is not finished. A run that fails does not stop the others.
+
+    Args:
+        config: YAML file with `arms` and a `study` section, such as configs/ablate_mask.yaml.
+        seeds: Each arm is trained at the seeds 0, 1, … up to this many.
+        parallel: Runs at once. On a CPU each has its share of the cores.
+        dry_run: Only print what would be done: arms, parameters, tokens, FLOPs, expected time.
+        arms: Only these arms; null for all.
+        output: Directory of the runs and of report/; null is runs/NAME of the file.
+        override: What holds for all arms beside the file, as on the command line of `fit`:
+            --override=--trainer.max_steps=100.
+        cluster: Hand the runs to a cluster: slurm; or local, to try that on this machine.
+        cluster_options: Of submitit's executor: {slurm_partition: …, gpus_per_node: 8, timeout_min: 1440}.
+    """
+    try:
+        from lit_transfusion.studies.report import circumstances, write_report
+        from lit_transfusion.studies.results import write_tensorboard
+    except ImportError as error:
+        raise InputError(f'ablate needs {error.name}: pip install -e ".[evaluation]"') from None
+    from lit_transfusion.studies.plan import plan, table_of
+    from lit_transfusion.studies.runner import make_jobs, run_here
+    from lit_transfusion.studies.study import read_study
+
+    for name, number in (("seeds", seeds), ("parallel", parallel)):
+        if number < 1:
+            raise InputError(f"{name} {number} is less than 1")
+    study = read_study(config).only(arms)
+    console = Console(stderr=True)
+    with console.status("looking at the arms"):
+        plans = plan(study, override or [], timed=dry_run)
+    console.print(table_of(plans, seeds, parallel))
+    if dry_run:
+        return
+    folder = Path(output or f"runs/{study.name}")
+    jobs = make_jobs(study, plans, override or [], seeds, folder)
+
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if cluster is not None:
+            from lit_transfusion.studies.cluster import run_on
+
+            outcomes = run_on(cluster, jobs, folder / "cluster", cluster_options)
+        else:
+            outcomes = run_here(jobs, parallel, max(1, (os.cpu_count() or 1) // parallel))
+    finally:
+        seconds = remember_time(folder, time.monotonic() - began)
+    changes = collect(study.path)[1]
+    for outcome in outcomes:
+        if outcome.error is None:
+            write_tensorboard(outcome.job, changes[outcome.job.arm])
+    outcomes.sort(key=lambda outcome: jobs.index(outcome.job))
+    print(write_report(study, plans, outcomes, circumstances(sys.argv[1:], seconds), folder / "report"))
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    if failed:
+        raise InputError(f"{failed} of {len(outcomes)} runs failed; the report says why. Started again, they are tried again")
+    print(f"Curves of all arms: tensorboard --logdir {folder}")
+
+
+def remember_time(folder: Path, seconds: float) -> float:
+    """Add the time of this start to that of earlier ones; returns the sum."""
+    path = folder / "time.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"seconds": round(earlier + seconds, 1)}) + "\n", encoding="utf-8")
+    return earlier + seconds

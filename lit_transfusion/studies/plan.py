@@ -1,0 +1,140 @@
+"""What the arms of a study will cost, before any of them is trained."""
+
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.table import Table
+
+from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.errors import InputError
+from lit_transfusion.lightning_cli import PartsOnly, parts_of
+from lit_transfusion.model.flops import Flops, visible_pairs
+from lit_transfusion.studies.study import Study
+from lit_transfusion.training.lit_module import LitTransfusion
+
+BATCHES = 8  # that tokens and operations are averaged over
+TIMED_STEPS = 3
+MOST_TIMED = 1e11  # operations of a step that is still timed on a CPU: some seconds
+
+
+class ArmPlan(NamedTuple):
+    """One arm. Tokens and operations are those of one optimiser step of one process, padding aside."""
+
+    arm: str
+    config: str  # YAML of the whole run but for its seeds
+    parameters: int
+    patcher_parameters: int
+    max_steps: int
+    tokens: float
+    flops: float
+    seconds: float | None  # of a step, as measured here; None if it is too much for this machine
+
+
+def plan(study: Study, overrides: list[str], timed: bool) -> list[ArmPlan]:
+    """Build each arm, look at some of its batches, and take a few steps if `timed`.
+
+    Raises:
+        InputError: An arm names what there is not, or two arms are the same.
+    """
+    plans = [plan_arm(study, arm, overrides, timed) for arm in study.arms]
+    configs: dict[str, str] = {}
+    for one in plans:
+        same = configs.setdefault(one.config, one.arm)
+        if same != one.arm:
+            raise InputError(f"{study.path}: the arms {same} and {one.arm} are the same run")
+    return plans
+
+
+def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folder: Path) -> list[str]:
+    """What follows `fit` on the command line of one run. A seed is the seed of the weights, of order and of noise."""
+    seeds = [word for key in ("seed_everything", "data.seed", "model.seed") for word in (f"--{key}", str(seed))]
+    where = ["--trainer.default_root_dir", str(folder)]
+    return ["--arm", arm, "--config", str(study.path), *overrides, *seeds, *where]
+
+
+def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPlan:
+    parts = parts_of(fit_arguments(study, arm, overrides, 0, Path("FOLDER")))
+    trainer, model = parts.config.trainer, parts.model
+    loader = parts.datamodule.train_dataloader()
+    batches = list(islice(loader, BATCHES))
+    accumulated = trainer.accumulate_grad_batches
+    per_token = Flops.count(model.net, model.pipeline.latent_shape)
+    seconds = None
+    flops = statistics.mean(operations(per_token, model, batch) for batch in batches)
+    if timed and (flops < MOST_TIMED or torch.cuda.is_available()):
+        seconds = time_step(model, batches[0]) * accumulated
+    return ArmPlan(
+        arm,
+        config_text(parts),
+        sum(p.numel() for p in model.net.parameters()),
+        sum(p.numel() for p in model.net.patcher.parameters()),
+        trainer.max_steps,
+        accumulated * statistics.mean(int(batch.lengths.sum()) for batch in batches),
+        accumulated * flops,
+        seconds,
+    )
+
+
+def config_text(parts: PartsOnly) -> str:
+    """The run as YAML, without the name of its arm, in which alone two arms must not differ."""
+    config = parts.config.clone()
+    config.pop("config", None)
+    config.pop("arm", None)
+    return parts.parser.dump(config, skip_link_targets=True)
+
+
+def operations(per_token: Flops, model: LitTransfusion, batch: PackedBatch) -> float:
+    lo, hi = model.net.mask.intervals(batch.document_ids, batch.image_ids)
+    pairs = visible_pairs(lo, hi, batch.lengths)
+    return float(
+        per_token.training_step(
+            int(batch.lengths.sum()), int(pairs), len(batch.target_positions), len(batch.max_timesteps)
+        )
+    )
+
+
+def time_step(model: LitTransfusion, batch: PackedBatch) -> float:
+    """Seconds of a forward and backward pass, the median of a few after one to warm up."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    batch = PackedBatch(*(part.to(device) for part in batch))
+    times = []
+    for _ in range(1 + TIMED_STEPS):
+        began = time.perf_counter()
+        terms, _ = model.losses(model.net, batch, torch.Generator(device).manual_seed(0))
+        terms.total.backward()
+        float(terms.total)  # waits for a GPU
+        times.append(time.perf_counter() - began)
+        model.zero_grad()
+    return statistics.median(times[1:])
+
+
+def table_of(plans: list[ArmPlan], seeds: int, parallel: int) -> Table:
+    table = Table("arm", "parameters", "of them patcher", "steps", "tokens", "FLOPs", "time", title="the plan")
+    for one in plans:
+        seconds = "–" if one.seconds is None else clock(one.seconds * one.max_steps)
+        table.add_row(
+            one.arm,
+            f"{one.parameters / 1e6:.2f}M",
+            f"{one.patcher_parameters / 1e6:.2f}M",
+            f"{one.max_steps:,}",
+            f"{one.tokens * one.max_steps / 1e6:.2f}M",
+            f"{one.flops * one.max_steps:.1e}",
+            seconds,
+        )
+    if all(one.seconds is not None for one in plans):
+        total = seeds * sum(one.seconds * one.max_steps for one in plans) / parallel
+        table.caption = (
+            f"{len(plans)} arms x {seeds} seeds, {parallel} at once: some {clock(total)} of training on this machine, "
+            "without starting, validating and evaluating"
+        )
+    return table
+
+
+def clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

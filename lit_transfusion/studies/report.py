@@ -1,0 +1,223 @@
+"""The report of a study: tables to read, curves and pictures to look at, and a CSV file to go on from."""
+
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from lit_transfusion import __version__
+from lit_transfusion.generation.pictures import wrap
+from lit_transfusion.studies.plan import ArmPlan, clock
+from lit_transfusion.studies.results import (
+    Interval,
+    by_arm,
+    curve_of,
+    decided,
+    skipped_of,
+    write_csv,
+)
+from lit_transfusion.studies.runner import Job, Outcome, read_json
+from lit_transfusion.studies.study import Study
+
+ARROWS = {"more": " ↑", "less": " ↓", "neither": ""}
+TILE, LABEL, GAP = 96, 150, 6  # pixels in the sheet of samples
+
+
+class Circumstances(NamedTuple):
+    """What a reader must know to judge or to repeat the study."""
+
+    command: str
+    commit: str
+    hardware: str
+    seconds: float  # of all starts together
+
+    def __str__(self) -> str:
+        return f"`{self.command}` at {self.commit}, on {self.hardware}, in {clock(self.seconds)}."
+
+
+def circumstances(argv: Sequence[str], seconds: float) -> Circumstances:
+    if torch.cuda.is_available():
+        hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        hardware = f"{torch.multiprocessing.cpu_count()} CPU cores ({processor()})"
+    return Circumstances(f"lit-transfusion {shlex.join(argv)}", commit(), hardware, seconds)
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
+        if info.is_file() else []
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str:
+    """Of the code that runs, or its version where it is not in a repository."""
+    here = Path(__file__).parent
+    asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return f"commit {asked.stdout.strip()}" if asked.returncode == 0 else f"version {__version__}"
+
+
+def write_report(
+    study: Study, plans: Sequence[ArmPlan], outcomes: Sequence[Outcome], made: Circumstances, folder: Path
+) -> Path:
+    """Write report/README.md and what it shows, from whatever is finished; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [outcome.job for outcome in outcomes]
+    write_csv(jobs, folder / "results.csv")
+    curves(jobs, plans, folder / "curves.png")
+    pictures = samples(study, jobs, folder / "samples.png")
+    failed = [outcome for outcome in outcomes if outcome.error]
+    sections = [
+        f"# {study.name}: {study.question}",
+        str(made),
+        f"{len(jobs) - len(failed)} of {len(jobs)} runs, mean ± standard deviation over seeds. All arms of a seed start "
+        "from the same random numbers and see the same order of examples. ↑ more is better, ↓ less is better.",
+        *(["## Findings", findings_table(study, jobs)] if study.asked.claims else []),
+        "## Results",
+        results_table(study, jobs),
+        "## Cost",
+        cost_table(plans),
+        "## Curves",
+        "Held-out losses, by the positions trained on and by the operations spent on them (the least that the arm needs, "
+        "forward and backward). A line for each seed.",
+        "![Losses by tokens and by FLOPs](curves.png)",
+        *(["## Samples", f"Seed {jobs[0].seed}: the same prompts and the same noise for each arm.", "![Samples](samples.png)"]
+          if pictures else []),
+        *left_out(failed, skipped_of(jobs)),
+    ]
+    path = folder / "README.md"
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return path
+
+
+def findings_table(study: Study, jobs: Sequence[Job]) -> str:
+    rows = [["finding", "measured by", "difference", "each seed", "bootstrap 95 %", "t 95 %", "holds here?"]]
+    for claim, found in decided(by_arm(jobs), study):
+        measure = f"{claim.column}, {claim.better} over {claim.worse}"
+        if found is None:
+            rows.append([claim.says, measure, "–", "–", "–", "–", "not measured"])
+            continue
+        each = ", ".join(f"{value:+.3g}" for value in found.per_seed)
+        rows.append(
+            [claim.says, measure, f"{found.mean:+.3g}", each, span(found.bootstrap), span(found.student), found.verdict]
+        )
+    note = (
+        "Differences are taken seed by seed, above zero where the finding holds. The verdict goes by the t interval. "
+        "With three seeds the bootstrap can only show what lies between the least and the greatest of three "
+        "differences, which is too narrow."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+def span(interval: Interval | None) -> str:
+    return "–" if interval is None else f"[{interval.low:+.3g}, {interval.high:+.3g}]"
+
+
+def results_table(study: Study, jobs: Sequence[Job]) -> str:
+    results = by_arm(jobs)
+    measured = {column for runs in results.values() for columns in runs.values() for column in columns}
+    columns = [column for column in study.directions if column in measured]
+    paper = list(dict.fromkeys(column for row in study.asked.paper.values() for column in row))
+    head = ["arm", *(column + ARROWS[study.directions[column]] for column in columns), *(f"paper: {c}" for c in paper)]
+    rows = [head]
+    for arm, runs in results.items():
+        ours = [spread([run[column] for run in runs.values() if column in run]) for column in columns]
+        theirs = [f"{study.asked.paper.get(arm, {}).get(column, '–')}" for column in paper]
+        rows.append([arm, *ours, *theirs])
+    # Long tables are read down a page, not across it.
+    turned = [list(row) for row in zip(*rows, strict=True)] if len(head) > 2 + len(results) else rows
+    note = "" if not paper else (
+        f"\n\nThe paper's numbers (Table {study.asked.table}) are of other data and of models a thousand times as large: "
+        "compare the order of the arms."
+    )
+    return markdown(turned) + note
+
+
+def spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+
+
+def cost_table(plans: Sequence[ArmPlan]) -> str:
+    rows = [["arm", "parameters", "of them patcher", "steps", "tokens", "FLOPs"]]
+    for one in plans:
+        rows.append([
+            one.arm,
+            f"{one.parameters / 1e6:.2f}M",
+            f"{one.patcher_parameters / 1e6:.2f}M",
+            f"{one.max_steps:,}",
+            f"{one.tokens * one.max_steps / 1e6:.2f}M",
+            f"{one.flops * one.max_steps:.2e}",
+        ])
+    return markdown(rows)
+
+
+def left_out(failed: Sequence[Outcome], skipped: dict[str, str]) -> list[str]:
+    lines = [f"- {outcome.job.name}: {outcome.error}" for outcome in failed]
+    lines += [f"- {name} was not measured: {reason}" for name, reason in skipped.items()]
+    return ["## Left out", "\n".join(lines)] if lines else []
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> None:
+    """Held-out text and image losses of every run, by tokens and by operations."""
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row")
+    for number, plan in enumerate(plans):
+        for job in (job for job in jobs if job.arm == plan.arm):
+            curve = curve_of(job)
+            for row, losses in enumerate((curve.text, curve.image)):
+                for column, scale in enumerate((plan.tokens, plan.flops)):
+                    x = [step * scale for step in curve.steps]
+                    label = plan.arm if job.seed == jobs[0].seed else None
+                    axes[row][column].plot(x, losses, color=f"C{number % 10}", marker=".", alpha=0.7, lw=1, label=label)
+    for column, name in enumerate(("tokens and patches", "floating-point operations")):
+        axes[1][column].set_xlabel(name)
+    for row, name in enumerate(("text: cross-entropy", "images: diffusion loss")):
+        axes[row][0].set_ylabel(name)
+        for ax in axes[row]:
+            ax.set_yscale("log")
+            ax.grid(alpha=0.3, which="both")
+    axes[0][1].legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
+def samples(study: Study, jobs: Sequence[Job], path: Path) -> bool:
+    """A row of pictures for each arm, below the prompts that all were given; False if no arm drew any."""
+    rows = {}
+    for job in jobs:
+        files = sorted((job.folder / "samples").glob("*.png")) if job.evaluated else []
+        if files and job.arm not in rows:
+            rows[job.arm] = files
+            prompts = read_json(job.folder / "evaluation.json")["prompts"]
+    if not rows:
+        return False
+    font = ImageFont.load_default(12)
+    width = LABEL + max(map(len, rows.values())) * (TILE + GAP)
+    head = 66
+    sheet = Image.new("RGB", (width, head + len(rows) * (TILE + GAP)), (238, 238, 238))
+    pen = ImageDraw.Draw(sheet)
+    for i, prompt in enumerate(prompts):
+        pen.multiline_text((LABEL + i * (TILE + GAP), 4), wrap(prompt, font, TILE), fill=(20, 20, 20), font=font)
+    for number, (arm, files) in enumerate(rows.items()):
+        y = head + number * (TILE + GAP)
+        pen.multiline_text((GAP, y + TILE // 3), wrap(arm.replace("_", " "), font, LABEL - GAP), fill=(20, 20, 20), font=font)
+        for i, file in enumerate(files):
+            picture = Image.open(file)
+            resample = Image.Resampling.NEAREST if picture.width < TILE else Image.Resampling.BICUBIC
+            sheet.paste(picture.resize((TILE, TILE), resample), (LABEL + i * (TILE + GAP), y))
+    sheet.save(path)
+    return True

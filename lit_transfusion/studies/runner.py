@@ -1,0 +1,207 @@
+"""Trains and evaluates arms x seeds, several at once, and takes up what an earlier start left unfinished."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.studies.plan import ArmPlan, fit_arguments
+from lit_transfusion.studies.study import Study
+
+
+class Job(NamedTuple):
+    """One run: an arm at a seed, from nothing to its evaluation. All of it is in `folder`."""
+
+    arm: str
+    seed: int
+    folder: Path
+    fit: list[str]  # arguments
+    planned: str  # YAML of what it trains
+    evaluate: str  # YAML of what it measures
+    max_steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def trained(self) -> bool:
+        return read_json(self.folder / "finished.json").get("step") == self.max_steps
+
+    @property
+    def evaluated(self) -> bool:
+        asked = self.folder / "evaluate.yaml"
+        same = asked.is_file() and asked.read_text(encoding="utf-8") == self.evaluate
+        return self.trained and same and (self.folder / "evaluation.json").is_file()
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+
+class Outcome(NamedTuple):
+    job: Job
+    error: str | None  # None: it is trained and evaluated
+
+
+def make_jobs(study: Study, plans: Sequence[ArmPlan], overrides: list[str], seeds: int, folder: Path) -> list[Job]:
+    """Seed by seed, so that a study that is stopped early has all arms at some seeds.
+
+    Raises:
+        InputError: A run in the folder was trained as something else than is asked now.
+    """
+    jobs = []
+    for seed in range(seeds):
+        for one in plans:
+            where = folder / one.arm / f"seed_{seed}"
+            fit = fit_arguments(study, one.arm, overrides, seed, where)
+            jobs.append(Job(one.arm, seed, where, fit, one.config, study.evaluate_options(), one.max_steps))
+    for job in jobs:
+        check_earlier(job)
+    return jobs
+
+
+def check_earlier(job: Job) -> None:
+    path = job.folder / "planned.yaml"
+    if not path.is_file():
+        return
+    earlier, now = path.read_text(encoding="utf-8").splitlines(), job.planned.splitlines()
+    if earlier != now:
+        differing = next(((a, b) for a, b in zip(earlier, now, strict=False) if a != b), ("", "more or fewer lines"))
+        raise InputError(
+            f"{job.folder} was trained as something else ({differing[0].strip()!r}, now {differing[1].strip()!r}): "
+            "give another --output, or move it away"
+        )
+
+
+def run_job(job: Job, threads: int, started: Callable[[subprocess.Popen], None] = lambda _: None) -> str | None:
+    """Train and evaluate, as far as that is not done yet, each by its own command; returns what went wrong, if
+    anything. Another process that is at the same run is waited for."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the commands inherit it, and hold it if this process is killed
+        (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
+        if not job.trained:
+            resume = ["--ckpt_path", "last"] if any((job.folder / "checkpoints").glob("last*.ckpt")) else []
+            if error := command(job, ["fit", *job.fit, *resume], threads, lock.fileno(), started):
+                return error
+        if not job.evaluated:
+            options = job.folder / "evaluate.yaml"
+            options.unlink(missing_ok=True)
+            asked = job.folder / "asked.yaml"
+            asked.write_text(job.evaluate, encoding="utf-8")
+            checkpoint, where = str(job.folder / "checkpoints" / "last.ckpt"), str(job.folder)
+            words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", where]
+            if error := command(job, words, threads, lock.fileno(), started):
+                return error
+            asked.rename(options)  # only now: what it names has been measured
+    return None
+
+
+def command(
+    job: Job, words: list[str], threads: int, lock: int, started: Callable[[subprocess.Popen], None]
+) -> str | None:
+    """Run one command with its output in the log; returns the last line of it if it failed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
+    with job.log.open("a", encoding="utf-8") as log:
+        log.write(f"\n$ lit-transfusion {' '.join(words)}\n")
+        log.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lit_transfusion", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=[lock],
+            start_new_session=True,  # Ctrl-C reaches this process, which then asks the others to stop
+        )
+        started(process)
+        status = process.wait()
+    return None if status == 0 else last_line(job.log, status)
+
+
+def last_line(log: Path, status: int) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else ''} (exit status {status}; see {log})"
+
+
+def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
+    """Run what is not finished, `parallel` at once, under one progress display.
+
+    A run that fails does not stop the others. On Ctrl-C or SIGTERM, all that run are asked to stop, which write a
+    checkpoint, and are waited for.
+    """
+    running: set[subprocess.Popen] = set()
+    stopping = threading.Event()
+    steps = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    whole = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    task = whole.add_task("runs", total=len(jobs), completed=sum(job.evaluated for job in jobs))
+    outcomes = [Outcome(job, None) for job in jobs if job.evaluated]
+
+    def one(job: Job) -> Outcome:
+        if stopping.is_set():
+            return Outcome(job, "not begun")
+        bar = steps.add_task(job.name, total=job.max_steps)
+
+        def started(process: subprocess.Popen) -> None:
+            running.add(process)
+            watch(process, lambda step: steps.update(bar, completed=step), job)
+
+        error = run_job(job, threads, started)
+        steps.remove_task(bar)
+        whole.advance(task)
+        if error and not stopping.is_set():
+            whole.console.print(f"[red]failed[/red]: {job.name}: {error}", soft_wrap=True)
+        elif not error:
+            whole.console.print(f"done: {job.name}", soft_wrap=True)
+        return Outcome(job, error)
+
+    with Live(Group(steps, whole), refresh_per_second=2), ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(one, job) for job in jobs if not job.evaluated]
+        try:
+            outcomes += [future.result() for future in futures]
+        except BaseException:
+            stopping.set()
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+            raise
+    return outcomes
+
+
+def watch(process: subprocess.Popen, tell: Callable[[int], None], job: Job) -> None:
+    """Tell the step from time to time while the process runs."""
+
+    def look() -> None:
+        while process.poll() is None:
+            tell(current_step(job.folder))
+            time.sleep(2)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def current_step(folder: Path) -> int:
+    """The last step in the newest metrics file; 0 before there is one."""
+    files = sorted(folder.glob("metrics/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return 0
+    header, *lines = files[-1].read_text(encoding="utf-8").splitlines() or [""]
+    names = header.split(",")
+    step = lines[-1].split(",")[names.index("step")] if lines and "step" in names else ""
+    return int(step) + 1 if step.isdigit() else 0
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
