@@ -1,0 +1,75 @@
+"""How well the held-out pictures are denoised after their captions, by timestep."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_transfusion.data.loader import mix
+from lit_transfusion.data.recipe import caption_first
+from lit_transfusion.evaluation.likelihood import Noised, caption_tokens, image_losses, latents_of
+from lit_transfusion.evaluation.metric import Metric, Subject
+from lit_transfusion.generation.pipeline import Pipeline
+
+TIMESTEP_BUCKETS = 8  # as in training's charts
+BUCKET_NAMES = [
+    f"diffusion_loss_t{bucket * 1000 // TIMESTEP_BUCKETS:03d}_{(bucket + 1) * 1000 // TIMESTEP_BUCKETS - 1:03d}"
+    for bucket in range(TIMESTEP_BUCKETS)
+]
+
+
+class DiffusionLoss(Metric):
+    """L_DDPM of the held-out pictures after one of their captions, on noise and timesteps that are always the same.
+
+    Each picture is noised once in each of eight buckets of timesteps, at a timestep drawn evenly from the bucket. So
+    `diffusion_loss`, the mean over the buckets, is an estimate of the loss at evenly drawn timesteps, whatever
+    `timestep_shift` the model was trained with, and with less noise in it than training's own. The other columns are
+    the means of the buckets, named by their first and last timestep in thousandths of T: small t is detail, large t is
+    layout. The noise of a picture depends on the seed and on its place among the examples, on nothing else.
+
+    Losses can be compared between models that predict the same thing in the same latent space.
+
+    Args:
+        seed: Of noise and timesteps.
+    """
+
+    columns: ClassVar[dict[str, str]] = dict.fromkeys(["diffusion_loss", *BUCKET_NAMES], "less")
+    samples: ClassVar[bool] = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, subject: Subject) -> dict[str, float]:
+        means = losses_by_timestep(subject, subject.prompts, self.seed).double().mean(0)  # (buckets,)
+        return {"diffusion_loss": float(means.mean()), **dict(zip(BUCKET_NAMES, means.tolist(), strict=True))}
+
+
+def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> Tensor:
+    """(N, buckets) L_DDPM of each picture of the examples after the caption at its place, in each bucket.
+
+    Noise and timesteps do not depend on the captions, so that losses after different ones can be compared one by one.
+    """
+    pipeline, losses = subject.pipeline, []
+    for rows in subject.batches(len(captions)):
+        subject.on_progress("denoising", rows.start, len(captions))
+        latents = latents_of(pipeline, subject.pictures[rows.start : rows.stop])
+        tokens = [caption_tokens(pipeline, captions[i]) for i in rows]
+        documents = [
+            caption_first(words, image, pipeline.tokenizer)
+            for words, image in zip(tokens, latents, strict=True)
+            for _ in range(TIMESTEP_BUCKETS)
+        ]
+        noised = [one_in_each_bucket(pipeline, mix(seed, i)) for i in rows]
+        timesteps, noise = (torch.cat(parts) for parts in zip(*noised, strict=True))
+        losses.append(image_losses(pipeline, documents, Noised(timesteps, noise), subject.batch_size))
+    return torch.cat(losses).unflatten(0, (-1, TIMESTEP_BUCKETS))
+
+
+def one_in_each_bucket(pipeline: Pipeline, seed: int) -> Noised:
+    """A timestep in each bucket of [0, T), and noise for it."""
+    generator = torch.Generator().manual_seed(seed)
+    edges = torch.arange(TIMESTEP_BUCKETS + 1) * pipeline.noise.num_train_timesteps // TIMESTEP_BUCKETS
+    share = torch.rand(TIMESTEP_BUCKETS, generator=generator, dtype=torch.float64)
+    timesteps = edges[:-1] + (share * edges.diff()).long()
+    return Noised(timesteps, torch.randn(TIMESTEP_BUCKETS, *pipeline.latent_shape, generator=generator))

@@ -1,0 +1,56 @@
+"""What the tests of likelihoods share: a source of examples that are given, and a net that has learned something."""
+
+import torch
+
+from lit_transfusion.data.document import Example
+from lit_transfusion.data.packing import collate, flatten
+from lit_transfusion.data.sources.base import Source
+from lit_transfusion.evaluation.metric import Subject
+from lit_transfusion.training.losses import transfusion_loss
+
+CAPTIONS = ["a red circle", "two green triangles on white", "a blue square", "circle and square and circle", "green"]
+
+
+class Given(Source):
+    def __init__(self, examples):
+        self.examples = examples
+
+    def split(self, name):
+        return self
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+def random_examples(captions=CAPTIONS):
+    """A picture of 4 × 4 pixels for each caption."""
+    generator = torch.Generator().manual_seed(0)
+    return [Example(torch.rand(3, 4, 4, generator=generator) * 2 - 1, (caption,)) for caption in captions]
+
+
+def subject_of(pipeline, examples=None, **options):
+    return Subject(pipeline, Given(random_examples() if examples is None else examples), **options)
+
+
+def train(pipeline, documents, steps):
+    """Fit the net to the documents, by hand."""
+    net, tokenizer = pipeline.net, pipeline.tokenizer
+    flat = [[flatten(document, tokenizer, pipeline.patches_per_image)] for document in documents]
+    batch = collate(flat, max(len(row[0].tokens) for row in flat), tokenizer.pad, pipeline.latent_shape)
+    labels = batch.labels.flatten()[batch.target_positions]
+    optimizer, generator = torch.optim.AdamW(net.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        timesteps = pipeline.noise.draw_timesteps(batch.max_timesteps, generator)
+        noise = torch.randn(batch.images.shape, generator=generator)
+        noisy = pipeline.noise.add_noise(batch.images, noise, timesteps)
+        layout = batch.tokens, batch.positions, batch.document_ids, batch.image_ids
+        output = net(*layout, noisy, timesteps, batch.target_positions)
+        target = pipeline.noise.target(batch.images, noise, timesteps)
+        loss = transfusion_loss(output.logits, labels, output.image_prediction, target, 5.0).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return pipeline
