@@ -70,8 +70,9 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
         else:
             (words if filled is None else filled).append(word)
     for option, parts in lists.items():
-        text = element_type(hints[option]) is str
-        words.append(f"--{option}={json.dumps(parts) if text else f'[{", ".join(parts).strip("[]")}]'}")
+        text = element_type(hints[option]) is str  # which may hold anything; numbers and names need no quotes
+        value = json.dumps(parts) if text else f"[{', '.join(parts).strip('[]')}]"
+        words.append(f"--{option}={value}")
     return words
 
 

@@ -30,7 +30,7 @@ set_parsing_settings(
     # YAML names classes; it must not name what runs commands.
     import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
 )
-OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,0 +1,39 @@
+"""Measures of a trained model. Each metric is named by its short class name, in YAML and on the command line."""
+
+from lit_transfusion.evaluation.caption_use import CaptionUseGap
+from lit_transfusion.evaluation.captions import BLEU, CIDEr
+from lit_transfusion.evaluation.diffusion_loss import DiffusionLoss
+from lit_transfusion.evaluation.features import EfficientNetLite0, Inception
+from lit_transfusion.evaluation.metric import Metric
+from lit_transfusion.evaluation.perplexity import Perplexity
+from lit_transfusion.evaluation.pictures import FID, KID
+from lit_transfusion.evaluation.ranked_captions import RankedCaptions
+
+
+def default_metrics() -> list[Metric]:
+    """Those that download nothing."""
+    return [
+        Perplexity(),
+        DiffusionLoss(),
+        CaptionUseGap(),
+        RankedCaptions(),
+        CIDEr(),
+        BLEU(),
+        KID(EfficientNetLite0()),
+    ]
+
+
+__all__ = [
+    "BLEU",
+    "FID",
+    "KID",
+    "CIDEr",
+    "CaptionUseGap",
+    "DiffusionLoss",
+    "EfficientNetLite0",
+    "Inception",
+    "Metric",
+    "Perplexity",
+    "RankedCaptions",
+    "default_metrics",
+]

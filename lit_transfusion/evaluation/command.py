@@ -1,6 +1,7 @@
 """`evaluate`: from a checkpoint to the numbers of a table."""
 
 import json
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.table import Table
 from lit_transfusion.composition import read
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation import DEFAULT
+from lit_transfusion.evaluation import default_metrics
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import save, to_pil
@@ -58,13 +59,14 @@ def evaluate(
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
     began = time.monotonic()
+    logging.getLogger("lit_transfusion.model").setLevel(logging.WARNING)  # each length of a prompt has its own backend
     settings = Sampling(sampler, num_inference_steps, check_scales(guidance_scale)[0], seed=seed)
     for name, number, least in (("num_examples", num_examples, 2), ("batch_size", batch_size, 1)):
         if number < least:
             raise InputError(f"{name} {number} is less than {least}")
     pipeline = open_pipeline(ckpt, device, ema)
     source = source_of(Path(data) if data else config_beside(ckpt), pipeline.image_size)
-    metrics = [metric() for metric in DEFAULT] if metrics is None else metrics
+    metrics = default_metrics() if metrics is None else metrics
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -83,7 +85,7 @@ def evaluate(
         "skipped": skipped,
         "seconds": round(time.monotonic() - began, 1),
     }
-    Console().print(table_of(by_scale, skipped, f"{ckpt}, {len(subject.examples)} examples"))
+    Console().print(table_of(by_scale, f"{ckpt}, {len(subject.examples)} examples"))
     for name, reason in skipped.items():
         print(f"{name} was left out: {reason}")
     if output is not None:
@@ -111,8 +113,9 @@ def measure(
             add(metric, subject, once)
     by_scale = {}
     for scale in scales:
-        # The first is the subject itself, whose pictures are kept.
-        judged = subject if scale == scales[0] else replace(subject, sampling=replace(subject.sampling, guidance_scale=scale))
+        judged = subject  # has the first scale; its pictures are kept
+        if scale != scales[0]:
+            judged = replace(subject, sampling=replace(subject.sampling, guidance_scale=scale))
         by_scale[scale] = dict(once)
         for metric in metrics:
             if metric.samples:
@@ -120,7 +123,7 @@ def measure(
     return by_scale, skipped
 
 
-def table_of(by_scale: dict[float, Columns], skipped: dict[str, str], title: str) -> Table:
+def table_of(by_scale: dict[float, Columns], title: str) -> Table:
     many = len(by_scale) > 1
     table = Table("", *(f"guidance {scale:g}" for scale in by_scale), title=title, show_header=many)
     for column in next(iter(by_scale.values())):
@@ -149,7 +152,9 @@ def config_beside(ckpt: str) -> Path:
     """config.yaml of the run that wrote a checkpoint: RUN/checkpoints/NAME.ckpt → RUN/config.yaml."""
     path = Path(ckpt).absolute().parent.parent / "config.yaml"
     if not path.is_file():
-        raise InputError(f"{ckpt} is not in a run's folder, so what to judge it on is not known: give --data CONFIG.yaml")
+        raise InputError(
+            f"{ckpt} is not in a run's folder, so what to judge it on is not known: give --data CONFIG.yaml"
+        )
     return path
 
 
@@ -168,5 +173,7 @@ def source_of(path: Path, image_size: int) -> Source:
     except ArgumentError as error:
         raise InputError(f"{path}, data.source: {error}") from None
     if source.images_per_example > 1:
-        raise InputError(f"{path}: {type(source).__name__} yields edits, and captioned pictures are needed; see score_edits")
+        raise InputError(
+            f"{path}: {type(source).__name__} yields edits, and captioned pictures are needed; see score_edits"
+        )
     return source

@@ -82,7 +82,9 @@ def ablate(
     print(write_report(study, plans, outcomes, circumstances(sys.argv[1:], seconds), folder / "report"))
     failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
-        raise InputError(f"{failed} of {len(outcomes)} runs failed; the report says why. Started again, they are tried again")
+        raise InputError(
+            f"{failed} of {len(outcomes)} runs failed; the report says why. Started again, they are tried again"
+        )
     print(f"Curves of all arms: tensorboard --logdir {folder}")
 
 

@@ -53,8 +53,11 @@ def circumstances(argv: Sequence[str], seconds: float) -> Circumstances:
 def processor() -> str:
     """The processor's name where Linux tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.is_file() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return names[0] if names else platform.machine()
 
 
@@ -78,19 +81,26 @@ def write_report(
     sections = [
         f"# {study.name}: {study.question}",
         str(made),
-        f"{len(jobs) - len(failed)} of {len(jobs)} runs, mean ± standard deviation over seeds. All arms of a seed start "
-        "from the same random numbers and see the same order of examples. ↑ more is better, ↓ less is better.",
+        f"{len(jobs) - len(failed)} of {len(jobs)} runs, mean ± standard deviation over seeds. All arms of a seed "
+        "start from the same random numbers and see the same order of examples. ↑ more is better, ↓ less is better.",
         *(["## Findings", findings_table(study, jobs)] if study.asked.claims else []),
         "## Results",
         results_table(study, jobs),
         "## Cost",
         cost_table(plans),
         "## Curves",
-        "Held-out losses, by the positions trained on and by the operations spent on them (the least that the arm needs, "
-        "forward and backward). A line for each seed.",
+        "Held-out losses, by the positions trained on and by the operations spent on them (the least that the arm "
+        "needs, forward and backward). A line for each seed.",
         "![Losses by tokens and by FLOPs](curves.png)",
-        *(["## Samples", f"Seed {jobs[0].seed}: the same prompts and the same noise for each arm.", "![Samples](samples.png)"]
-          if pictures else []),
+        *(
+            [
+                "## Samples",
+                f"Seed {jobs[0].seed}: the same prompts and the same noise for each arm.",
+                "![Samples](samples.png)",
+            ]
+            if pictures
+            else []
+        ),
         *left_out(failed, skipped_of(jobs)),
     ]
     path = folder / "README.md"
@@ -134,9 +144,13 @@ def results_table(study: Study, jobs: Sequence[Job]) -> str:
         rows.append([arm, *ours, *theirs])
     # Long tables are read down a page, not across it.
     turned = [list(row) for row in zip(*rows, strict=True)] if len(head) > 2 + len(results) else rows
-    note = "" if not paper else (
-        f"\n\nThe paper's numbers (Table {study.asked.table}) are of other data and of models a thousand times as large: "
-        "compare the order of the arms."
+    note = (
+        ""
+        if not paper
+        else (
+            f"\n\nThe paper's numbers (Table {study.asked.table}) are of other data and of models some thousand times "
+            "as large: compare the order of the arms."
+        )
     )
     return markdown(turned) + note
 
@@ -150,14 +164,16 @@ def spread(values: Sequence[float]) -> str:
 def cost_table(plans: Sequence[ArmPlan]) -> str:
     rows = [["arm", "parameters", "of them patcher", "steps", "tokens", "FLOPs"]]
     for one in plans:
-        rows.append([
-            one.arm,
-            f"{one.parameters / 1e6:.2f}M",
-            f"{one.patcher_parameters / 1e6:.2f}M",
-            f"{one.max_steps:,}",
-            f"{one.tokens * one.max_steps / 1e6:.2f}M",
-            f"{one.flops * one.max_steps:.2e}",
-        ])
+        rows.append(
+            [
+                one.arm,
+                f"{one.parameters / 1e6:.2f}M",
+                f"{one.patcher_parameters / 1e6:.2f}M",
+                f"{one.max_steps:,}",
+                f"{one.tokens * one.max_steps / 1e6:.2f}M",
+                f"{one.flops * one.max_steps:.2e}",
+            ]
+        )
     return markdown(rows)
 
 
@@ -214,7 +230,9 @@ def samples(study: Study, jobs: Sequence[Job], path: Path) -> bool:
         pen.multiline_text((LABEL + i * (TILE + GAP), 4), wrap(prompt, font, TILE), fill=(20, 20, 20), font=font)
     for number, (arm, files) in enumerate(rows.items()):
         y = head + number * (TILE + GAP)
-        pen.multiline_text((GAP, y + TILE // 3), wrap(arm.replace("_", " "), font, LABEL - GAP), fill=(20, 20, 20), font=font)
+        pen.multiline_text(
+            (GAP, y + TILE // 3), wrap(arm.replace("_", " "), font, LABEL - GAP), fill=(20, 20, 20), font=font
+        )
         for i, file in enumerate(files):
             picture = Image.open(file)
             resample = Image.Resampling.NEAREST if picture.width < TILE else Image.Resampling.BICUBIC

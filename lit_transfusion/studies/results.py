@@ -81,9 +81,7 @@ def difference(
     """How much the first arm does better; None where no seed has both."""
     sign = -1 if study.directions[column] == "less" else 1
     seeds = [
-        seed
-        for seed in results[better]
-        if column in results[better][seed] and column in results[worse].get(seed, {})
+        seed for seed in results[better] if column in results[better][seed] and column in results[worse].get(seed, {})
     ]
     if not seeds:
         return None

@@ -1,15 +1,15 @@
 """A study, as its YAML file tells it: the arms, what is measured of them, and what the paper found.
 
-    study:
-      table: 5
-      metrics: [Perplexity, GenEvalShapes]
-      claims:
-        - {says: "…", column: geneval, better: bidirectional, worse: causal}
-      paper:
-        causal: {FID: 61.3}
-    arms:
-      causal: {model: {mask: Causal}}
-      bidirectional: {model: {mask: Bidirectional}}
+study:
+  table: 5
+  metrics: [Perplexity, GenEvalShapes]
+  claims:
+    - {says: "…", column: geneval, better: bidirectional, worse: causal}
+  paper:
+    causal: {FID: 61.3}
+arms:
+  causal: {model: {mask: Causal}}
+  bidirectional: {model: {mask: Bidirectional}}
 """
 
 from dataclasses import dataclass, field, replace
