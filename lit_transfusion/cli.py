@@ -1,5 +1,6 @@
 """The command: Lightning's subcommands on composed YAML files, and the tools that need no trainer."""
 
+import inspect
 import json
 import logging
 import sys
@@ -7,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, auto_cli
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,6 +52,21 @@ the config < the command line. `--print_config` shows the whole.
 """
 
 
+def run_tool(name: str, argv: Sequence[str]) -> None:
+    """Call a tool with what its arguments are on the command line, and in a --config file unless that is one of them."""
+    tool = TOOLS[name]
+    description = inspect.getdoc(tool).partition("\n\nArgs:")[0]
+    parser = ArgumentParser(prog=f"lit_transfusion {name}", description=description, exit_on_error=False)
+    has_config = "config" in inspect.signature(tool).parameters
+    if not has_config:
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options of this command.")
+    parser.add_function_arguments(tool, as_group=False, as_positional=False, sub_configs=True)
+    options = parser.instantiate(parser.parse_args(spell_out(tool, argv)))
+    if not has_config:
+        options.pop("config")
+    tool(**options)
+
+
 def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
     """What one writes on a command line in jsonargparse's spelling: a switch without a value is true, and an option
     for a list takes all words that follow it, and more when it is given again."""
@@ -90,13 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quieten()
     try:
         if argv[0] in TOOLS:
-            auto_cli(
-                TOOLS[argv[0]],
-                args=spell_out(TOOLS[argv[0]], argv[1:]),
-                prog=f"lit_transfusion {argv[0]}",
-                as_positional=False,
-                exit_on_error=False,
-            )
+            run_tool(argv[0], argv[1:])
             return
         commands = [*TransfusionCLI.subcommands(), *TOOLS]
         if argv[0] not in commands and not argv[0].startswith("-"):
