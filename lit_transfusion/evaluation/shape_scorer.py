@@ -4,6 +4,7 @@ The reader sees nothing but the pixels. An object is a connected patch of ink; i
 palette; its shape is the one that covers it best when drawn with the same area around the same centre of mass.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -19,6 +20,8 @@ INK = 0.4  # a pixel with more ink than this belongs to an object
 SPECK = 0.01  # an object with less ink than this, in areas of the picture, is dirt; the smallest cross has 0.03
 NEAR = 0.1  # how far an object may be from the place, and from the size, that it should have; places are 0.3 apart
 MIN_IOU = 0.6  # an object that no shape overlaps by this much is a blob; a blurred and noisy one still has 0.75
+
+Objects = Sequence[tuple[str | None, str | None]]  # (colour, shape) of each; None for what is not known
 
 
 class FoundObject(NamedTuple):
@@ -116,12 +119,13 @@ def fit_shape(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
 
 def score_pictures(images: Sequence[Tensor] | Tensor, wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
     """How many pictures (N, 3, S, S) in [-1, 1] show just one object, and of the wanted (colour, shape)."""
-    return score([[(found.colour, found.shape) for found in read_picture(image)] for image in images], wanted)
+    found = [[(one.colour, one.shape) for one in read_picture(image)] for image in images]
+    return score(found, [[pair] for pair in wanted])
 
 
 def score_captions(captions: Sequence[str], wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
     """How many captions name just one object, and of the wanted (colour, shape)."""
-    return score([parse_caption(caption) for caption in captions], wanted)
+    return score([parse_caption(caption) for caption in captions], [[pair] for pair in wanted])
 
 
 def shows(found: Sequence[FoundObject], wanted: DrawnObject) -> bool:
@@ -144,14 +148,17 @@ def score_edited(images: Sequence[Tensor] | Tensor, edits: Sequence[ShapeEdit]) 
     return scores
 
 
-def score(
-    objects: Sequence[Sequence[tuple[str | None, str | None]]], wanted: Sequence[tuple[str, str]]
-) -> ColourShapeScore:
-    """Compares the objects in each of N pictures or captions, N > 0, with the one that was wanted."""
+def score(objects: Sequence[Objects], wanted: Sequence[Objects]) -> ColourShapeScore:
+    """How many of N pictures or captions, N > 0, have the objects that were wanted and no others, in any order.
+
+    Colours and shapes are also compared by themselves: "a red circle and a blue square" has the right colours and the
+    right shapes where a blue circle and a red square were wanted, and both is wrong.
+    """
     if len(objects) != len(wanted) or not wanted:
         raise ValueError(f"{len(objects)} answers to {len(wanted)} questions cannot be scored")
-    answers = [found[0] if len(found) == 1 else (None, None) for found in objects]
-    colour_right = sum(answer[0] == colour for answer, (colour, _) in zip(answers, wanted, strict=True))
-    shape_right = sum(answer[1] == shape for answer, (_, shape) in zip(answers, wanted, strict=True))
-    both_right = sum(answer == tuple(pair) for answer, pair in zip(answers, wanted, strict=True))
-    return ColourShapeScore(colour_right / len(wanted), shape_right / len(wanted), both_right / len(wanted))
+    right = Counter()
+    for answer, truth in zip(objects, wanted, strict=True):
+        right["colour"] += Counter(colour for colour, _ in answer) == Counter(colour for colour, _ in truth)
+        right["shape"] += Counter(shape for _, shape in answer) == Counter(shape for _, shape in truth)
+        right["both"] += Counter(answer) == Counter(map(tuple, truth))
+    return ColourShapeScore(*(right[name] / len(wanted) for name in ColourShapeScore._fields))

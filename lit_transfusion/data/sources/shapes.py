@@ -64,6 +64,7 @@ class Shapes(Source):
             )
         self.num_examples = num_examples
         self.num_val_examples = num_val_examples
+        self.scenes = scenes
         self.seed = seed
         self.part: Literal["train", "val"] = "train"
 
