@@ -4,10 +4,12 @@ from lit_transfusion.evaluation.caption_use import CaptionUseGap
 from lit_transfusion.evaluation.captions import BLEU, CIDEr
 from lit_transfusion.evaluation.diffusion_loss import DiffusionLoss
 from lit_transfusion.evaluation.features import EfficientNetLite0, Inception
+from lit_transfusion.evaluation.geneval_shapes import GenEvalShapes
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.evaluation.perplexity import Perplexity
 from lit_transfusion.evaluation.pictures import FID, KID
 from lit_transfusion.evaluation.ranked_captions import RankedCaptions
+from lit_transfusion.evaluation.shape_captions import ShapeCaptions
 
 
 def default_metrics() -> list[Metric]:
@@ -20,6 +22,8 @@ def default_metrics() -> list[Metric]:
         CIDEr(),
         BLEU(),
         KID(EfficientNetLite0()),
+        GenEvalShapes(),
+        ShapeCaptions(),
     ]
 
 
@@ -31,9 +35,11 @@ __all__ = [
     "CaptionUseGap",
     "DiffusionLoss",
     "EfficientNetLite0",
+    "GenEvalShapes",
     "Inception",
     "Metric",
     "Perplexity",
     "RankedCaptions",
+    "ShapeCaptions",
     "default_metrics",
 ]

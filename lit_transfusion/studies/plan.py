@@ -107,7 +107,7 @@ def time_step(model: LitTransfusion, batch: PackedBatch) -> float:
         began = time.perf_counter()
         terms, _ = model.losses(model.net, batch, torch.Generator(device).manual_seed(0))
         terms.total.backward()
-        float(terms.total)  # waits for a GPU
+        terms.total.item()  # waits for a GPU
         times.append(time.perf_counter() - began)
         model.zero_grad()
     return statistics.median(times[1:])
