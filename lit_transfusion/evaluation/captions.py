@@ -19,9 +19,9 @@ class CIDEr(Metric):
 
     It is what the paper reports (4.1 and Table 3), the CIDEr-D of COCO: the cosine between the n-grams of both, n = 1
     to 4, each weighted by how few of the pictures have it in their captions, times 10. So it is 0 for nothing in common
-    and 10 where each picture has one caption and gets it word for word; papers print 100 times this number. The weights
-    come from the captions of the very set that is judged: other pictures, or another number of them, give other
-    figures.
+    and 10 where each picture has one caption, of four words at least, and gets it word for word; papers print 100 times
+    this number. The weights come from the captions of the very set that is judged: other pictures, or another number of
+    them, give other figures.
     """
 
     columns: ClassVar[dict[str, str]] = {"cider": "more"}
