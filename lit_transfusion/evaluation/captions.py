@@ -15,12 +15,13 @@ WORD = re.compile(r"\w+(?:-\w+)*|'\w+")  # the 's of a man's is a word, as it is
 
 
 class CIDEr(Metric):
-    """How near a caption written for each picture is to all of its captions (Vedantam et al., 2015; paper, Table 3).
+    """How near a caption written for each picture is to all of its captions (Vedantam et al., 2015).
 
-    It is the CIDEr-D of COCO: the cosine between the n-grams of both, n = 1 to 4, each weighted by how few of the
-    pictures have it in their captions, times 10. So it is 0 for nothing in common and 10 where each picture has one
-    caption and gets it word for word; papers print 100 times this number. The weights come from the captions of the
-    very set that is judged: other pictures, or another number of them, give other figures.
+    It is what the paper reports (4.1 and Table 3), the CIDEr-D of COCO: the cosine between the n-grams of both, n = 1
+    to 4, each weighted by how few of the pictures have it in their captions, times 10. So it is 0 for nothing in common
+    and 10 where each picture has one caption, of four words at least, and gets it word for word; papers print 100 times
+    this number. The weights come from the captions of the very set that is judged: other pictures, or another number of
+    them, give other figures.
     """
 
     columns: ClassVar[dict[str, str]] = {"cider": "more"}

@@ -10,7 +10,7 @@ from lit_transfusion.evaluation.metric import Metric, Subject
 
 
 class FID(Metric):
-    """The Fréchet distance between drawn and held-out pictures (Heusel et al., 2017; paper, Tables 3 and 4).
+    """The Fréchet distance between drawn and held-out pictures (Heusel et al., 2017; paper, 4.1 and Table 3).
 
     Both sets of features are taken for normal distributions, whose distance is |μ − μ'|² + tr(Σ + Σ' − 2 √(Σ Σ')).
     It is 0 for equal sets. With no more pictures than features (2048 of Inception) Σ is mostly missing and the distance

@@ -1,0 +1,40 @@
+"""How often a model begins an image of its own accord."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.metric import Metric, Subject
+from lit_transfusion.generation.generated import StopReason
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.sampler import generate
+
+
+class ImageShare(Metric):
+    """The share of the prompts, in [0, 1], after which the model itself begins an image.
+
+    It may write text first, fewer than `max_new_tokens` tokens.
+    Other metrics make it begin one, whatever it would write; this one tells whether that was needed. Nothing is drawn.
+
+    Args:
+        max_new_tokens: Text tokens after which it is taken to begin none.
+    """
+
+    columns: ClassVar[dict[str, str]] = {"image_share": "more"}
+
+    def __init__(self, max_new_tokens: int = 64) -> None:
+        if max_new_tokens < 1:
+            raise InputError(f"ImageShare: max_new_tokens {max_new_tokens} leaves no room to begin an image")
+        self.max_new_tokens = max_new_tokens
+
+    def __call__(self, subject: Subject) -> dict[str, float]:
+        # With room for no image a sample ends where it would begin one.
+        sampling = replace(subject.sampling, max_images=0, max_new_tokens=self.max_new_tokens, guidance_scale=1.0)
+        begun = 0
+        for rows in subject.batches(len(subject.prompts)):
+            subject.on_progress("waiting for images", rows.start, len(subject.prompts))
+            prompts = [prompt_document(subject.pipeline, subject.prompts[i]) for i in rows]
+            seeds = [subject.sampling.seed + i for i in rows]
+            samples = generate(subject.pipeline, prompts, sampling, seeds=seeds)
+            begun += sum(sample.stop_reason is StopReason.IMAGE_LIMIT for sample in samples)
+        return {"image_share": begun / len(subject.prompts)}
