@@ -53,7 +53,7 @@ the config < the command line. `--print_config` shows the whole.
 
 
 def run_tool(name: str, argv: Sequence[str]) -> None:
-    """Call a tool with what its arguments are on the command line, and in a --config file unless that is one of them."""
+    """Call a tool with what stands on the command line, and in a --config file unless that is an option of its own."""
     tool = TOOLS[name]
     description = inspect.getdoc(tool).partition("\n\nArgs:")[0]
     parser = ArgumentParser(prog=f"lit_transfusion {name}", description=description, exit_on_error=False)

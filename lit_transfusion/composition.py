@@ -55,6 +55,16 @@ def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, d
     return [*parts, (str(path), content)], arms
 
 
+def study_section(path: Path) -> dict[str, Any]:
+    """What a file, and the files that it builds on, say of the study that its arms make."""
+    content = read(path)
+    bases = content.get("base", [])
+    section: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        section |= study_section(path.parent / base)
+    return section | (content.get("study") or {})
+
+
 def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config file {path} not found")

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lit_transfusion.composition import collect, read
+from lit_transfusion.composition import collect, study_section
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric
 
@@ -118,11 +118,11 @@ def read_study(path: str | Path) -> Study:
         InputError: There is no such file, it has no arms or no `study` section, or one that names what there is not.
     """
     path = Path(path)
-    section = read(path).get("study")
     _, arms = collect(path)
+    section = study_section(path)
     if not arms:
         raise InputError(f"{path} is not a study: it has no `arms`")
-    if not isinstance(section, dict):
+    if not section:
         raise InputError(f"{path} has no `study` section, which says what to measure of the arms (`metrics: [...]`)")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Questions, "study")
