@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.command import evaluate
 from lit_transfusion.evaluation.edit_test import score_edits
+from lit_transfusion.evaluation.rank_choices import rank_choices
 from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
@@ -30,6 +31,7 @@ TOOLS = {  # need no trainer
     "playground": playground,
     "score_shapes": score_shapes,
     "score_edits": score_edits,
+    "rank_choices": rank_choices,
 }
 
 DESCRIPTION = """\
@@ -44,6 +46,7 @@ Transfusion: one Transformer that writes text and draws images.
   ablate     a study: arms x seeds, and its report   ablate --config configs/ablate_mask.yaml --dry_run
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
+  rank_choices   text with choices, by lm-eval          rank_choices --ckpt runs/NAME/checkpoints/last.ckpt
   playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
 

@@ -130,11 +130,10 @@ def batches(
             f"{len(noised.timesteps)} timesteps and noise for {len(noised.noise)} images, of which there are "
             f"{first_image[-1]}"
         )
-    tile = FLEX_BLOCK if pipeline.net.attention == "flex" else 1  # which needs whole tiles
     order = sorted(range(len(flat)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        length = -(-lengths[places[-1]] // tile) * tile
+        length = row_length(lengths[places[-1]], pipeline.net.attention)
         rows = [[flat[place]] for place in places]
         batch = collate(rows, length, pipeline.tokenizer.pad, pipeline.latent_shape)
         batch = PackedBatch(*(column.to(device) for column in batch))
@@ -146,6 +145,12 @@ def batches(
             timesteps = noised.timesteps[numbers].to(device)
             images = pipeline.noise.add_noise(batch.images, noised.noise[numbers].to(device), timesteps)
         yield places, batch, images, timesteps, numbers
+
+
+def row_length(longest: int, attention: str) -> int:
+    """Rounded up, so that rows come in few lengths; where FlexAttention is or may be chosen, to whole tiles of its."""
+    tile = FLEX_BLOCK if attention == "flex" or longest > 512 else 16
+    return -(-longest // tile) * tile
 
 
 def predict(

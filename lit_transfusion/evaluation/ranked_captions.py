@@ -15,9 +15,9 @@ class RankedCaptions(Metric):
 
     The choices are a caption of the picture and captions of other pictures, none of them one of its own, word for
     word; one that is true of it all the same makes the question unfair, for every model alike. Each is read after BOS
-    and the clean image. As in lm-eval, `ranked_captions` compares log-likelihoods for each byte of the text, lest short
-    captions win, and `ranked_captions_unnormalised` compares them as they are. Where several are equally likely, the
-    picture counts for one over their number.
+    and the clean image. `ranked_captions` compares log-likelihoods for each byte of the text, as `acc_bytes` of lm-eval
+    does, lest short captions win; `ranked_captions_unnormalised` compares them as they are, as its `acc` does. Where
+    several are equally likely, the picture counts for one over their number.
 
     Args:
         num_choices: Captions to choose from, at least 2.

@@ -205,7 +205,7 @@ def test_latents_are_the_same_each_time_where_the_codec_draws_them(pipeline):
 
 @pytest.mark.filterwarnings("ignore")
 def test_rows_fit_the_tiles_of_flex(pipeline):
-    documents = mixed_documents(pipeline.tokenizer)[:3]
+    documents = mixed_documents(pipeline.tokenizer)[1:2]
     expected = text_likelihoods(pipeline, documents)
     pipeline.net.attention = "flex"
     found = text_likelihoods(pipeline, documents)

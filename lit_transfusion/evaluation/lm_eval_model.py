@@ -1,0 +1,149 @@
+"""A Transfusion model as lm-eval sees language models, so that all of its tasks can be run on one."""
+
+from collections import defaultdict
+from typing import Any
+
+from lit_transfusion.data.document import Document, TextSegment
+from lit_transfusion.data.recipe import null_prompt
+from lit_transfusion.evaluation.likelihood import text_likelihoods
+from lit_transfusion.evaluation.metric import OnProgress, silent
+from lit_transfusion.generation.command import open_pipeline
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.sampler import Images, generate
+from lit_transfusion.generation.settings import Sampling
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError:  # the extra lm-eval, without which nobody makes a TransfusionLM
+    TemplateLM = object
+
+    def register_model(name: str):
+        return lambda cls: cls
+
+
+@register_model("lit_transfusion")
+class TransfusionLM(TemplateLM):
+    """Reads and writes text alone: each text begins with BOS, as in training, and images are neither shown nor drawn.
+
+    What does not fit into the positions that the model was trained on is cut off at the left, BOS aside.
+
+    Args:
+        pretrained: The model, or its checkpoint, exported folder, or name on the Hugging Face hub.
+        batch_size: Texts at once.
+        device: Where to put a model that is opened here; null takes a GPU if there is one.
+        on_progress: Told how far the reading is.
+    """
+
+    def __init__(
+        self,
+        pretrained: Pipeline | str,
+        batch_size: int = 64,
+        device: str | None = None,
+        on_progress: OnProgress = silent,
+    ) -> None:
+        super().__init__()
+        self.pipeline = open_pipeline(pretrained, device) if isinstance(pretrained, str) else pretrained
+        self.batch_size = int(batch_size)
+        self.on_progress = on_progress
+        self._device = self.pipeline.net.head.weight.device
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.pipeline.tokenizer.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.pipeline.tokenizer.bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The token ids of a text, after BOS unless `add_special_tokens` is false."""
+        tokens = list(self.pipeline.tokenizer.encode(string))
+        return tokens if add_special_tokens is False else [self.prefix_token_id, *tokens]
+
+    def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Of each continuation after its context: its log-probability in nats, and whether greedy decoding writes it.
+
+        The two are encoded as one text, which is then cut where the tokens of the context end.
+        """
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: list, **_: Any) -> list[tuple[float, bool]]:
+        found = self._likelihoods([(context, continuation) for _, context, continuation in requests])
+        return [(likelihood.log_probability, likelihood.is_greedy) for likelihood in found]
+
+    def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = True) -> list[float]:
+        """Of a whole text, in windows with one token of context where it is longer than what the model can read."""
+        longest = self.pipeline.sequence_length
+        pairs, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            size = max(len(tokens), 1) if longest is None else longest - 2  # BOS and the token of context
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, size, context_len=1):
+                pairs.append(make_disjoint_window(window))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for number, likelihood in zip(owners, self._likelihoods(pairs), strict=True):
+            totals[number] += likelihood.log_probability
+        return totals
+
+    def generate_until(self, requests: list, disable_tqdm: bool = True) -> list[str]:
+        """What the model writes after each context until EOS, one of the `until` texts, or `max_gen_toks` tokens."""
+        written, groups = [""] * len(requests), defaultdict(list)
+        for number, request in enumerate(requests):
+            context, options = request.args
+            groups[sampling_of(options, self.pipeline.sequence_length)].append((number, context, stops_of(options)))
+        for sampling, group in groups.items():
+            for start in range(0, len(group), self.batch_size):
+                batch = group[start : start + self.batch_size]
+                prompts = [self._cut(self.tok_encode(context), sampling.max_new_tokens) for _, context, _ in batch]
+                documents = [Document((TextSegment(tuple(tokens)),)) for tokens in prompts]
+                seeds = range(start, start + len(batch))
+                samples = generate(self.pipeline, documents, sampling, images=Images.NEVER, seeds=seeds)
+                for (number, _, stops), tokens, sample in zip(batch, prompts, samples, strict=True):
+                    written[number] = cut_at(self._continuation(tokens, list(sample.token_ids)), stops)
+        return written
+
+    def _likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list:
+        """Of the second of each pair of token lists, after the first."""
+        documents = []
+        for context, continuation in pairs:
+            context = self._cut(context, room=len(continuation))[1:]
+            segments = (TextSegment(tuple(context), learn=False), TextSegment(tuple(continuation)))
+            documents.append(Document((null_prompt(self.pipeline.tokenizer), *segments)))
+        return text_likelihoods(self.pipeline, documents, self.batch_size, on_progress=self.on_progress)
+
+    def _cut(self, tokens: list[int], room: int) -> list[int]:
+        """BOS and the last of the tokens that leave this much room."""
+        tokens = tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
+        longest = self.pipeline.sequence_length
+        kept = tokens if longest is None else tokens[max(0, len(tokens) - max(0, longest - 1 - room)) :]
+        return [self.prefix_token_id, *kept]
+
+    def _continuation(self, context: list[int], added: list[int]) -> str:
+        """The text of the added tokens, with the space that may stand before it."""
+        decode = self.pipeline.tokenizer.decode
+        return decode(context + added).removeprefix(decode(context))
+
+
+def sampling_of(options: dict[str, Any], longest: int | None) -> Sampling:
+    """lm-eval's options for writing, as far as they have a meaning here; at most half of the positions are written."""
+    max_new_tokens = int(options.get("max_gen_toks", 256))
+    return Sampling(
+        temperature=float(options.get("temperature", 1.0)) if options.get("do_sample", False) else 0.0,
+        top_k=options.get("top_k"),
+        top_p=float(options.get("top_p", 1.0)),
+        max_new_tokens=max_new_tokens if longest is None else min(max_new_tokens, longest // 2),
+    )
+
+
+def stops_of(options: dict[str, Any]) -> list[str]:
+    """The texts at which lm-eval ends what is written."""
+    stops = options.get("until") or []
+    return [stops] if isinstance(stops, str) else list(stops)
+
+
+def cut_at(text: str, stops: list[str]) -> str:
+    """What stands before the first of the stops."""
+    return text[: min([text.find(stop) for stop in stops if stop and stop in text], default=len(text))]

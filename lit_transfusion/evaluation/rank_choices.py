@@ -1,0 +1,52 @@
+"""`rank_choices`: how often a checkpoint finds the right ending of a text the likeliest, on tasks of lm-eval."""
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.metric import Unavailable
+from lit_transfusion.evaluation.ranked_classification import LLAMA_SUITE, RankedClassification
+from lit_transfusion.generation.command import open_pipeline
+
+
+def rank_choices(
+    ckpt: str,
+    task: list[str] | None = None,
+    include_path: str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+) -> None:
+    """Read the endings that tasks offer, and count how often the right one is the likeliest. No picture is involved.
+
+    Args:
+        ckpt: Checkpoint of a run, or what was exported from one.
+        task: A task of lm-eval, of `include_path`, or our own `shape_language`, which needs no network. May be given
+            several times; null takes the commonsense tasks of Llama's suite (paper, 4.1), with data from the hub.
+        include_path: Folder with YAML files of more tasks.
+        limit: Questions of each task at most; null for all.
+        num_fewshot: Questions shown with their answers before each; null for what the task says, or none.
+        batch_size: Texts at once.
+        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size} is less than 1")
+    metric = RankedClassification(tuple(task or LLAMA_SUITE), include_path, limit, num_fewshot)
+    pipeline = open_pipeline(ckpt, device)
+    console = Console(stderr=True)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("reading", total=None)
+            found = metric.accuracies(
+                pipeline, batch_size, lambda doing, done, total: progress.update(bar, completed=done, total=total)
+            )
+    except Unavailable as error:
+        raise InputError(str(error)) from None
+    table = Table("task", "accuracy")
+    for name, accuracy in found.items():
+        table.add_row(name, f"{100 * accuracy:.1f} %")
+    table.add_section()
+    table.add_row("mean", f"{100 * sum(found.values()) / len(found):.1f} %")
+    Console().print(table)
