@@ -2,13 +2,17 @@
 
 from lit_transfusion.evaluation.caption_use import CaptionUseGap
 from lit_transfusion.evaluation.captions import BLEU, CIDEr
+from lit_transfusion.evaluation.clip_score import CLIPScore
 from lit_transfusion.evaluation.diffusion_loss import DiffusionLoss
 from lit_transfusion.evaluation.features import EfficientNetLite0, Inception
 from lit_transfusion.evaluation.geneval_shapes import GenEvalShapes
+from lit_transfusion.evaluation.image_share import ImageShare
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.evaluation.perplexity import Perplexity
 from lit_transfusion.evaluation.pictures import FID, KID
 from lit_transfusion.evaluation.ranked_captions import RankedCaptions
+from lit_transfusion.evaluation.ranked_classification import RankedClassification
+from lit_transfusion.evaluation.recaption import RecaptionConsistency
 from lit_transfusion.evaluation.shape_captions import ShapeCaptions
 
 
@@ -21,6 +25,8 @@ def default_metrics() -> list[Metric]:
         RankedCaptions(),
         CIDEr(),
         BLEU(),
+        RecaptionConsistency(),
+        ImageShare(),
         KID(EfficientNetLite0()),
         GenEvalShapes(),
         ShapeCaptions(),
@@ -32,14 +38,18 @@ __all__ = [
     "FID",
     "KID",
     "CIDEr",
+    "CLIPScore",
     "CaptionUseGap",
     "DiffusionLoss",
     "EfficientNetLite0",
     "GenEvalShapes",
+    "ImageShare",
     "Inception",
     "Metric",
     "Perplexity",
     "RankedCaptions",
+    "RankedClassification",
+    "RecaptionConsistency",
     "ShapeCaptions",
     "default_metrics",
 ]
