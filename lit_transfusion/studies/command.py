@@ -42,12 +42,12 @@ def ablate(
         cluster_options: Of submitit's executor: {slurm_partition: …, gpus_per_node: 8, timeout_min: 1440}.
     """
     try:
-        from lit_transfusion.studies.report import circumstances, write_report
+        from lit_transfusion.studies.report import circumstances, code_version, write_report
         from lit_transfusion.studies.results import write_tensorboard
     except ImportError as error:
         raise InputError(f'ablate needs {error.name}: pip install -e ".[evaluation]"') from None
     from lit_transfusion.studies.plan import plan, table_of
-    from lit_transfusion.studies.runner import make_jobs, run_here
+    from lit_transfusion.studies.runner import make_jobs, read_json, run_here
     from lit_transfusion.studies.study import read_study
 
     for name, number in (("seeds", seeds), ("parallel", parallel)):
@@ -63,6 +63,7 @@ def ablate(
     folder = Path(output or f"runs/{study.name}")
     jobs = make_jobs(study, plans, override or [], seeds, folder)
 
+    todo = any(not job.evaluated for job in jobs)
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -73,13 +74,13 @@ def ablate(
         else:
             outcomes = run_here(jobs, parallel, max(1, (os.cpu_count() or 1) // parallel))
     finally:
-        seconds = remember_time(folder, time.monotonic() - began)
+        spent = remember(folder, time.monotonic() - began, code_version()) if todo else read_json(folder / "time.json")
     changes = collect(study.path)[1]
     for outcome in outcomes:
         if outcome.error is None:
             write_tensorboard(outcome.job, changes[outcome.job.arm])
     outcomes.sort(key=lambda outcome: jobs.index(outcome.job))
-    print(write_report(study, plans, outcomes, circumstances(sys.argv[1:], seconds), folder / "report"))
+    print(write_report(study, plans, outcomes, circumstances(sys.argv[1:], spent), folder / "report"))
     failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         raise InputError(
@@ -88,10 +89,12 @@ def ablate(
     print(f"Curves of all arms: tensorboard --logdir {folder}")
 
 
-def remember_time(folder: Path, seconds: float) -> float:
-    """Add the time of this start to that of earlier ones; returns the sum."""
+def remember(folder: Path, seconds: float, commit: str) -> dict[str, Any]:
+    """Add the time of this start to that of earlier ones, and its commit to theirs; returns both."""
     path = folder / "time.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    known = read_json(path) or {"seconds": 0.0, "commits": []}
+    known["seconds"] = round(known["seconds"] + seconds, 1)
+    known["commits"] = list(dict.fromkeys([*known["commits"], commit]))
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seconds": round(earlier + seconds, 1)}) + "\n", encoding="utf-8")
-    return earlier + seconds
+    path.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    return known

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -34,20 +34,20 @@ class Circumstances(NamedTuple):
     """What a reader must know to judge or to repeat the study."""
 
     command: str
-    commit: str
+    commits: list[str]  # of all starts
     hardware: str
     seconds: float  # of all starts together
 
     def __str__(self) -> str:
-        return f"`{self.command}` at {self.commit}, on {self.hardware}, in {clock(self.seconds)}."
+        return f"`{self.command}` at {', '.join(self.commits)}, on {self.hardware}, in {clock(self.seconds)}."
 
 
-def circumstances(argv: Sequence[str], seconds: float) -> Circumstances:
+def circumstances(argv: Sequence[str], spent: dict[str, Any]) -> Circumstances:
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
         hardware = f"{torch.multiprocessing.cpu_count()} CPU cores ({processor()})"
-    return Circumstances(f"lit-transfusion {shlex.join(argv)}", commit(), hardware, seconds)
+    return Circumstances(f"lit-transfusion {shlex.join(argv)}", spent["commits"], hardware, spent["seconds"])
 
 
 def processor() -> str:
@@ -61,8 +61,8 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def commit() -> str:
-    """Of the code that runs, or its version where it is not in a repository."""
+def code_version() -> str:
+    """The commit of the code that runs, or its version where it is not in a repository."""
     here = Path(__file__).parent
     asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     return f"commit {asked.stdout.strip()}" if asked.returncode == 0 else f"version {__version__}"
