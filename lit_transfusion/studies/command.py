@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lit_transfusion.composition import collect
 from lit_transfusion.errors import InputError
+from lit_transfusion.studies.runner import read_json
 
 
 def ablate(
@@ -47,7 +48,7 @@ def ablate(
     except ImportError as error:
         raise InputError(f'ablate needs {error.name}: pip install -e ".[evaluation]"') from None
     from lit_transfusion.studies.plan import plan, table_of
-    from lit_transfusion.studies.runner import make_jobs, read_json, run_here
+    from lit_transfusion.studies.runner import make_jobs, run_here
     from lit_transfusion.studies.study import read_study
 
     for name, number in (("seeds", seeds), ("parallel", parallel)):
