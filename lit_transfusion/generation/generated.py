@@ -1,5 +1,6 @@
 """What comes out of decoding, and how it grows."""
 
+import math
 from enum import Enum
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ class StopReason(Enum):
     END_OF_TEXT = "end of text"
     TOKEN_LIMIT = "token limit"
     IMAGE_LIMIT = "image limit"
+    LENGTH_LIMIT = "length limit"  # no position is left of those that the model was trained on
 
 
 class Generated(NamedTuple):
@@ -46,17 +48,29 @@ class Sample:
         tokenizer: Knows BOI and EOS.
         limits: How much may be written and drawn.
         at_boi: Whether an image begins right after the prompt.
+        image_length: Positions of an image with its BOI and EOI.
+        room: Positions that may follow the prompt; inf for any number.
     """
 
     def __init__(
-        self, prompt: Document, generator: torch.Generator, tokenizer: Tokenizer, limits: Sampling, at_boi: bool
+        self,
+        prompt: Document,
+        generator: torch.Generator,
+        tokenizer: Tokenizer,
+        limits: Sampling,
+        at_boi: bool,
+        image_length: int,
+        room: float = math.inf,
     ) -> None:
         self.prompt = prompt
         self.generator = generator
         self.tokenizer = tokenizer
         self.limits = limits
         self.at_boi = at_boi
+        self.image_length = image_length
+        self.room = room
         self.stop_reason = None if at_boi or limits.max_new_tokens else StopReason.TOKEN_LIMIT
+        self._take(0)
         self._segments: list[TextSegment | ImageSegment] = []
         self._text: list[int] = []  # since the last image
         self._num_tokens = self._num_images = 0
@@ -70,6 +84,8 @@ class Sample:
             self.stop_reason = StopReason.END_OF_TEXT
         elif token_id == self.tokenizer.boi and self._num_images == self.limits.max_images:
             self.stop_reason = StopReason.IMAGE_LIMIT
+        elif token_id == self.tokenizer.boi and self.room < self.image_length:
+            self.stop_reason = StopReason.LENGTH_LIMIT
         elif token_id == self.tokenizer.boi:
             self.at_boi = True
         else:
@@ -77,6 +93,7 @@ class Sample:
             self._num_tokens += 1
             if self._num_tokens == self.limits.max_new_tokens:
                 self.stop_reason = StopReason.TOKEN_LIMIT
+            self._take(1)
 
     def add_image(self, latents: Tensor) -> None:
         self._end_text()
@@ -85,6 +102,12 @@ class Sample:
         self.at_boi = False
         if self.limits.max_new_tokens == 0:  # no text may follow, and so no BOI either
             self.stop_reason = StopReason.IMAGE_LIMIT
+        self._take(self.image_length)
+
+    def _take(self, positions: int) -> None:
+        self.room -= positions
+        if self.stop_reason is None and self.room <= 0:
+            self.stop_reason = StopReason.LENGTH_LIMIT
 
     def finished(self) -> Generated:
         self._end_text()

@@ -10,6 +10,7 @@ padded to the needs of another, and denoising, by far the most of the work, is d
 are. No row sees another, so the order of work changes nothing in what comes out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
@@ -109,12 +110,12 @@ def generate(
 
     at_boi = images is Images.FORCED
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
+    rooms = check_lengths(pipeline, [*prompts, *(null_prompts or [])], at_boi)
     samples = [
-        Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi)
-        for prompt, seed in zip(prompts, seeds, strict=True)
+        Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room)
+        for prompt, seed, room in zip(prompts, seeds, rooms, strict=False)
     ]
-    check_lengths(pipeline, [*prompts, *(null_prompts or [])], at_boi)
-    room = sampling.max_new_tokens + sampling.max_images * (pipeline.patches_per_image + 2)
+    room = sampling.max_new_tokens + sampling.max_images * image_length(pipeline)
     decoder = read_prompts(pipeline, prompts, at_boi, room)
     never = [tokenizer.bos, tokenizer.eoi]  # the decoder's to put, not the model's
     if images is Images.NEVER:
@@ -133,19 +134,25 @@ def generate(
     return [sample.finished() for sample in samples]
 
 
-def check_lengths(pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool) -> None:
-    """Positions further on than any in training mean nothing to the net."""
-    longest = pipeline.sequence_length
-    if longest is None:  # not known
-        return
-    image = pipeline.patches_per_image + 2 if at_boi else 0
+def image_length(pipeline: Pipeline) -> int:
+    """Positions of an image with its BOI and EOI."""
+    return pipeline.patches_per_image + 2
+
+
+def check_lengths(pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool) -> list[float]:
+    """How many positions may follow each prompt: those further on than any in training mean nothing to the net."""
+    longest = math.inf if pipeline.sequence_length is None else pipeline.sequence_length  # None: not known
+    image = image_length(pipeline) if at_boi else 0
+    rooms = []
     for prompt in prompts:
         length = len(flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image).tokens)
+        rooms.append(longest - length)
         if length + image > longest:
             drawn = f" and the image after it {image}" if at_boi else ""
             raise InputError(
                 f"the prompt takes {length} positions{drawn}; the model was trained on no more than {longest} in all"
             )
+    return rooms
 
 
 def write_token(

@@ -355,6 +355,25 @@ def test_each_reason_to_stop_after_an_image_that_was_forced(pipeline, script, pl
     assert (kinds(sample), sample.stop_reason) == (added, stop_reason)
 
 
+@pytest.mark.parametrize(
+    ("plan", "room", "added", "stop_reason"),
+    [
+        ([60, 61, 62], 2, [(60, 61)], StopReason.LENGTH_LIMIT),
+        ([60, 61, "eos"], 3, [(60, 61)], StopReason.END_OF_TEXT),
+        ([60, "boi"], 7, [(60,), "image"], StopReason.LENGTH_LIMIT),  # an image takes 4 patches, BOI and EOI
+        ([60, "boi"], 6, [(60,)], StopReason.LENGTH_LIMIT),
+        (["boi", 60, "eos"], 8, ["image", (60,)], StopReason.END_OF_TEXT),
+        (["boi", 60, 61], 7, ["image", (60,)], StopReason.LENGTH_LIMIT),
+        ([], 0, [], StopReason.LENGTH_LIMIT),
+    ],
+)
+def test_a_sample_ends_where_the_positions_end_that_were_trained(pipeline, script, plan, room, added, stop_reason):
+    script([getattr(pipeline.tokenizer, token) if isinstance(token, str) else token for token in plan])
+    pipeline.sequence_length = 1 + len(pipeline.tokenizer.encode("two")) + room
+    sample = generate(pipeline, [prompt_document(pipeline, "two")], Sampling(num_inference_steps=1))[0]
+    assert (kinds(sample), sample.stop_reason) == (added, stop_reason)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
