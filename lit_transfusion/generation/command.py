@@ -1,6 +1,6 @@
 """`generate`: from a checkpoint to pictures and text."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lit_transfusion.data.images import read_image
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation import sampler
 from lit_transfusion.generation.gallery import Gallery, exhibit
-from lit_transfusion.generation.pictures import film
+from lit_transfusion.generation.pictures import Frames
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompt_file import Request, read_prompt_file
 from lit_transfusion.generation.prompts import prompt_document
@@ -62,7 +62,7 @@ def generate(
         sampling: How to sample; see Sampling.
     """
     settings = Sampling(**sampling)
-    check_task(prompt, prompts, image, edit, instruction, interleave)
+    check_task(prompt, prompts, image, edit, instruction, interleave, contact_sheet)
     for name, count in (("num_images", num_images), ("batch_size", batch_size)):
         if count < 1:
             raise InputError(f"{name} {count} is less than 1")
@@ -79,12 +79,12 @@ def generate(
     elif image is not None:
         images = Images.NEVER
     else:
-        images, limited = Images.FORCED, replace(settings, max_new_tokens=0, max_images=1)
+        images, limited = Images.FORCED, settings.one_image()
     # Of an edit, guidance strengthens the instruction. The picture that it is about is seen by both sides.
     null_prompt = prompt_document(pipeline, settings.negative_prompt, None if edit is None else given)
 
     orders = number_samples(requests, num_images, settings.seed)
-    exhibits, frames = [], Frames(pipeline, settings.num_inference_steps)
+    exhibits, frames = [], Frames(pipeline.codec, settings.num_inference_steps)
     gallery.open()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -128,6 +128,7 @@ def check_task(
     edit: str | None,
     instruction: str | None,
     interleave: bool,
+    contact_sheet: bool,
 ) -> None:
     """What does not go together is refused, rather than that some of it is left out in silence."""
     if (edit is None) != (instruction is None):
@@ -143,6 +144,8 @@ def check_task(
         )
     if edit is not None and len(asked) > 1:
         raise InputError(f"--edit and {next(name for name in asked if name != '--edit')} do not go together")
+    if contact_sheet and asked == ["--image"]:
+        raise InputError("--contact_sheet shows how pictures are drawn, and --image alone draws none")
     if asked == ["--prompt", "--image"]:
         raise InputError("--prompt draws and --image describes: give one of them, or add --interleave")
 
@@ -151,23 +154,6 @@ def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple
     """The number of the request and the seed of each sample."""
     firsts = [seed + i * count if request.seed is None else request.seed for i, request in enumerate(requests)]
     return [(number, first + i) for number, first in enumerate(firsts) for i in range(count)]
-
-
-class Frames:
-    """Eight moments of each denoising, evenly apart, the first and the last among them."""
-
-    def __init__(self, pipeline: Pipeline, num_inference_steps: int) -> None:
-        self.pipeline = pipeline
-        self.moments = {round(i * (num_inference_steps - 1) / 7) for i in range(8)}
-        self.columns: dict[int, list[Tensor]] = {}
-
-    def take(self, step: int, latents: Tensor) -> None:
-        if step in self.moments:
-            self.columns.setdefault(step, []).append(self.pipeline.codec.decode(latents))
-
-    def sheet(self) -> Tensor:
-        """(3, height, width), a row for each image."""
-        return film([torch.cat(pictures) for pictures in self.columns.values()])
 
 
 def open_pipeline(ckpt: str, device: str | None, ema: bool = True) -> Pipeline:

@@ -1,7 +1,6 @@
 """What `Pipeline.generate` does: pictures and texts in, pictures and texts out."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -25,7 +24,7 @@ def go_on(pipeline: Pipeline, prompt: Sequence[str | Image.Image], images: str, 
     size = pipeline.image_size
     parts = [part if isinstance(part, str) else to_unit_range(square(to_rgb(part), size)) for part in prompt]
     if begin is Images.FORCED:
-        settings = replace(settings, max_new_tokens=0, max_images=1)
+        settings = settings.one_image()
         # Guidance strengthens what the text says. Pictures are seen by both of its sides, as in training on edits.
         pictures = [part for part in parts if not isinstance(part, str)]
         null_prompts = [interleaved(pipeline, [*pictures, settings.negative_prompt or ""])]

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lit_transfusion.latents import Codec
+
 SMALLEST = 112  # side, in pixels, to which small pictures are enlarged, so that a caption has room beside them
 MARGIN = 6
 
@@ -58,6 +60,28 @@ def film(steps: Sequence[Tensor]) -> Tensor:
     scale = max(1, SMALLEST // 2 // frames.shape[-1])
     frames = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return make_grid((frames.clamp(-1, 1) + 1) / 2, nrow=len(steps), padding=1, pad_value=1.0)
+
+
+class Frames:
+    """Eight moments of each denoising, evenly apart, the first and the last among them.
+
+    Args:
+        codec: Of the latents.
+        num_inference_steps: Denoising steps.
+    """
+
+    def __init__(self, codec: Codec, num_inference_steps: int) -> None:
+        self.codec = codec
+        self.moments = {round(i * (num_inference_steps - 1) / 7) for i in range(8)}
+        self.columns: dict[int, list[Tensor]] = {}
+
+    def take(self, step: int, latents: Tensor) -> None:
+        if step in self.moments:
+            self.columns.setdefault(step, []).append(self.codec.decode(latents))
+
+    def sheet(self) -> Tensor:
+        """(3, height, width), a row for each image."""
+        return film([torch.cat(pictures) for pictures in self.columns.values()])
 
 
 def save(picture: Image.Image, path: Path) -> Path:

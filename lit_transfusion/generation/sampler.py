@@ -58,8 +58,7 @@ def draw_after(
     null_prompts: Sequence[Document] | None = None,
 ) -> Tensor:
     """One picture after each document, and nothing more: (B, 3, S, S) in [-1, 1]. See `generate`."""
-    sampling = replace(sampling, max_new_tokens=0, max_images=1)
-    generated = generate(pipeline, documents, sampling, on_step, Images.FORCED, seeds, null_prompts)
+    generated = generate(pipeline, documents, sampling.one_image(), on_step, Images.FORCED, seeds, null_prompts)
     latents = [image.latents for sample in generated for image in sample.images]
     return pipeline.codec.decode(torch.stack(latents) if latents else torch.zeros(0, *pipeline.latent_shape))
 

@@ -1,7 +1,7 @@
 """How images and text are sampled."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lit_transfusion.errors import InputError
@@ -57,6 +57,10 @@ class Sampling:
         first, last = self.guidance_interval
         if not 0 <= first <= last <= 1:
             raise InputError(f"guidance_interval {first}, {last} is not a rising pair between 0 and 1")
+
+    def one_image(self) -> "Sampling":
+        """The image that each sample is made to begin, and nothing after it."""
+        return replace(self, max_new_tokens=0, max_images=1)
 
     @property
     def guided(self) -> bool:

@@ -18,14 +18,13 @@ from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from lit_transfusion.data.document import EditExample, Example, PackedBatch
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.data.sources import Source
 from lit_transfusion.generation.editing import edit, edit_grid
-from lit_transfusion.generation.pictures import captioned_grid, film, save
+from lit_transfusion.generation.pictures import Frames, captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import Sampling, draw, write
 from lit_transfusion.model.flops import Flops, peak_bf16, visible_pairs
@@ -223,16 +222,9 @@ class ShowSamples(Show):
         prompts = self.prompts or [e.captions[i % len(e.captions)] for i, e in enumerate(held_out)]
         if not prompts:
             return {}
-        frames: list[Tensor] = []
-        last = self.sampling.num_inference_steps - 1
-        shown = {round(i * last / 7) for i in range(8)}
-
-        def keep(step: int, latents: Tensor) -> None:
-            if step in shown:
-                frames.append(pipeline.codec.decode(latents[:4]))
-
-        drawn = draw(pipeline, prompts, self.sampling, on_step=keep)
-        pictures = {"samples": captioned_grid(drawn, prompts), "denoising": to_pil_image(film(frames))}
+        frames = Frames(pipeline.codec, self.sampling.num_inference_steps)
+        drawn = draw(pipeline, prompts, self.sampling, lambda step, latents: frames.take(step, latents[:4]))
+        pictures = {"samples": captioned_grid(drawn, prompts), "denoising": to_pil_image(frames.sheet())}
         if held_out:
             images = torch.stack([example.image for example in held_out])
             pictures["captions"] = captioned_grid(images, write(pipeline, images, self.sampling))

@@ -144,6 +144,7 @@ def test_settings_reach_the_sampler(run):
         (["--edit", "given.png", "--instruction", "a", "--prompt", "b"], "--edit and --prompt do not go together"),
         (["--prompt", "a", "--image", "given.png"], "add --interleave"),
         (["--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),
+        (["--image", "given.png", "--contact_sheet"], "--contact_sheet shows how pictures are drawn"),
         (["--prompt", "a", "--batch_size", "0"], "batch_size 0 is less than 1"),
         (["--prompt", "a", "--device", "abacus"], "--device abacus: "),
         (["--prompt", "a", "--output", "run.ckpt/out.png"], "--output run.ckpt/out.png cannot be written: File exists"),

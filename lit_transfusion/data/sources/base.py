@@ -1,6 +1,7 @@
 """What a source of examples has to offer."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from torch.utils.data import Dataset
@@ -37,6 +38,16 @@ class Source(Dataset):
     def captions(self) -> list[str]:
         """Captions, or instructions, to train a tokenizer from: all, or a fair sample of some ten thousand."""
         raise NotImplementedError
+
+
+def hold_out(names: Iterable[str], share: float, seed: int) -> set[str]:
+    """About this share of the names: always the same ones, whatever else there is. Of two names or more, neither
+    none nor all if the share is above 0."""
+    ranked = sorted(set(names), key=lambda name: fraction(name, seed))
+    count = sum(fraction(name, seed) < share for name in ranked)
+    if share > 0:
+        count = min(max(count, 1), len(ranked) - 1)
+    return set(ranked[:count])
 
 
 def fraction(name: str, seed: int) -> float:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from lit_transfusion.data.document import EditExample, Skipped
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.sources.base import Source, fraction
+from lit_transfusion.data.sources.base import Source, hold_out
 from lit_transfusion.data.sources.metadata import find_metadata, name_in, rows, texts_in
 from lit_transfusion.errors import InputError
 
@@ -67,11 +67,7 @@ class EditTriples(Source):
 
     def split(self, name: Literal["train", "val"]) -> "EditTriples":
         family = _families(self._triples)
-        ranked = sorted(set(family.values()), key=lambda picture: fraction(picture, self.seed))
-        num_val = sum(fraction(picture, self.seed) < self.val_fraction for picture in ranked)
-        if self.val_fraction > 0:
-            num_val = min(max(num_val, 1), len(ranked) - 1)  # neither part empty, if that can be
-        held_out = set(ranked[:num_val])
+        held_out = hold_out(family.values(), self.val_fraction, self.seed)
         part = copy.copy(self)
         part._triples = [t for t in self._triples if (family[t.input] in held_out) == (name == "val")]
         return part

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.sources.base import Source, fraction
+from lit_transfusion.data.sources.base import Source, hold_out
 from lit_transfusion.data.sources.metadata import clean, find_metadata, name_in, rows, texts_in
 from lit_transfusion.errors import InputError
 
@@ -66,12 +66,9 @@ class ImageCaptions(Source):
         self._entries = _find_entries(self._folder, metadata)
 
     def split(self, name: Literal["train", "val"]) -> "ImageCaptions":
-        ranked = sorted(self._entries, key=lambda entry: fraction(entry.name, self.seed))
-        num_val = sum(fraction(entry.name, self.seed) < self.val_fraction for entry in ranked)
-        if self.val_fraction > 0:
-            num_val = min(max(num_val, 1), len(ranked) - 1)  # neither part empty, if there are two pictures
+        held_out = hold_out((entry.name for entry in self._entries), self.val_fraction, self.seed)
         part = copy.copy(self)
-        part._entries = sorted(ranked[:num_val] if name == "val" else ranked[num_val:])
+        part._entries = [entry for entry in self._entries if (entry.name in held_out) == (name == "val")]
         return part
 
     def __len__(self) -> int:
