@@ -34,6 +34,7 @@ from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.edit_test import score_edits
 from lit_transfusion.evaluation.shape_test import score_shapes
+from lit_transfusion.generation.benchmark import draw_benchmark
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
 from lit_transfusion.model import SIZES
@@ -48,6 +49,7 @@ TOOLS = {  # need a checkpoint and nothing else
     "playground": playground,
     "score_shapes": score_shapes,
     "score_edits": score_edits,
+    "draw_benchmark": draw_benchmark,
 }
 
 DESCRIPTION = """\
@@ -60,6 +62,7 @@ Transfusion: one Transformer that writes text and draws images.
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
+  draw_benchmark pictures for GenEval, COCO FID          draw_benchmark --ckpt runs/NAME/checkpoints/last.ckpt --prompts FILE --output DIR
   playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
 
