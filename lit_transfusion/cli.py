@@ -62,7 +62,7 @@ Transfusion: one Transformer that writes text and draws images.
   generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
-  draw_benchmark pictures for GenEval, COCO FID          draw_benchmark --ckpt runs/NAME/checkpoints/last.ckpt --prompts FILE --output DIR
+  draw_benchmark pictures for GenEval, COCO FID          draw_benchmark --ckpt CKPT --prompts FILE --output DIR
   playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
 
