@@ -17,6 +17,7 @@ from lit_transfusion.evaluation.command import evaluate
 from lit_transfusion.evaluation.edit_test import score_edits
 from lit_transfusion.evaluation.rank_choices import rank_choices
 from lit_transfusion.evaluation.shape_test import score_shapes
+from lit_transfusion.generation.benchmark import draw_benchmark
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
 from lit_transfusion.lightning_cli import TransfusionCLI, one_line, run_lightning
@@ -32,6 +33,7 @@ TOOLS = {  # need no trainer
     "score_shapes": score_shapes,
     "score_edits": score_edits,
     "rank_choices": rank_choices,
+    "draw_benchmark": draw_benchmark,
 }
 
 DESCRIPTION = """\
@@ -47,6 +49,7 @@ Transfusion: one Transformer that writes text and draws images.
   score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
   score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
   rank_choices   text with choices, by lm-eval          rank_choices --ckpt runs/NAME/checkpoints/last.ckpt
+  draw_benchmark pictures for GenEval, COCO FID          draw_benchmark --ckpt CKPT --prompts FILE --output DIR
   playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
   export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
 
