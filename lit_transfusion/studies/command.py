@@ -54,24 +54,29 @@ def ablate(
         if number < 1:
             raise InputError(f"{name} {number} is less than 1")
     study = read_study(config).only(arms)
+    folder = Path(output or f"runs/{study.name}")
+    if cluster is not None and not dry_run:
+        from lit_transfusion.studies.cluster import executor, run_on
+
+        submit = executor(cluster, folder / "cluster", cluster_options)
     console = Console(stderr=True)
     with console.status("looking at the arms"):
         plans = plan(study, override or [], timed=dry_run)
     console.print(table_of(plans, seeds, parallel))
     if dry_run:
         return
-    folder = Path(output or f"runs/{study.name}")
     jobs = make_jobs(study, plans, override or [], seeds, folder)
 
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if cluster is not None:
-            from lit_transfusion.studies.cluster import run_on
-
-            outcomes = run_on(cluster, jobs, folder / "cluster", cluster_options)
+            outcomes = run_on(submit, jobs)
         else:
             outcomes = run_here(jobs, parallel, max(1, (os.cpu_count() or 1) // parallel))
+    except KeyboardInterrupt:
+        print("Stopped. Started again, it goes on from here.", file=sys.stderr)
+        sys.exit(130)
     finally:
         seconds = remember_time(folder, time.monotonic() - began)
     changes = collect(study.path)[1]
@@ -90,8 +95,10 @@ def ablate(
 
 def remember_time(folder: Path, seconds: float) -> float:
     """Add the time of this start to that of earlier ones; returns the sum."""
+    from lit_transfusion.studies.runner import read_json
+
     path = folder / "time.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    earlier = read_json(path).get("seconds", 0.0)
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"seconds": round(earlier + seconds, 1)}) + "\n", encoding="utf-8")
     return earlier + seconds
