@@ -39,19 +39,24 @@ TOOLS = {  # need no trainer
 DESCRIPTION = """\
 Transfusion: one Transformer that writes text and draws images.
 
-  fit        train                                   fit --config configs/quickstart.yaml
-  validate   losses on the held-out pictures         validate --config runs/NAME/config.yaml --ckpt_path last
-  test       the same, logged as test                test --config runs/NAME/config.yaml --ckpt_path last
-  predict    draw and caption held-out pictures      predict --config runs/NAME/config.yaml --ckpt_path last
-  generate   draw a prompt, caption a picture        generate --ckpt runs/NAME/checkpoints/last.ckpt --prompt "..."
-  evaluate   measure a checkpoint                    evaluate --ckpt runs/NAME/checkpoints/last.ckpt
-  ablate     a study: arms x seeds, and its report   ablate --config configs/ablate_mask.yaml --dry_run
-  score_shapes   the same for held-out shapes, scored    score_shapes --ckpt runs/NAME/checkpoints/last.ckpt
-  score_edits    edits of held-out shapes, scored        score_edits --ckpt runs/NAME/checkpoints/last.ckpt
-  rank_choices   text with choices, by lm-eval          rank_choices --ckpt runs/NAME/checkpoints/last.ckpt
-  draw_benchmark pictures for GenEval, COCO FID          draw_benchmark --ckpt CKPT --prompts FILE --output DIR
-  playground a page for the browser                  playground --ckpt runs/NAME/checkpoints/last.ckpt
-  export     a folder to give away                   export --ckpt runs/NAME/checkpoints/last.ckpt --output DIR
+Train
+  fit             train                                 fit --config configs/quickstart.yaml
+  validate        losses on the held-out pictures       validate --config runs/NAME/config.yaml --ckpt_path last
+  test            the same, logged as test              test --config runs/NAME/config.yaml --ckpt_path last
+  predict         draw and caption held-out pictures    predict --config runs/NAME/config.yaml --ckpt_path last
+  ablate          a study: arms x seeds, its report     ablate --config configs/ablate_mask.yaml --dry_run
+
+Use (CKPT is runs/NAME/checkpoints/last.ckpt, or what was exported from it)
+  generate        draw a prompt, caption a picture      generate --ckpt CKPT --prompt "..."
+  playground      a page for the browser                playground --ckpt CKPT
+  export          a folder to give away                 export --ckpt CKPT --output DIR
+
+Measure
+  evaluate        losses, pictures, captions            evaluate --ckpt CKPT
+  score_shapes    held-out shapes, drawn and described  score_shapes --ckpt CKPT
+  score_edits     edits of held-out shapes              score_edits --ckpt CKPT
+  rank_choices    text with choices, by lm-eval         rank_choices --ckpt CKPT
+  draw_benchmark  pictures for GenEval and COCO FID     draw_benchmark --ckpt CKPT --prompts FILE --output DIR
 
 Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <
 the config < the command line. `--print_config` shows the whole.

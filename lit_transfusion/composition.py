@@ -37,11 +37,12 @@ def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, d
     if path.resolve() in above:
         raise InputError(f"{path} builds on itself")
     content = read(path)
-    bases = content.pop("base", [])
+    bases = bases_of(path, content)
+    content.pop("base", None)
     content.pop("study", None)  # what is asked of the arms, which `ablate` reads
     parts, arms = [], {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        below, arms_below = collect(path.parent / base, (*above, path.resolve()))
+    for base in bases:
+        below, arms_below = collect(base, (*above, path.resolve()))
         parts += below
         arms = arms_below or arms
     if "arms" in content:
@@ -58,20 +59,53 @@ def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, d
 def study_section(path: Path) -> dict[str, Any]:
     """What a file, and the files that it builds on, say of the study that its arms make."""
     content = read(path)
-    bases = content.get("base", [])
     section: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        section |= study_section(path.parent / base)
-    return section | (content.get("study") or {})
+    for base in bases_of(path, content):
+        section |= study_section(base)
+    own = content.get("study") or {}
+    if not isinstance(own, dict):
+        raise InputError(f"{path}: `study` must hold keys and values, such as metrics: [...]")
+    return section | own
+
+
+def bases_of(path: Path, content: dict[str, Any]) -> list[Path]:
+    """The files that a file builds on, which are named relative to it."""
+    bases = content.get("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: `base` must be the name of a file, or a list of them")
+    return [path.parent / base for base in bases]
 
 
 def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config file {path} not found")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        check_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold keys and values")
     return content
+
+
+def check_keys(path: Path, root: yaml.Node | None) -> None:
+    """Of two equal keys YAML's loader keeps the later without a word, be it a whole arm."""
+    nodes, checked = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.CollectionNode) and id(node) not in checked:  # an alias may lead back
+            checked.add(id(node))
+            lines: dict[str, int] = {}
+            for child in node.value:
+                nodes += child if isinstance(child, tuple) else [child]
+                if not isinstance(child, tuple) or not isinstance(key := child[0], yaml.ScalarNode):
+                    continue
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise InputError(
+                        f"{path}, line {line}: the key {key.value!r} is there already, in line {lines[key.value]}"
+                    )
+                lines[key.value] = line

@@ -20,6 +20,7 @@ from lit_transfusion.composition import compose
 from lit_transfusion.data import sources  # noqa: F401 (so that YAML can name them)
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation import Metric
 from lit_transfusion.model import SIZES
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
@@ -198,14 +199,21 @@ def arm_first(argv: Sequence[str]) -> list[str]:
 
 def one_line(error: Exception) -> str:
     """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
-    vain = ("Expected a path but", "Does not validate against any", "Subtypes:", "Errors:", "Given value type:")
+    vain = (
+        "Expected a path but",
+        "Expected a NoneType",
+        "Does not validate against any",
+        "Subtypes:",
+        "Errors:",
+        "Given value type:",
+    )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(vain)]
     message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     known = known_classes(keys[0]) if len(keys) == 1 else []
     there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
-    message = re.sub(r"Expected a dot import path string: (\S+)", there_is, message)
+    message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
     message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
 
@@ -215,6 +223,8 @@ def known_classes(key: str) -> list[str]:
     section, _, name = key.partition(".")
     owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
     hint = get_type_hints(owner.__init__).get(name) if owner else None
+    if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
+        hint = Metric
     base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
     return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
 

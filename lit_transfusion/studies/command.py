@@ -55,33 +55,40 @@ def ablate(
         if number < 1:
             raise InputError(f"{name} {number} is less than 1")
     study = read_study(config).only(arms)
+    folder = Path(output or f"runs/{study.name}")
+    if cluster is not None and not dry_run:
+        from lit_transfusion.studies.cluster import executor, run_on
+
+        submit = executor(cluster, folder / "cluster", cluster_options)
     console = Console(stderr=True)
     with console.status("looking at the arms"):
         plans = plan(study, override or [], timed=dry_run)
     console.print(table_of(plans, seeds, parallel))
     if dry_run:
         return
-    folder = Path(output or f"runs/{study.name}")
     jobs = make_jobs(study, plans, override or [], seeds, folder)
 
-    todo = any(not job.evaluated for job in jobs)
+    finished = {job.folder for job in jobs if job.evaluated}
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if cluster is not None:
-            from lit_transfusion.studies.cluster import run_on
-
-            outcomes = run_on(cluster, jobs, folder / "cluster", cluster_options)
+            outcomes = run_on(submit, jobs)
         else:
             outcomes = run_here(jobs, parallel, max(1, (os.cpu_count() or 1) // parallel))
+    except KeyboardInterrupt:
+        print("Stopped. Started again, it goes on from here.", file=sys.stderr)
+        sys.exit(130)
     finally:
-        spent = remember(folder, time.monotonic() - began, code_version()) if todo else read_json(folder / "time.json")
+        if len(finished) < len(jobs):
+            remember(folder, time.monotonic() - began, code_version())
     changes = collect(study.path)[1]
     for outcome in outcomes:
-        if outcome.error is None:
+        if outcome.error is None and outcome.job.folder not in finished:
             write_tensorboard(outcome.job, changes[outcome.job.arm])
     outcomes.sort(key=lambda outcome: jobs.index(outcome.job))
-    print(write_report(study, plans, outcomes, circumstances(sys.argv[1:], spent), folder / "report"))
+    made = circumstances(sys.argv[1:], **read_json(folder / "time.json"))
+    print(write_report(study, plans, outcomes, made, folder / "report"))
     failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         raise InputError(
@@ -90,12 +97,11 @@ def ablate(
     print(f"Curves of all arms: tensorboard --logdir {folder}")
 
 
-def remember(folder: Path, seconds: float, commit: str) -> dict[str, Any]:
-    """Add the time of this start to that of earlier ones, and its commit to theirs; returns both."""
+def remember(folder: Path, seconds: float, commit: str) -> None:
+    """Add the time of this start to that of earlier ones, and its commit to theirs."""
     path = folder / "time.json"
-    known = read_json(path) or {"seconds": 0.0, "commits": []}
-    known["seconds"] = round(known["seconds"] + seconds, 1)
-    known["commits"] = list(dict.fromkeys([*known["commits"], commit]))
+    earlier = read_json(path)
+    seconds = round(earlier.get("seconds", 0.0) + seconds, 1)
+    spent = {"seconds": seconds, "commits": list(dict.fromkeys([*earlier.get("commits", []), commit]))}
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known) + "\n", encoding="utf-8")
-    return known
+    path.write_text(json.dumps(spent) + "\n", encoding="utf-8")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jsonargparse import ArgumentError
 from rich.table import Table
 
 from lit_transfusion.data.document import PackedBatch
 from lit_transfusion.errors import InputError
-from lit_transfusion.lightning_cli import PartsOnly, parts_of
+from lit_transfusion.lightning_cli import PartsOnly, one_line, parts_of
 from lit_transfusion.model.flops import Flops, visible_pairs
 from lit_transfusion.studies.study import Study
 from lit_transfusion.training.lit_module import LitTransfusion
@@ -57,8 +58,14 @@ def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folde
 
 
 def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPlan:
-    parts = parts_of(fit_arguments(study, arm, overrides, 0, Path("FOLDER")))
+    try:
+        parts = parts_of(fit_arguments(study, arm, overrides, 0, Path("FOLDER")))
+    except (ArgumentError, InputError) as error:
+        raise InputError(f"{study.path}, arm {arm}: {one_line(error)}") from None
     trainer, model = parts.config.trainer, parts.model
+    model.noise.sampler(study.asked.sampler, study.asked.num_inference_steps)  # refuses what it cannot do
+    if trainer.max_steps < 1:
+        raise InputError(f"{study.path}, arm {arm}: trainer.max_steps {trainer.max_steps} is less than 1")
     loader = parts.datamodule.train_dataloader()
     batches = list(islice(loader, BATCHES))
     accumulated = trainer.accumulate_grad_batches

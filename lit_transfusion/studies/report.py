@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -42,12 +42,12 @@ class Circumstances(NamedTuple):
         return f"`{self.command}` at {', '.join(self.commits)}, on {self.hardware}, in {clock(self.seconds)}."
 
 
-def circumstances(argv: Sequence[str], spent: dict[str, Any]) -> Circumstances:
+def circumstances(argv: Sequence[str], seconds: float, commits: list[str]) -> Circumstances:
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
         hardware = f"{torch.multiprocessing.cpu_count()} CPU cores ({processor()})"
-    return Circumstances(f"lit-transfusion {shlex.join(argv)}", spent["commits"], hardware, spent["seconds"])
+    return Circumstances(f"lit-transfusion {shlex.join(argv)}", commits, hardware, seconds)
 
 
 def processor() -> str:
@@ -64,7 +64,10 @@ def processor() -> str:
 def code_version() -> str:
     """The commit of the code that runs, or its version where it is not in a repository."""
     here = Path(__file__).parent
-    asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    try:
+        asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except FileNotFoundError:  # no git
+        return f"version {__version__}"
     return f"commit {asked.stdout.strip()}" if asked.returncode == 0 else f"version {__version__}"
 
 
@@ -95,7 +98,7 @@ def write_report(
         *(
             [
                 "## Samples",
-                f"Seed {jobs[0].seed}: the same prompts and the same noise for each arm.",
+                "The same prompts and the same noise for each arm, of its first seed that is finished.",
                 "![Samples](samples.png)",
             ]
             if pictures
@@ -142,13 +145,14 @@ def results_table(study: Study, jobs: Sequence[Job]) -> str:
         ours = [spread([run[column] for run in runs.values() if column in run]) for column in columns]
         theirs = [f"{study.asked.paper.get(arm, {}).get(column, '–')}" for column in paper]
         rows.append([arm, *ours, *theirs])
+    table = "" if study.asked.table is None else f" (Table {study.asked.table})"
     # Long tables are read down a page, not across it.
     turned = [list(row) for row in zip(*rows, strict=True)] if len(head) > 2 + len(results) else rows
     note = (
         ""
         if not paper
         else (
-            f"\n\nThe paper's numbers (Table {study.asked.table}) are of other data and of models some thousand times "
+            f"\n\nThe paper's numbers{table} are of other data and of models some thousand times "
             "as large: compare the order of the arms."
         )
     )
@@ -184,7 +188,8 @@ def left_out(failed: Sequence[Outcome], skipped: dict[str, str]) -> list[str]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    head, *body = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
@@ -215,10 +220,10 @@ def samples(study: Study, jobs: Sequence[Job], path: Path) -> bool:
     """A row of pictures for each arm, below the prompts that all were given; False if no arm drew any."""
     rows = {}
     for job in jobs:
-        files = sorted((job.folder / "samples").glob("*.png")) if job.evaluated else []
-        if files and job.arm not in rows:
-            rows[job.arm] = files
-            prompts = read_json(job.folder / "evaluation.json")["prompts"]
+        asked = read_json(job.folder / "evaluation.json").get("prompts", []) if job.evaluated else []
+        if asked and job.arm not in rows:  # there may be pictures that training showed, too
+            rows[job.arm] = [job.folder / "samples" / f"{i}.png" for i in range(len(asked))]
+            prompts = asked
     if not rows:
         return False
     font = ImageFont.load_default(12)

@@ -62,6 +62,7 @@ def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
     return {
         name: reason
         for job in jobs
+        if job.evaluated
         for name, reason in read_json(job.folder / "evaluation.json").get("skipped", {}).items()
     }
 

@@ -89,20 +89,27 @@ def check_earlier(job: Job) -> None:
 def run_job(job: Job, threads: int, started: Callable[[subprocess.Popen], None] = lambda _: None) -> str | None:
     """Train and evaluate, as far as that is not done yet, each by its own command; returns what went wrong, if
     anything. Another process that is at the same run is waited for."""
+    checkpoints = job.folder / "checkpoints"
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the commands inherit it, and hold it if this process is killed
         (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
         if not job.trained:
-            resume = ["--ckpt_path", "last"] if any((job.folder / "checkpoints").glob("last*.ckpt")) else []
+            resume = resume_from(checkpoints)
+            if (
+                not resume
+            ):  # of a start that left no checkpoint; `fit` would move the folder aside, and our lock with it
+                (job.folder / "config.yaml").unlink(missing_ok=True)
             if error := command(job, ["fit", *job.fit, *resume], threads, lock.fileno(), started):
                 return error
+            if not job.trained:
+                return f"fit ended before step {job.max_steps} (see {job.log})"
         if not job.evaluated:
             options = job.folder / "evaluate.yaml"
             options.unlink(missing_ok=True)
             asked = job.folder / "asked.yaml"
             asked.write_text(job.evaluate, encoding="utf-8")
-            checkpoint, where = str(job.folder / "checkpoints" / "last.ckpt"), str(job.folder)
+            checkpoint, where = str(checkpoints / "last.ckpt"), str(job.folder)
             words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", where]
             if error := command(job, words, threads, lock.fileno(), started):
                 return error
@@ -110,11 +117,22 @@ def run_job(job: Job, threads: int, started: Callable[[subprocess.Popen], None] 
     return None
 
 
+def resume_from(checkpoints: Path) -> list[str]:
+    """Arguments of a `fit` that goes on; none if there is nothing to go on from. A process that is killed while it
+    replaces a checkpoint leaves last.ckpt as a link to nothing, or none, beside the one that it has just written."""
+    if (checkpoints / "last.ckpt").is_file():
+        return ["--ckpt_path", "last"]
+    files = [path for path in checkpoints.glob("*.ckpt") if path.is_file()]
+    return ["--ckpt_path", str(max(files, key=lambda path: path.stat().st_mtime))] if files else []
+
+
 def command(
     job: Job, words: list[str], threads: int, lock: int, started: Callable[[subprocess.Popen], None]
 ) -> str | None:
     """Run one command with its output in the log; returns the last line of it if it failed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the last line of the log is what was said last
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with job.log.open("a", encoding="utf-8") as log:
         log.write(f"\n$ lit-transfusion {' '.join(words)}\n")
         log.flush()
@@ -147,8 +165,9 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
     stopping = threading.Event()
     steps = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     whole = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    task = whole.add_task("runs", total=len(jobs), completed=sum(job.evaluated for job in jobs))
     outcomes = [Outcome(job, None) for job in jobs if job.evaluated]
+    finished = {outcome.job.folder for outcome in outcomes}
+    task = whole.add_task("runs", total=len(jobs), completed=len(outcomes))
 
     def one(job: Job) -> Outcome:
         if stopping.is_set():
@@ -157,10 +176,12 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
 
         def started(process: subprocess.Popen) -> None:
             running.add(process)
+            if stopping.is_set():  # since it was decided to start it
+                process.terminate()
             watch(process, lambda step: steps.update(bar, completed=step), job)
 
         error = run_job(job, threads, started)
-        steps.remove_task(bar)
+        steps.update(bar, visible=False)  # not removed: `watch` may still tell of it
         whole.advance(task)
         if error and not stopping.is_set():
             whole.console.print(f"[red]failed[/red]: {job.name}: {error}", soft_wrap=True)
@@ -169,12 +190,12 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
         return Outcome(job, error)
 
     with Live(Group(steps, whole), refresh_per_second=2), ThreadPoolExecutor(parallel) as pool:
-        futures = [pool.submit(one, job) for job in jobs if not job.evaluated]
+        futures = [pool.submit(one, job) for job in jobs if job.folder not in finished]
         try:
             outcomes += [future.result() for future in futures]
         except BaseException:
             stopping.set()
-            for process in running:
+            for process in list(running):
                 if process.poll() is None:
                     process.terminate()
             raise
@@ -198,10 +219,14 @@ def current_step(folder: Path) -> int:
     if not files:
         return 0
     header, *lines = files[-1].read_text(encoding="utf-8").splitlines() or [""]
-    names = header.split(",")
-    step = lines[-1].split(",")[names.index("step")] if lines and "step" in names else ""
+    # The process may be writing: the last line may be cut off.
+    step = dict(zip(header.split(","), lines[-1].split(","), strict=False)).get("step", "") if lines else ""
     return int(step) + 1 if step.isdigit() else 0
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What a file holds; nothing if there is none, or if whoever wrote it was killed in the midst of it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

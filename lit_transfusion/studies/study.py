@@ -14,7 +14,7 @@ arms:
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -22,6 +22,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lit_transfusion.composition import collect, study_section
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric
+from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.lightning_cli import one_line
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Questions:
     num_examples: int = 200
     guidance_scale: float = 3.0
     num_inference_steps: int = 25
-    sampler: str = "ddim"
+    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
     claims: list[Claim] = field(default_factory=list)
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -96,6 +98,8 @@ class Study:
         """The same study with fewer arms, and with what can be asked of them."""
         if arms is None:
             return self
+        if not arms:
+            raise InputError("--arms names no arm")
         unknown = [arm for arm in arms if arm not in self.arms]
         if unknown:
             raise InputError(f"{self.path} has no arm {unknown[0]!r}; it has {', '.join(self.arms)}")
@@ -128,10 +132,16 @@ def read_study(path: str | Path) -> Study:
     parser.add_class_arguments(Questions, "study")
     try:
         asked = parser.instantiate_classes(parser.parse_object({"study": section})).study
-    except ArgumentError as error:
-        raise InputError(f"{path}: {error}") from None
+        Sampling(asked.sampler, asked.num_inference_steps, asked.guidance_scale)
+    except (ArgumentError, ValueError) as error:
+        raise InputError(f"{path}: {one_line(error)}") from None
     if not asked.metrics:
         raise InputError(f"{path}: study.metrics names no metric")
+    if asked.num_examples < 2:
+        raise InputError(f"{path}: study.num_examples {asked.num_examples} is less than 2")
+    for arm in arms:
+        if Path(arm).name != arm or arm in ("report", "cluster"):
+            raise InputError(f"{path}: the arm {arm!r} cannot have a folder of this name beside report/; rename it")
     study = Study(path, first_comment(path), list(arms), asked, section)
     check_claims(study)
     return study

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import lightning
 import rich
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -296,6 +296,14 @@ class RunDirectory(lightning.Callback):
         parts = ", ".join(f"{name} {count:.2f}M" for name, count in millions.items())
         log.info("%.2fM parameters: %s", sum(millions.values()), parts)
         log.info("the run is kept in %s", folder)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        """Keep the last step: where it is no multiple of the interval, last.ckpt would stay at an earlier one."""
+        keeper = trainer.checkpoint_callback
+        if trainer.global_step == trainer.max_steps and isinstance(keeper, ModelCheckpoint):
+            candidates = keeper._monitor_candidates(trainer)
+            keeper._save_topk_checkpoint(trainer, candidates)
+            keeper._save_last_checkpoint(trainer, candidates)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """A batch that Ctrl-C interrupts is learned after the run is continued. Checkpoints are written after this."""
