@@ -21,7 +21,8 @@ from lit_transfusion.studies.results import (
     curve_of,
     decided,
     skipped_of,
-    write_csv,
+    write_findings,
+    write_results,
 )
 from lit_transfusion.studies.runner import Job, Outcome, read_json
 from lit_transfusion.studies.study import Study
@@ -77,7 +78,8 @@ def write_report(
     """Write report/README.md and what it shows, from whatever is finished; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [outcome.job for outcome in outcomes]
-    write_csv(jobs, folder / "results.csv")
+    write_results(jobs, folder / "results.csv")
+    write_findings(study, jobs, folder / "findings.csv")
     curves(jobs, plans, folder / "curves.png")
     pictures = samples(study, jobs, folder / "samples.png")
     failed = [outcome for outcome in outcomes if outcome.error]

@@ -128,7 +128,19 @@ def curve_of(job: Job) -> Curve:
     return Curve(steps, [points[step][0] for step in steps], [points[step][1] for step in steps])
 
 
-def write_csv(jobs: Sequence[Job], path: Path) -> None:
+def write_findings(study: Study, jobs: Sequence[Job], path: Path) -> None:
+    """One line for each claim that could be measured."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["finding", "column", "better", "worse", "difference", "low", "high", "verdict"])
+        for claim, found in decided(by_arm(jobs), study):
+            if found is not None:
+                low, high = found.student or ("", "")
+                named = [claim.says, claim.column, claim.better, claim.worse]
+                writer.writerow([*named, found.mean, low, high, found.verdict])
+
+
+def write_results(jobs: Sequence[Job], path: Path) -> None:
     """One line for each run."""
     results = [(job, columns_of(job)) for job in jobs]
     columns = list(dict.fromkeys(column for _, measured in results for column in measured))
