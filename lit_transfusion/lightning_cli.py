@@ -201,7 +201,7 @@ def one_line(error: Exception) -> str:
     """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
     vain = (
         "Expected a path but",
-        "Expected a NoneType",
+        "Expected a <class 'NoneType'>",
         "Does not validate against any",
         "Subtypes:",
         "Errors:",
@@ -214,6 +214,7 @@ def one_line(error: Exception) -> str:
     known = known_classes(keys[0]) if len(keys) == 1 else []
     there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
     message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
+    message = re.sub(r"; Given value: .*", "", message) if known else message
     message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
 

@@ -88,7 +88,8 @@ def evaluate(
         "skipped": skipped,
         "seconds": round(time.monotonic() - began, 1),
     }
-    Console().print(table_of(by_scale, f"{ckpt}, {len(subject.examples)} examples"))
+    if any(by_scale.values()):
+        Console().print(table_of(by_scale, f"{ckpt}, {len(subject.examples)} examples"))
     for name, reason in skipped.items():
         print(f"{name} was left out: {reason}")
     if output is not None:
