@@ -64,18 +64,23 @@ the config < the command line. `--print_config` shows the whole.
 
 
 def run_tool(name: str, argv: Sequence[str]) -> None:
-    """Call a tool with what stands on the command line, and in a --config file unless that is an option of its own."""
+    """Call a tool with what stands on the command line."""
+    parser = tool_parser(name)
+    options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
+    if "config" not in inspect.signature(TOOLS[name]).parameters:
+        options.pop("config")
+    TOOLS[name](**options)
+
+
+def tool_parser(name: str) -> ArgumentParser:
+    """Knows the options of a tool; they may also stand in a --config file, unless that is one of them."""
     tool = TOOLS[name]
     description = inspect.getdoc(tool).partition("\n\nArgs:")[0]
     parser = ArgumentParser(prog=f"lit_transfusion {name}", description=description, exit_on_error=False)
-    has_config = "config" in inspect.signature(tool).parameters
-    if not has_config:
+    if "config" not in inspect.signature(tool).parameters:
         parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options of this command.")
     parser.add_function_arguments(tool, as_group=False, as_positional=False, sub_configs=True)
-    options = parser.instantiate(parser.parse_args(spell_out(tool, argv)))
-    if not has_config:
-        options.pop("config")
-    tool(**options)
+    return parser
 
 
 def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:

@@ -278,10 +278,7 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
     monkeypatch.chdir(REPOSITORY)
     command = [word for word in filled_in(command, belongings) if word != "--print_config"]
     if command[0] in cli.TOOLS:
-        from jsonargparse import auto_parser
-
-        parser = auto_parser(cli.TOOLS[command[0]], as_positional=False, exit_on_error=False)
-        assert parser.parse_args(cli.spell_out(cli.TOOLS[command[0]], command[1:]))
+        assert cli.tool_parser(command[0]).parse_args(cli.spell_out(cli.TOOLS[command[0]], command[1:]))
     else:
         assert printed(*command)["model"]
 
@@ -292,8 +289,8 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        ([], ["fit --config configs/quickstart.yaml", "\n  generate   draw a prompt"]),
-        (["--help"], ["fit --config configs/quickstart.yaml", "\n  generate   draw a prompt"]),
+        ([], ["fit --config configs/quickstart.yaml", "\n  generate        draw a prompt"]),
+        (["--help"], ["fit --config configs/quickstart.yaml", "\n  generate        draw a prompt"]),
         (["fit", "--help"], ["Who sees whom", "λ in L = L_LM", "Positions L of a row", "Arm of a study"]),
         (["validate", "--help"], ["Who sees whom"]),
         (["test", "--help"], ["Who sees whom"]),
