@@ -113,7 +113,7 @@ def commands_in(text: str) -> list[list[str]]:
     """The arguments of each `python -m lit_transfusion …`, which may go on over lines that end in a backslash."""
     lines = re.sub(r"\\\n#?", " ", text).splitlines()
     commands = [line.lstrip("# ").strip() for line in lines if "python -m lit_transfusion " in line]
-    return [shlex.split(command)[3:] for command in commands if command.startswith("python")]
+    return [shlex.split(command, comments=True)[3:] for command in commands if command.startswith("python")]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from lit_transfusion.studies.results import (
     by_arm,
     curve_of,
     decided,
+    difference,
     skipped_of,
     write_findings,
     write_results,
@@ -91,6 +92,7 @@ def write_report(
         *(["## Findings", findings_table(study, jobs)] if study.asked.claims else []),
         "## Results",
         results_table(study, jobs),
+        *differences(study, jobs),
         "## Cost",
         cost_table(plans),
         "## Curves",
@@ -130,6 +132,23 @@ def findings_table(study: Study, jobs: Sequence[Job]) -> str:
         "differences, which is too narrow."
     )
     return f"{markdown(rows)}\n\n{note}"
+
+
+def differences(study: Study, jobs: Sequence[Job]) -> list[str]:
+    """Every arm beside the first, by the first column of each metric."""
+    first, *others = study.arms
+    results = by_arm(jobs)
+    heads = [next(iter(metric.columns)) for metric in study.asked.metrics]
+    rows = [["better by", *others]]
+    for column in (head for head in heads if study.directions[head] != "neither"):
+        found = [difference(results, study, column, arm, first) for arm in others]
+        if any(found):
+            rows.append([column, *("–" if one is None else f"{one.mean:+.3g} {span(one.student)}" for one in found)])
+    text = (
+        f"How much better each arm is than {first}, seed by seed, with the 95 % t interval. Above zero is better, "
+        "whether more or less of a measure is."
+    )
+    return ["## Differences", text, markdown(rows)] if others and len(rows) > 1 else []
 
 
 def span(interval: Interval | None) -> str:
