@@ -60,7 +60,7 @@ def evaluate(
     """
     began = time.monotonic()
     logging.getLogger("lit_transfusion.model").setLevel(logging.WARNING)  # each length of a prompt has its own backend
-    settings = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)][0]
+    settings, *_ = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
     if metrics == []:
         raise InputError("--metrics names no metric")
     for name, number, least in (("num_examples", num_examples, 2), ("batch_size", batch_size, 1)):
