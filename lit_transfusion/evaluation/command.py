@@ -60,7 +60,7 @@ def evaluate(
     """
     began = time.monotonic()
     logging.getLogger("lit_transfusion.model").setLevel(logging.WARNING)  # each length of a prompt has its own backend
-    samplings = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
+    settings, *_ = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
     if metrics == []:
         raise InputError("--metrics names no metric")
     for name, number, least in (("num_examples", num_examples, 2), ("batch_size", batch_size, 1)):
@@ -78,7 +78,7 @@ def evaluate(
         def on_progress(doing: str, done: int, total: int) -> None:
             progress.update(task, description=doing, completed=done, total=total)
 
-        subject = Subject(pipeline, source, num_examples, samplings[0], batch_size, on_progress)
+        subject = Subject(pipeline, source, num_examples, settings, batch_size, on_progress)
         by_scale, skipped = measure(metrics, subject, guidance_scale)
     result = {
         "ckpt": ckpt,

@@ -1,0 +1,131 @@
+"""The report of whatever is finished: tables that are well formed, and pictures that show something."""
+
+import csv
+import re
+
+import pytest
+from PIL import Image
+
+from lit_transfusion.studies import report
+from lit_transfusion.studies.plan import ArmPlan
+from lit_transfusion.studies.report import Circumstances, markdown, spread, write_report
+from lit_transfusion.studies.runner import Outcome
+
+PLANS = [ArmPlan(arm, f"{arm}\n", 20_000, 3_000, 5, 90.0, 4e6, None) for arm in ("causal", "both")]
+MADE = Circumstances("lit-transfusion ablate", "commit abc", "a machine", 63.0)
+
+
+@pytest.fixture
+def reported(make_study, tmp_path):
+    """Writes the report on some outcomes; returns its text and its folder."""
+
+    def reported(outcomes, **changes):
+        folder = tmp_path / "report"
+        path = write_report(make_study(**changes), PLANS, outcomes, MADE, folder)
+        assert path == folder / "README.md"
+        return path.read_text(encoding="utf-8"), folder
+
+    return reported
+
+
+@pytest.fixture
+def outcomes(finished):
+    """Two arms at three seeds; `both` is better by 1, 1.1 and 1.2."""
+    return [
+        Outcome(
+            finished(arm, seed, {"perplexity": 5 + seed - better * (1 + seed / 10), "geneval": 0.5}, pictures=3), None
+        )
+        for seed in range(3)
+        for arm, better in (("causal", 0), ("both", 1))
+    ]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Cells of each table, as Markdown has it: a line of cells, a line of dashes, and lines of as many cells."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
+        assert set(rows[1]) == {"---"} and len({len(row) for row in rows}) == 1, block
+        found.append([rows[0], *rows[2:]])
+    return found
+
+
+def test_report_of_a_whole_study(reported, outcomes):
+    text, folder = reported(outcomes)
+    assert text.startswith("# study: Who may see whom?\n") and "commit abc" in text and "6 of 6 runs" in text
+    findings, results, cost = tables(text)
+    (finding,) = findings[1:]
+    assert finding[0] == r"Both ways \| is better"
+    assert finding[2:4] == ["+1.1", "+1, +1.1, +1.2"] and finding[4] == "[+1, +1.2]" and finding[-1] == "yes"
+    # Few columns go down the page, and arms across it or the other way round: each number is there.
+    by_name = {row[0]: row[1:] for row in (results if results[0][0] == "arm" else [])}
+    assert by_name["arm"] == ["perplexity ↓", "geneval ↑", "paper: FID"] or by_name["arm"] == ["causal", "both"]
+    assert "6 ± 1" in text and "4.9 ± 0.9" in text and "61.3" in text and "(Table 5)" in text
+    assert [row[0] for row in cost[1:]] == ["causal", "both"] and cost[1][1:4] == ["0.02M", "0.00M", "5"]
+    assert "## Left out" not in text
+    for name in ("curves.png", "samples.png"):
+        assert f"({name})" in text
+        assert len(Image.open(folder / name).convert("L").getcolors(1 << 24)) > 2  # not empty
+    assert len(list(csv.DictReader((folder / "results.csv").open()))) == 6
+
+
+def test_report_of_a_study_without_claims_and_numbers_of_the_paper(reported, outcomes):
+    text, _ = reported(outcomes, study={"claims": [], "paper": {}, "table": None})
+    assert len(tables(text)) == 2 and "Findings" not in text and "paper" not in text.lower() and "None" not in text
+
+
+def test_numbers_of_the_paper_need_no_table(reported, outcomes):
+    assert "The paper's numbers are of" in reported(outcomes, study={"table": None})[0]
+
+
+def test_what_failed_is_said_and_the_rest_is_reported(reported, finished, make_job):
+    lost = make_job("both", 0)
+    done = finished("causal", 0, {"perplexity": 5.0}, skipped={"FID": "no weights | to be had"})
+    text, folder = reported([Outcome(done, None), Outcome(lost, "error: | no such thing")])
+    findings, *_ = tables(text)
+    assert findings[1][-1] == "not measured" and "1 of 2 runs" in text
+    assert "- both, seed 0: error: | no such thing" in text
+    assert "- FID was not measured: no weights | to be had" in text
+    assert "samples.png" not in text and (folder / "curves.png").stat().st_size > 1000
+
+
+def test_nothing_finished_can_be_reported(reported, make_job):
+    text, _ = reported([Outcome(make_job("causal"), "a"), Outcome(make_job("both"), "b")])
+    assert "0 of 2 runs" in text and tables(text)
+
+
+def test_sheet_has_a_row_for_each_arm_that_drew(reported, finished, make_job):
+    """Of its first seed that is finished; pictures that training left in the folder are not among them."""
+    first = finished("causal", 1, {"geneval": 0.5}, pictures=3)
+    second = finished("both", 0, {"geneval": 0.5}, pictures=3)
+    Image.new("RGB", (400, 400), "lime").save(first.folder / "samples" / "samples_000500.png")
+    _, folder = reported([Outcome(make_job("causal", 0), "lost"), Outcome(second, None), Outcome(first, None)])
+    colours = dict(reversed(pair) for pair in Image.open(folder / "samples.png").getcolors(1 << 24))
+    for i in range(3):
+        assert colours[255, 0, 10 * i] == 2 * report.TILE**2
+    assert (0, 255, 0) not in colours
+
+
+def test_pictures_that_only_training_drew_are_no_samples(reported, finished, make_job):
+    job = finished("causal", 0, {"perplexity": 0.5})
+    (job.folder / "samples").mkdir()
+    Image.new("RGB", (40, 40), "lime").save(job.folder / "samples" / "samples_000500.png")
+    assert "samples.png" not in reported([Outcome(job, None), Outcome(make_job("both"), "lost")])[0]
+
+
+def test_cells_keep_to_their_column():
+    text = markdown([["a", "b"], ["1 | 2", "two\nlines"]])
+    assert tables(text + "\n") == [[["a", "b"], [r"1 \| 2", "two lines"]]]
+
+
+def test_spread_is_of_seeds():
+    assert (spread([]), spread([0.5]), spread([1.0, 3.0])) == ("–", "0.5", "2 ± 1.4")
+
+
+def test_commit_is_told_where_there_is_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
+    assert report.commit() == f"version {report.__version__}"
+
+
+def test_processor_has_a_name():
+    assert report.processor().strip()

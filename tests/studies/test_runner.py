@@ -1,0 +1,305 @@
+"""Runs are trained and evaluated once, go on after any kind of end, and do not get in each other's way."""
+
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from tiny_study import write_metrics
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.studies.plan import ArmPlan
+from lit_transfusion.studies.runner import (
+    check_earlier,
+    current_step,
+    last_line,
+    make_jobs,
+    read_json,
+    resume_from,
+    run_here,
+    run_job,
+)
+
+
+def wait_for(condition, seconds=10.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.01)
+
+
+# One run
+
+
+def test_run_is_trained_and_evaluated_and_then_left_alone(make_job, stand_in):
+    said, job = stand_in(), make_job()
+    assert not job.trained and not job.evaluated
+    assert run_job(job, threads=1) is None
+    assert job.trained and job.evaluated
+    fit, evaluate = said()
+    assert fit == ["fit", *job.fit]
+    asked, ckpt = str(job.folder / "asked.yaml"), str(job.folder / "checkpoints" / "last.ckpt")
+    assert evaluate == ["evaluate", "--config", asked, "--ckpt", ckpt, "--output", str(job.folder)]
+    assert (job.folder / "planned.yaml").read_text() == job.planned
+    assert (job.folder / "evaluate.yaml").read_text() == job.evaluate and not (job.folder / "asked.yaml").exists()
+    assert run_job(job, threads=1) is None
+    assert len(said()) == 2
+
+
+def test_what_is_asked_anew_is_measured_without_training(make_job, stand_in):
+    said, job = stand_in(), make_job()
+    run_job(job, threads=1)
+    other = job._replace(evaluate="metrics: [KID]\n")
+    assert other.trained and not other.evaluated
+    run_job(other, threads=1)
+    assert [words[0] for words in said()] == ["fit", "evaluate", "evaluate"]
+    assert other.evaluated and not job.evaluated
+
+
+def test_run_that_is_prolonged_is_not_trained_yet(make_job):
+    job = make_job(max_steps=4)
+    job.folder.mkdir(parents=True)
+    (job.folder / "finished.json").write_text('{"step": 4}')
+    assert job.trained and not job._replace(max_steps=5).trained
+
+
+@pytest.mark.parametrize("bad", ["fit", "evaluate"])
+def test_failure_is_told_by_its_last_line_and_tried_again(make_job, stand_in, bad):
+    job = make_job()
+    said = stand_in(
+        f"print('at work')\nif words[0] == {bad!r}:\n"
+        "    print('error: no such thing', file=sys.stderr)\n    sys.exit(2)\n"
+        "finish()"
+    )
+    assert run_job(job, threads=1) == f"error: no such thing (exit status 2; see {job.log})"
+    assert said()[-1][0] == bad and not job.evaluated and job.trained == (bad == "evaluate")
+    stand_in()
+    assert run_job(job, threads=1) is None and job.evaluated
+    assert [words[0] for words in said()].count("fit") == (2 if bad == "fit" else 1)  # what was trained stays
+
+
+def test_last_line_is_the_last_that_was_said(make_job, stand_in):
+    """Not what the process had printed before, and only then wrote out."""
+    stand_in("print('before')\nprint('the reason', file=sys.stderr)\nsys.exit(1)")
+    assert run_job(make_job(), threads=1).startswith("the reason (")
+
+
+def test_fit_that_ends_early_is_no_success(make_job, stand_in):
+    """Such as one with an EarlyStopping, or a max_time."""
+    said, job = stand_in("finish(); (folder / 'finished.json').write_text('{\"step\": 3}')"), make_job()
+    assert "before step 5" in run_job(job, threads=1)
+    assert [words[0] for words in said()] == ["fit"]
+
+
+def test_fit_goes_on_from_what_there_is(make_job, stand_in):
+    said, job = stand_in(), make_job()
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "last.ckpt").touch()
+    run_job(job, threads=1)
+    assert said()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+def test_kill_while_a_checkpoint_is_replaced_loses_nothing(tmp_path, dangling):
+    """Lightning writes the new one, removes the old one, removes the link to that, and makes a new link."""
+    if dangling:
+        (tmp_path / "last.ckpt").symlink_to("epoch=0-step=2.ckpt")
+    assert resume_from(tmp_path) == []
+    for step in (6, 4):
+        (tmp_path / f"epoch=0-step={step}.ckpt").touch()
+        os.utime(tmp_path / f"epoch=0-step={step}.ckpt", (step, step))
+    assert resume_from(tmp_path) == ["--ckpt_path", str(tmp_path / "epoch=0-step=6.ckpt")]
+
+
+def test_kill_before_the_first_checkpoint_leaves_the_run_where_it_is(make_job, stand_in):
+    """`fit` would move what looks like an earlier run to NAME.1, and the lock and the plan with it."""
+    job = make_job()
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.yaml").touch()
+    (job.folder / "tokenizer.model").touch()
+    stand_in(
+        "if fit and (folder / 'config.yaml').exists() and (folder / 'tokenizer.model').exists():\n"
+        "    folder.rename(folder.with_name(f'{folder.name}.1'))\n    folder.mkdir()\n"
+        "finish()"
+    )
+    assert run_job(job, threads=1) is None
+    assert [path.name for path in job.folder.parent.iterdir()] == [job.folder.name]
+    assert (job.folder / "planned.yaml").exists()
+
+
+def test_threads_are_those_that_are_given(make_job, stand_in, monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    stand_in("import os\nPath(words[0]).write_text(os.environ['OMP_NUM_THREADS'])\nfinish()")
+    for threads, seen in ((3, "3"), (0, "7")):
+        assert run_job(make_job(seed=threads), threads) is None
+        assert [(tmp_path / name).read_text() for name in ("fit", "evaluate")] == [seen, seen]
+
+
+# Who else is at it
+
+
+@contextmanager
+def held(job):
+    job.folder.mkdir(parents=True)
+    with (job.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_run_that_another_process_is_at_is_waited_for(make_job, stand_in):
+    said, job, result = stand_in(), make_job(), []
+    with held(job):
+        thread = threading.Thread(target=lambda: result.append(run_job(job, threads=1)))
+        thread.start()
+        time.sleep(0.3)
+        assert not said() and not (job.folder / "planned.yaml").exists()
+        (job.folder / "finished.json").write_text('{"step": 5}')  # by the other
+    thread.join(10)
+    assert result == [None] and [words[0] for words in said()] == ["evaluate"]
+
+
+def test_orphan_of_a_killed_parent_is_waited_for_and_its_work_is_kept(make_job, stand_in, tmp_path):
+    said, job = stand_in("while fit and not Path('go').exists():\n    time.sleep(0.01)\nfinish()"), make_job()
+    parent = multiprocessing.get_context("fork").Process(target=run_job, args=(job, 1))
+    parent.start()
+    wait_for(said)
+    parent.kill()
+    parent.join()
+    assert parent.exitcode == -signal.SIGKILL
+    threading.Timer(0.3, (tmp_path / "go").touch).start()
+    assert run_job(job, threads=1) is None
+    assert [words[0] for words in said()] == ["fit", "evaluate"] and job.evaluated
+
+
+# What is left of an earlier study
+
+
+def test_runs_go_seed_by_seed_in_folders_of_their_own(make_study, tmp_path):
+    study = make_study()
+    plans = [ArmPlan(arm, f"{arm}: 1\n", 1, 1, 5, 1.0, 1.0, None) for arm in study.arms]
+    jobs = make_jobs(study, plans, ["--trainer.max_steps=5"], 2, tmp_path)
+    assert [(job.arm, job.seed) for job in jobs] == [("causal", 0), ("both", 0), ("causal", 1), ("both", 1)]
+    assert len({job.folder for job in jobs}) == 4
+    words = jobs[3].fit
+    assert words[words.index("--arm") + 1] == "both" and "--trainer.max_steps=5" in words
+    for key in ("seed_everything", "data.seed", "model.seed"):
+        assert words[words.index(f"--{key}") + 1] == "1"
+    assert words[words.index("--trainer.default_root_dir") + 1] == str(jobs[3].folder)
+
+
+def test_run_of_another_study_is_refused(make_job):
+    job = make_job()
+    check_earlier(job)  # there is none
+    job.folder.mkdir(parents=True)
+    (job.folder / "planned.yaml").write_text(job.planned)
+    check_earlier(job)
+    with pytest.raises(InputError) as caught:
+        check_earlier(job._replace(planned="model: {}\nmax_steps: 6\n"))
+    message = str(caught.value)
+    assert str(job.folder) in message and "'max_steps: 5', now 'max_steps: 6'" in message and "--output" in message
+    for planned in ("model: {}\n", job.planned + "more: 1\n"):
+        with pytest.raises(InputError, match="more or fewer lines"):
+            check_earlier(job._replace(planned=planned))
+
+
+# All runs
+
+
+def test_one_failure_stops_no_other(make_job, stand_in, capsys):
+    stand_in("if 'bad' in str(folder):\n    sys.exit('it is bad')\nfinish()")
+    jobs = [make_job(arm, seed) for seed in range(2) for arm in ("bad", "good")]
+    outcomes = run_here(jobs, parallel=2, threads=1)
+    assert {outcome.job.folder for outcome in outcomes} == {job.folder for job in jobs} and len(outcomes) == 4
+    for outcome in outcomes:
+        assert (outcome.error or "").startswith("it is bad" if outcome.job.arm == "bad" else "")
+        assert outcome.job.evaluated == (outcome.job.arm == "good") == (outcome.error is None)
+    said = capsys.readouterr().out
+    assert "failed: bad, seed 1: it is bad" in said and "done: good, seed 0" in said
+
+
+def test_no_more_run_at_once_than_are_to(make_job, stand_in, tmp_path):
+    stand_in(
+        "if fit:\n    me = Path(f'running_{folder.parent.name}')\n    me.touch()\n"
+        "    print(len(list(Path().glob('running_*'))), file=open('counts', 'a'))\n"
+        "    time.sleep(0.3)\n    me.unlink()\nfinish()"
+    )
+    run_here([make_job(f"arm{i}") for i in range(4)], parallel=2, threads=1)
+    assert max(map(int, (tmp_path / "counts").read_text().split())) == 2
+
+
+def test_finished_runs_are_counted_and_not_run(make_job, stand_in):
+    said, jobs = stand_in(), [make_job("a"), make_job("b")]
+    run_job(jobs[0], threads=1)
+    outcomes = run_here(jobs, parallel=1, threads=1)
+    assert [(outcome.job.arm, outcome.error) for outcome in outcomes] == [("a", None), ("b", None)]
+    assert len(said()) == 4
+    assert len(run_here(jobs, parallel=1, threads=1)) == 2 and len(said()) == 4
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_stop_lets_those_that_run_write_a_checkpoint_and_begins_no_more(make_job, stand_in, ending):
+    said = stand_in(
+        "def stop(*_):\n    time.sleep(0.2)\n    (folder / 'stopped.ckpt').touch()\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n(folder / 'ready').touch()\ntime.sleep(20)"
+    )
+    jobs = [make_job(f"arm{i}") for i in range(3)]
+
+    def kill():
+        wait_for(lambda: all((job.folder / "ready").exists() for job in jobs[:2]))
+        os.kill(os.getpid(), ending)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as `ablate` does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs lack
+    threading.Thread(target=kill).start()
+    try:
+        with pytest.raises(SystemExit if ending == signal.SIGTERM else KeyboardInterrupt):
+            run_here(jobs, parallel=2, threads=1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert [(job.folder / "stopped.ckpt").exists() for job in jobs] == [True, True, False]
+    assert len(said()) == 2
+
+
+# What is read of a run
+
+
+def test_step_is_that_of_the_newest_metrics(make_job):
+    job = make_job()
+    assert current_step(job.folder) == 0
+    old = write_metrics(job, 0, [{"step": 7, "loss": 1.0}, {"step": 9, "loss": 1.0}])
+    assert current_step(job.folder) == 10
+    new = write_metrics(job, 1, [{"epoch": 0, "step": 5, "loss": 1.0}])
+    os.utime(old, (1, 1)), os.utime(new, (2, 2))
+    assert current_step(job.folder) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [("", 0), ("epoch,step\n", 0), ("epoch,loss\n0,1\n", 0), ("loss,step\n1,3\n2", 0), ("step,loss\n3,1\n4,", 5)],
+)
+def test_step_of_a_file_that_is_being_written(make_job, content, step):
+    job = make_job()
+    write_metrics(job, 0, [{"step": 7}]).write_text(content)
+    assert current_step(job.folder) == step
+
+
+def test_last_line_of_a_log(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"first\nlast \xff one\n\n  \n")
+    assert last_line(log, 3) == f"last \N{REPLACEMENT CHARACTER} one (exit status 3; see {log})"
+    log.write_text("")
+    assert last_line(log, -9) == f" (exit status -9; see {log})"
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step'])
+def test_file_that_was_not_written_to_its_end_says_nothing(tmp_path, content):
+    if content is not None:
+        (tmp_path / "finished.json").write_text(content)
+    assert read_json(tmp_path / "finished.json") == {}
