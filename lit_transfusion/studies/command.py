@@ -33,7 +33,7 @@ def ablate(
     Args:
         config: YAML file with `arms` and a `study` section, such as configs/ablate_mask.yaml.
         seeds: Each arm is trained at the seeds 0, 1, … up to this many.
-        parallel: Runs at once. On a CPU each has its share of the cores.
+        parallel: Runs at once. Each has its share of the cores, and of the GPUs if there is one for each.
         dry_run: Only print what would be done: arms, parameters, tokens, FLOPs, expected time.
         arms: Only these arms; null for all.
         output: Directory of the runs and of report/; null is runs/NAME of the file.

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
+import torch
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -86,9 +88,18 @@ def check_earlier(job: Job) -> None:
         )
 
 
-def run_job(job: Job, threads: int, started: Callable[[subprocess.Popen], None] = lambda _: None) -> str | None:
+def run_job(
+    job: Job, threads: int, started: Callable[[subprocess.Popen], None] = lambda _: None, gpus: str | None = None
+) -> str | None:
     """Train and evaluate, as far as that is not done yet, each by its own command; returns what went wrong, if
-    anything. Another process that is at the same run is waited for."""
+    anything. Another process that is at the same run is waited for.
+
+    Args:
+        job: The run.
+        threads: Of the CPU; 0 for as many as torch likes.
+        started: Told of each process.
+        gpus: Those that it may see, as CUDA_VISIBLE_DEVICES; None for all.
+    """
     checkpoints = job.folder / "checkpoints"
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "lock").open("w") as lock:
@@ -100,7 +111,7 @@ def run_job(job: Job, threads: int, started: Callable[[subprocess.Popen], None] 
                 not resume
             ):  # of a start that left no checkpoint; `fit` would move the folder aside, and our lock with it
                 (job.folder / "config.yaml").unlink(missing_ok=True)
-            if error := command(job, ["fit", *job.fit, *resume], threads, lock.fileno(), started):
+            if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock.fileno(), started):
                 return error
             if not job.trained:
                 return f"fit ended before step {job.max_steps} (see {job.log})"
@@ -111,7 +122,7 @@ def run_job(job: Job, threads: int, started: Callable[[subprocess.Popen], None] 
             asked.write_text(job.evaluate, encoding="utf-8")
             checkpoint, where = str(checkpoints / "last.ckpt"), str(job.folder)
             words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", where]
-            if error := command(job, words, threads, lock.fileno(), started):
+            if error := command(job, words, threads, gpus, lock.fileno(), started):
                 return error
             asked.rename(options)  # only now: what it names has been measured
     return None
@@ -127,12 +138,14 @@ def resume_from(checkpoints: Path) -> list[str]:
 
 
 def command(
-    job: Job, words: list[str], threads: int, lock: int, started: Callable[[subprocess.Popen], None]
+    job: Job, words: list[str], threads: int, gpus: str | None, lock: int, started: Callable[[subprocess.Popen], None]
 ) -> str | None:
     """Run one command with its output in the log; returns the last line of it if it failed."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the last line of the log is what was said last
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
     with job.log.open("a", encoding="utf-8") as log:
         log.write(f"\n$ lit-transfusion {' '.join(words)}\n")
         log.flush()
@@ -155,6 +168,15 @@ def last_line(log: Path, status: int) -> str:
     return f"{lines[-1] if lines else ''} (exit status {status}; see {log})"
 
 
+def gpu_shares(parallel: int, count: int, visible: str | None) -> list[str | None]:
+    """What each of the runs at once may see of `count` GPUs, as CUDA_VISIBLE_DEVICES: an even share if there is one for
+    each. `visible` is what that says now."""
+    names = visible.split(",") if visible else [str(i) for i in range(count)]
+    if parallel == 1 or count < parallel:
+        return [None] * parallel
+    return [",".join(names[i::parallel]) for i in range(parallel)]
+
+
 def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
     """Run what is not finished, `parallel` at once, under one progress display.
 
@@ -168,6 +190,9 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
     outcomes = [Outcome(job, None) for job in jobs if job.evaluated]
     finished = {outcome.job.folder for outcome in outcomes}
     task = whole.add_task("runs", total=len(jobs), completed=len(outcomes))
+    shares: SimpleQueue[str | None] = SimpleQueue()
+    for share in gpu_shares(parallel, torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")):
+        shares.put(share)
 
     def one(job: Job) -> Outcome:
         if stopping.is_set():
@@ -178,9 +203,12 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
             running.add(process)
             if stopping.is_set():  # since it was decided to start it
                 process.terminate()
+            steps.update(bar, description=f"{job.name}: {'evaluating' if job.trained else 'training'}")
             watch(process, lambda step: steps.update(bar, completed=step), job)
 
-        error = run_job(job, threads, started)
+        share = shares.get()
+        error = run_job(job, threads, started, share)
+        shares.put(share)
         steps.update(bar, visible=False)  # not removed: `watch` may still tell of it
         whole.advance(task)
         if error and not stopping.is_set():

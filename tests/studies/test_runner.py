@@ -17,6 +17,7 @@ from lit_transfusion.studies.plan import ArmPlan
 from lit_transfusion.studies.runner import (
     check_earlier,
     current_step,
+    gpu_shares,
     last_line,
     make_jobs,
     read_json,
@@ -303,3 +304,18 @@ def test_file_that_was_not_written_to_its_end_says_nothing(tmp_path, content):
     if content is not None:
         (tmp_path / "finished.json").write_text(content)
     assert read_json(tmp_path / "finished.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "count", "visible", "shares"),
+    [
+        (1, 4, None, [None]),  # one run may have all
+        (2, 0, None, [None, None]),
+        (2, 1, None, [None, None]),
+        (2, 4, None, ["0,2", "1,3"]),
+        (2, 3, None, ["0,2", "1"]),
+        (2, 2, "5,7", ["5", "7"]),
+    ],
+)
+def test_gpus_are_shared_out_to_runs_at_once(parallel, count, visible, shares):
+    assert gpu_shares(parallel, count, visible) == shares
