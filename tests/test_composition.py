@@ -1,9 +1,11 @@
 """In which order the files of a run are laid over each other, and what is wrong with them."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
-from lit_transfusion.composition import compose
+from lit_transfusion.composition import compose, read, study_section
 from lit_transfusion.errors import InputError
 
 
@@ -193,3 +195,75 @@ def test_file_without_keys_is_named(write, content):
 def test_file_is_read_as_utf_8(write):
     path = write("run.yaml", yaml.safe_dump({"prompt": "ein rötlicher Kreis"}, allow_unicode=True))
     assert compose(path)[0][1] == {"prompt": "ein rötlicher Kreis"}
+
+
+# Keys that stand twice
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "line", "first"),
+    [
+        ("a: 1\nb: 2\na: 3", "a", 3, 1),
+        ("arms:\n  a: {model: {mask: Causal}}\n  b: {}\n  a: {}", "a", 4, 2),
+        ("arms:\n  1: {}\n  '1': {x: 2}", "1", 3, 2),  # names of arms are text
+        ("list:\n  - x: 1\n  - {x: 1,\n     x: 2}", "x", 4, 3),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  y: 1\n  y: 2", "y", 5, 4),
+    ],
+)
+def test_key_that_stands_twice_is_named_with_its_lines(write, content, key, line, first):
+    path = write("study.yaml", content)
+    assert error_of(path) == f"{path}, line {line}: the key '{key}' is there already, in line {first}"
+
+
+def test_key_that_stands_twice_in_a_base_is_named_with_that_file(write):
+    base = write("base.yaml", "a: 1\na: 2")
+    assert str(base) in error_of(write("run.yaml", "base: base.yaml"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: {x: 1}\nb: {x: 1}",
+        "- &a {x: 1}\n- {<<: *a, x: 2}\n- {<<: *a}",  # what is merged in may be changed
+        "a: &a [1, *a]",  # it goes round
+        "a: [1, 1]\nb: x\nx: b",
+    ],
+)
+def test_what_is_no_such_key_is_read(write, content):
+    content = f"top:\n  - {content}" if content.startswith("-") else content
+    read(write("run.yaml", content.replace("\n- ", "\n  - ")))
+
+
+def test_every_config_has_each_key_once():
+    for path in Path(__file__).parents[1].glob("configs/*.yaml"):
+        assert read(path)
+
+
+# What is asked of the arms
+
+
+def test_study_section_is_no_part_of_a_run(write):
+    path = write("study.yaml", "value: 1\nstudy: {metrics: [KID]}\narms: {a: {}}")
+    assert [content for _, content in compose(path)] == [{"value": 1}, {"arm": "a"}]
+
+
+def test_study_section_of_a_file_wins_over_that_of_its_base(write):
+    write("a.yaml", "study: {metrics: [KID], num_examples: 3}")
+    write("b.yaml", "base: a.yaml")
+    path = write("c.yaml", "base: [b.yaml]\nstudy: {metrics: [FID], table: 5}")
+    assert study_section(path) == {"metrics": ["FID"], "num_examples": 3, "table": 5}
+    assert study_section(write("d.yaml", "value: 1")) == {}
+
+
+@pytest.mark.parametrize("content", ["study: [1]", "study: text", "study: 3"])
+def test_study_section_without_keys_is_named(write, content):
+    path = write("run.yaml", content)
+    with pytest.raises(InputError, match="`study` must hold keys and values") as caught:
+        study_section(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["3", "{a: b}", "[a.yaml, 3]", ""])
+def test_base_that_is_no_name_is_refused(write, base):
+    path = write("run.yaml", f"base: {base}")
+    assert error_of(path) == f"{path}: `base` must be the name of a file, or a list of them"

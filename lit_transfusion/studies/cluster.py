@@ -1,6 +1,7 @@
 """Arms as jobs of a cluster, by submitit: a job for each run, which goes on by itself when it is preempted."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def run_on(executor: Any, jobs: Sequence[Job]) -> list[Outcome]:
     """Submit what is not finished, wait for it, and return what became of each."""
     outcomes = [Outcome(job, None) for job in jobs if job.evaluated]
     finished = {outcome.job.folder for outcome in outcomes}
-    with executor.batch():  # one array
-        submitted = [(job, executor.submit(Run(), job)) for job in jobs if job.folder not in finished]
+    left = [job for job in jobs if job.folder not in finished]
+    with executor.batch() if left else nullcontext():  # one array
+        submitted = [(job, executor.submit(Run(), job)) for job in left]
     print(f"{len(submitted)} jobs submitted; this waits for them, and may be stopped and started again")
     for job, handle in submitted:
         try:

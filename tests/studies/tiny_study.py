@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import ClassVar
 
+import lightning
 import yaml
 
 from lit_transfusion.evaluation import Metric
@@ -18,6 +19,11 @@ class OutOfReach(Metric):
 
     def __call__(self, subject):
         raise Unavailable("its weights | cannot be had")
+
+
+class Breaks(lightning.Callback):
+    def on_train_start(self, trainer, pl_module):
+        raise RuntimeError("it breaks")
 
 
 TINY = {

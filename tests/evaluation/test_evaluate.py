@@ -1,0 +1,256 @@
+"""`evaluate`: which metrics are measured, how often, of what, what is kept, and what cannot be asked."""
+
+import json
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lit_transfusion import cli
+from lit_transfusion.evaluation import KID, ImageShare, Perplexity, default_metrics
+from lit_transfusion.evaluation.command import evaluate, measure
+from lit_transfusion.evaluation.metric import Metric, Unavailable
+from lit_transfusion.generation.pipeline import KEY
+
+FEW = ["--num_examples", "3", "--num_inference_steps", "2"]
+
+
+class Counting(Metric):
+    """Notes how it is asked."""
+
+    columns: ClassVar[dict[str, str]] = {"asked": "neither", "scale": "neither"}
+    asked: ClassVar[list] = []
+
+    def __call__(self, subject):
+        self.asked.append((subject.num_examples, subject.sampling, subject.batch_size))
+        return {"asked": float(len(self.asked)), "scale": subject.sampling.guidance_scale}
+
+
+class Once(Counting):
+    samples = False
+    columns: ClassVar[dict[str, str]] = {"once": "neither"}
+
+    def __call__(self, subject):
+        super().__call__(subject)
+        return {"once": 7.0}
+
+
+class Drawing(Metric):
+    columns: ClassVar[dict[str, str]] = {"mean": "neither"}
+
+    def __call__(self, subject):
+        return {"mean": float(subject.drawn.mean())}
+
+
+class OutOfReach(Metric):
+    columns: ClassVar[dict[str, str]] = {"distance": "less"}
+
+    def __call__(self, subject):
+        raise Unavailable("its weights cannot be had")
+
+
+@pytest.fixture(autouse=True)
+def asked():
+    Counting.asked.clear()
+    return Counting.asked
+
+
+@pytest.fixture
+def run(make_subject, tmp_path, monkeypatch):
+    """A run's folder as far as it is needed: a checkpoint, and the config that names the source."""
+    monkeypatch.chdir(tmp_path)
+    pipeline = make_subject().pipeline
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
+    torch.save({"state_dict": weights, KEY: pipeline.describe()}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    source = {"class_path": "Shapes", "init_args": {"num_val_examples": 5}}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"source": source}}))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def measured(run, capsys):
+    """Runs the command; returns what it kept and what it said."""
+
+    def measured(*words, ckpt="run/checkpoints/last.ckpt"):
+        cli.main(["evaluate", "--ckpt", ckpt, "--output", "out", *FEW, *words])
+        return json.loads((run.parent / "out" / "evaluation.json").read_text()), capsys.readouterr().out
+
+    return measured
+
+
+# What is measured
+
+
+def test_metrics_are_named_by_words(measured):
+    result, said = measured("--metrics", "Perplexity", "ImageShare")
+    (columns,) = result["metrics"].values()
+    assert list(columns) == [*Perplexity.columns, *ImageShare.columns]
+    assert result["num_examples"] == 3 and result["skipped"] == {}
+    assert result["sampling"] == {"sampler": "ddim", "num_inference_steps": 2, "seed": 0}
+    assert result["ckpt"] == "run/checkpoints/last.ckpt" and result["seconds"] > 0
+    assert all(column in said for column in columns)
+
+
+def test_class_of_ones_own_is_named_by_its_path(measured, asked):
+    own = f"{__name__}.Counting"
+    result, _ = measured("--metrics", own, "--batch_size", "2", "--seed", "5", "--sampler", "ddpm")
+    assert result["metrics"] == {"3": {"asked": 1.0, "scale": 3.0}}
+    ((num_examples, sampling, batch_size),) = asked
+    assert (num_examples, batch_size) == (3, 2)
+    assert (sampling.sampler, sampling.num_inference_steps, sampling.seed) == ("ddpm", 2, 5)
+
+
+def test_metrics_in_a_file_have_arguments(measured, run):
+    metrics = [{"class_path": "ImageShare", "init_args": {"max_new_tokens": 1}}, f"{__name__}.Once"]
+    (run.parent / "mine.yaml").write_text(yaml.safe_dump({"metrics": metrics}))
+    result, _ = measured("--config", "mine.yaml")
+    assert list(result["metrics"]["3"]) == ["once", "image_share"]
+
+
+@pytest.mark.parametrize("words", [["1,3"], ["1", "3"], ["[1,3]"], ["1, 3"]])
+def test_sweep_over_guidance_measures_once_what_does_not_sample(measured, words, asked):
+    sweep = ["--guidance_scale", *words]
+    result, said = measured("--metrics", f"{__name__}.Counting", f"{__name__}.Once", *sweep)
+    assert result["metrics"] == {
+        "1": {"once": 7.0, "asked": 2.0, "scale": 1.0},
+        "3": {"once": 7.0, "asked": 3.0, "scale": 3.0},
+    }
+    assert len(asked) == 3 and "guidance 1" in said and "guidance 3" in said
+
+
+def test_each_scale_draws_for_itself(make_subject):
+    subject = make_subject()
+    subject.sampling = replace(subject.sampling, guidance_scale=1.0)  # the first scale is the subject's own
+    by_scale, _ = measure([Drawing()], subject, [1.0, 4.0])
+    scales = [replace(subject.sampling, guidance_scale=scale) for scale in (subject.sampling.guidance_scale, 4.0)]
+    means = [float(replace(subject, sampling=sampling).drawn.mean()) for sampling in scales]
+    assert [by_scale[1.0]["mean"], by_scale[4.0]["mean"]] == means and means[0] != means[1]
+
+
+def test_metric_that_cannot_be_measured_is_left_out_with_its_reason(measured):
+    result, said = measured("--metrics", f"{__name__}.OutOfReach", f"{__name__}.Once", "--guidance_scale", "1,3")
+    assert result["metrics"] == {"1": {"once": 7.0}, "3": {"once": 7.0}}
+    assert result["skipped"] == {"OutOfReach": "its weights cannot be had"}
+    assert said.count("OutOfReach was left out: its weights cannot be had") == 1
+
+
+def test_nothing_that_downloads_is_measured_unless_it_is_named():
+    names = [type(metric).__name__ for metric in default_metrics()]
+    assert len(set(names)) == len(names) and not {"FID", "CLIPScore"} & set(names)
+    (kid,) = [metric for metric in default_metrics() if isinstance(metric, KID)]
+    assert kid.features.name == "efficientnet_lite0"
+    columns = [column for metric in default_metrics() for column in metric.columns]
+    assert len(set(columns)) == len(columns)  # none would hide another
+
+
+@pytest.mark.slow
+def test_default_metrics_are_measured(measured):
+    result, _ = measured()
+    (columns,) = result["metrics"].values()
+    assert set(columns) == {column for metric in default_metrics() for column in metric.columns}
+    assert result["skipped"] == {}
+
+
+# What it is measured on, and what is kept
+
+
+def test_pictures_are_kept_with_their_prompts_if_any_were_drawn(measured, run):
+    result, _ = measured("--metrics", f"{__name__}.Drawing")
+    files = sorted((run.parent / "out" / "samples").iterdir())
+    assert [file.name for file in files] == ["0.png", "1.png", "2.png"]
+    assert Image.open(files[0]).size == (16, 16)
+    assert len(result["prompts"]) == 3 and all(isinstance(prompt, str) for prompt in result["prompts"])
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(run, capsys):
+    before = sorted(run.parent.rglob("*"))
+    cli.main(["evaluate", "--ckpt", "run/checkpoints/last.ckpt", *FEW, "--metrics", f"{__name__}.Drawing"])
+    assert "mean" in capsys.readouterr().out and sorted(run.parent.rglob("*")) == before
+
+
+def test_no_more_examples_than_there_are(measured):
+    assert measured("--metrics", f"{__name__}.Once", "--num_examples", "99")[0]["num_examples"] == 5
+
+
+def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
+    (run / "checkpoints" / "last.ckpt").rename(run.parent / "moved.ckpt")
+    words = ["--metrics", f"{__name__}.Once", "--data", "run/config.yaml"]
+    assert measured(*words, ckpt="moved.ckpt")[0]["num_examples"] == 3
+
+
+# What cannot be asked
+
+
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        (["--metrics", "Perplexy"], ["no class Perplexy", "known: BLEU", "ShapeCaptions"]),
+        (["--metrics", "none.Own"], ["none.Own"]),
+        (["--metrics", "lit_transfusion.latents.Pixels"], ["Pixels", "subclass of Metric"]),
+        (["--metrics", "os.system"], ["os.system", "not allowed"]),
+        (["--metrics"], ["names no metric"]),
+        (["--num_examples", "1"], ["num_examples 1"]),
+        (["--batch_size", "0"], ["batch_size 0"]),
+        (["--guidance_scale", "3,3"], ["guidance_scale", "each once"]),
+        (["--guidance_scale"], ["guidance_scale", "at least one"]),
+        (["--guidance_scale", "high"], ["guidance_scale", "high"]),
+        (["--guidance_scale", "1,-1"], ["guidance_scale -1"]),
+        (["--num_inference_steps", "0"], ["num_inference_steps 0"]),
+        (["--num_inference_steps", "5000"], ["num_inference_steps 5000"]),
+        (["--sampler", "euler"], ["euler", "dpm++"]),
+        (["--data", "none.yaml"], ["none.yaml not found"]),
+        (["--data", "empty.yaml"], ["empty.yaml names no data.source"]),
+        (["--data", "unknown.yaml"], ["unknown.yaml", "Photos"]),
+        (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
+        (["--ckpt", "none.ckpt"], ["none.ckpt not found"]),
+        (["--ckpt", "moved.ckpt"], ["moved.ckpt", "--data CONFIG.yaml"]),
+        (["--ckpt", "run/config.yaml"], ["run/config.yaml is not a checkpoint"]),
+    ],
+    ids=lambda value: " ".join(value[:2]),
+)
+def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
+    (run.parent / "empty.yaml").write_text("data: {}")
+    (run.parent / "unknown.yaml").write_text("data: {source: Photos}")
+    (run.parent / "edits.yaml").write_text("data: {source: ShapeEdits}")
+    (run.parent / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    once = [] if "--metrics" in words else ["--metrics", f"{__name__}.Once"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", "--ckpt", "run/checkpoints/last.ckpt", *FEW, *once, *words])
+    said = capsys.readouterr()
+    assert caught.value.code == 2 and not said.out and not asked
+    assert said.err.startswith("error: ") and len(said.err.splitlines()) == 1
+    for text in texts:
+        assert text in said.err
+
+
+# How lists are written
+
+
+@pytest.mark.parametrize(
+    ("words", "spelled"),
+    [
+        (["--metrics", "KID", "FID"], ["--metrics=[KID, FID]"]),
+        (["--metrics=KID", "FID", "--seed", "3"], ["--seed", "3", "--metrics=[KID, FID]"]),
+        (["--metrics", "KID", "--metrics", "FID"], ["--metrics=[KID, FID]"]),
+        (["--metrics", "[KID,FID]"], ["--metrics=[KID,FID]"]),
+        (["--guidance_scale", "1,1.5", "3"], ["--guidance_scale=[1,1.5, 3]"]),
+        (["--ema", "--seed", "3"], ["--ema=true", "--seed", "3"]),
+        (["--ema", "false"], ["--ema", "false"]),
+        (["--seed", "3", "--ema"], ["--seed", "3", "--ema=true"]),
+    ],
+)
+def test_lists_and_switches_are_spelled_out(words, spelled):
+    assert cli.spell_out(evaluate, words) == spelled
+
+
+def test_lists_of_text_may_hold_anything():
+    words = cli.spell_out(
+        cli.TOOLS["ablate"], ["--arms", "a, b", 'c "d"', "[e]", "--override=--trainer.max_steps", "3"]
+    )
+    assert words == ['--arms=["a, b", "c \\"d\\"", "[e]"]', '--override=["--x.y", "3"]']
+    words = cli.spell_out(cli.TOOLS["generate"], ["--prompt", "a circle, red"])
+    assert [word for word in words if "circle" in word] and "a circle, red" in " ".join(words)

@@ -1,0 +1,181 @@
+"""`ablate` as a user meets it: whole small studies by the real commands, left alone and killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_study import TINY, write_tiny
+
+ABLATE = [sys.executable, "-m", "lit_transfusion", "ablate"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parent}"}
+PATIENCE = 900  # seconds; it takes one in ten of them on a machine that has nothing else to do
+
+
+def ablate(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*ABLATE, *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def wait_for(condition, process=None) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, "it does not happen"
+        assert process is None or process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+def commands(run: Path) -> list[str]:
+    """What was run for a run, from its log."""
+    log = (run / "log.txt").read_text(errors="replace")
+    return [line.split()[2] for line in log.splitlines() if line.startswith("$ lit-transfusion ")]
+
+
+def test_small_study_from_its_file_to_its_report(tmp_path):
+    metrics = ["Perplexity", "tiny_study.OutOfReach"]
+    write_tiny(tmp_path / "tiny.yaml", study={"metrics": metrics})
+    done = ablate(tmp_path, "--config", "tiny.yaml", "--seeds", "1", "--output", "out", "--parallel", "2")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    text = (out / "report" / "README.md").read_text()
+    assert text.startswith("# tiny: Who may see whom?") and "2 of 2 runs" in text
+    assert "OutOfReach was not measured: its weights | cannot be had" in text
+    rows = list(csv.DictReader((out / "report" / "results.csv").open()))
+    assert [row["arm"] for row in rows] == ["causal", "both"]
+    assert all(1 < float(row["perplexity"]) < 2000 for row in rows) and rows[0]["perplexity"] != rows[1]["perplexity"]
+    for arm in ("causal", "both"):
+        run = out / arm / "seed_0"
+        assert (
+            step_of(run / "checkpoints" / "last.ckpt") == json.loads((run / "finished.json").read_text())["step"] == 3
+        )
+        assert commands(run) == ["fit", "evaluate"] and list(run.glob("events.*"))
+    assert json.loads((out / "time.json").read_text())["seconds"] > 0
+
+
+# A study in which a run takes long enough to be killed in its midst
+LONG = {"max_steps": 400, "val_check_interval": 100, "limit_val_batches": 1, "log_every_n_steps": 10}
+INTERVAL = 20
+
+
+def long_study(folder: Path, **changes) -> Path:
+    keep = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {
+            "dirpath": "${trainer.default_root_dir}/checkpoints",
+            "every_n_train_steps": INTERVAL,
+            "save_last": "link",
+            "enable_version_counter": False,
+            "save_on_exception": True,
+        },
+    }
+    callbacks = [keep, {"class_path": "RunDirectory"}, {"class_path": "LimitThreads"}]
+    return write_tiny(
+        folder / "tiny.yaml", trainer=LONG | {"callbacks": callbacks}, study={"metrics": ["Perplexity"]}, **changes
+    )
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A study that was begun, and whose first run is in its midst."""
+    long_study(tmp_path)
+    words = [*ABLATE, "--config", "tiny.yaml", "--seeds", "1", "--output", "out"]
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            words,
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=said,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        wait_for((tmp_path / "out" / "causal" / "seed_0" / "checkpoints" / "last.ckpt").exists, process)
+        yield process
+        process.kill()
+        process.wait()
+
+
+def go_on(folder: Path) -> None:
+    done = ablate(folder, "--config", "tiny.yaml", "--seeds", "1", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    for arm in ("causal", "both"):
+        assert step_of(folder / "out" / arm / "seed_0" / "checkpoints" / "last.ckpt") == LONG["max_steps"]
+    assert "2 of 2 runs" in (folder / "out" / "report" / "README.md").read_text()
+    assert [path.name for path in (folder / "out" / "causal").iterdir()] == ["seed_0"]  # nothing was moved aside
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_study_that_is_stopped_goes_on_where_it_was(begun, tmp_path, ending):
+    run = tmp_path / "out" / "causal" / "seed_0"
+    begun.send_signal(ending)
+    begun.wait(PATIENCE)
+    assert begun.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[ending]
+    assert "Traceback" not in begun.stderr.read()
+    reached = step_of(run / "checkpoints" / "last.ckpt")
+    assert reached < LONG["max_steps"] and not (run / "finished.json").exists()
+    go_on(tmp_path)
+    assert commands(run) == ["fit", "fit", "evaluate"]
+    second = run / "metrics" / "version_1" / "metrics.csv"
+    assert int(next(csv.DictReader(second.open()))["step"]) >= reached  # nothing was trained twice
+
+
+@pytest.mark.slow
+def test_orphan_of_a_killed_study_is_waited_for(begun, tmp_path):
+    run = tmp_path / "out" / "causal" / "seed_0"
+    begun.kill()
+    begun.wait()
+    go_on(tmp_path)
+    assert commands(run) == ["fit", "evaluate"]  # the fit that was left behind has done its work
+
+
+@pytest.mark.slow
+def test_study_whose_every_process_was_killed_loses_no_more_than_an_interval(begun, tmp_path):
+    run = tmp_path / "out" / "causal" / "seed_0"
+    begun.kill()
+    begun.wait()
+    (fit,) = [
+        int(pid)
+        for pid in subprocess.run(
+            ["pgrep", "-f", "fit .*--trainer.default_root_dir out/causal/seed_0"], capture_output=True, text=True
+        ).stdout.split()
+    ]
+    os.kill(fit, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{fit}").exists())
+    reached = max(step_of(path) for path in (run / "checkpoints").glob("*.ckpt"))
+    rows = list(csv.DictReader((run / "metrics" / "version_0" / "metrics.csv").open()))
+    assert int(rows[-1]["step"]) - reached <= INTERVAL
+    go_on(tmp_path)
+    assert commands(run) == ["fit", "fit", "evaluate"]
+    again = list(csv.DictReader((run / "metrics" / "version_1" / "metrics.csv").open()))
+    assert int(again[0]["step"]) >= reached
+
+
+@pytest.mark.slow
+def test_arm_that_fails_is_told_and_the_rest_is_done_and_not_done_again(tmp_path):
+    arms = TINY["arms"] | {"broken": {"trainer": {"callbacks+": [{"class_path": "tiny_study.Breaks"}]}}}
+    write_tiny(tmp_path / "tiny.yaml", arms=arms, study={"metrics": ["Perplexity"]})
+    words = ["--config", "tiny.yaml", "--seeds", "1", "--output", "out", "--parallel", "2"]
+    done = ablate(tmp_path, *words)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: 1 of 3 runs failed")
+    report = tmp_path / "out" / "report" / "README.md"
+    assert "2 of 3 runs" in report.read_text() and "- broken, seed 0: RuntimeError: it breaks" in report.read_text()
+    fewer = ablate(tmp_path, *words, "--arms", "causal", "both")
+    assert fewer.returncode == 0, fewer.stderr
+    assert "2 of 2 runs" in report.read_text()
+    other = {"metrics": ["Perplexity", "GenEvalShapes"]}
+    write_tiny(tmp_path / "tiny.yaml", arms=arms, study=other)
+    assert ablate(tmp_path, *words, "--arms", "causal").returncode == 0
+    assert commands(tmp_path / "out" / "causal" / "seed_0") == ["fit", "evaluate", "evaluate"]
+    assert commands(tmp_path / "out" / "both" / "seed_0") == ["fit", "evaluate"]

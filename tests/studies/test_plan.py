@@ -1,0 +1,148 @@
+"""What a study will cost is counted on the arms themselves, and what cannot be is refused before any is trained."""
+
+import sys
+
+import pytest
+import yaml
+from rich.console import Console
+
+from lit_transfusion import cli
+from lit_transfusion.errors import InputError
+from lit_transfusion.studies.plan import ArmPlan, clock, plan, table_of
+from lit_transfusion.studies.study import read_study
+
+
+def shown(plans, seeds=3, parallel=2) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table_of(plans, seeds, parallel))
+    return capture.get()
+
+
+def test_arms_are_counted(make_study):
+    study = make_study(arms={"causal": {"model": {"mask": "Causal"}}, "both": {"data": {"batch_size": 3}}})
+    first, second = plan(study, ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=7"], timed=False)
+    assert first.parameters == second.parameters > 2 * 280 * 16  # embedding and head, and the net between
+    assert 2 * 3 * 4 * 4 * 16 <= first.patcher_parameters < first.parameters / 2
+    assert first.max_steps == 7 and first.seconds is None
+    assert 2 * 60 < first.tokens <= 2 * 96  # two rows of 96 positions a step, less padding
+    assert second.tokens == pytest.approx(3 * first.tokens, rel=0.2)
+    assert second.flops == pytest.approx(3 * first.flops, rel=0.2)
+    assert 1 < first.flops / (6 * first.parameters * first.tokens / 2) < 2  # 6 N a token, less the embedding's half
+
+
+def test_plan_is_the_config_of_a_run_but_for_arm_seed_and_folder(make_study):
+    study = make_study()
+    (causal, both) = plan(study, ["--data.batch_size=2"], timed=False)
+    config = yaml.safe_load(causal.config)
+    assert config["data"]["batch_size"] == 2 and "arm" not in config and "config" not in config
+    assert config["trainer"]["default_root_dir"] == "FOLDER" and config["seed_everything"] == 0
+    assert causal.config.replace("Causal", "Bidirectional") == both.config
+
+
+def test_time_is_measured_if_it_is_asked_for(make_study):
+    (one,) = plan(make_study().only(["both"]), [], timed=True)
+    assert 0 < one.seconds < 10
+
+
+@pytest.mark.parametrize(
+    ("arms", "overrides", "texts"),
+    [
+        ({"a": {"model": {"masks": "Causal"}}, "both": {}}, [], ["arm a", "masks"]),
+        ({"a": {"modell": {"mask": "Causal"}}, "both": {}}, [], ["arm a", "modell"]),
+        ({"a": {"model": {"mask": "Circular"}}, "both": {}}, [], ["arm a", "Circular", "Bidirectional, Causal"]),
+        ({"a": {"data": {"image_size": 18}}, "both": {}}, [], ["arm a", "image_size 18"]),
+        ({"both": {}, "a": {}}, [], ["the arms both and a are the same run"]),
+        ({"both": {}, "a": {"model": {"mask": "Causal"}}}, ["--trainer.nothing=3"], ["--trainer.nothing=3"]),
+        ({"both": {}, "a": {"model": {"mask": "Causal"}}}, ["--trainer.max_steps=-1"], ["max_steps -1"]),
+    ],
+)
+def test_arm_that_cannot_be_is_refused(make_study, arms, overrides, texts):
+    study = make_study(arms=arms, study={"claims": [], "paper": {}})
+    with pytest.raises(InputError) as caught:
+        plan(study, overrides, timed=False)
+    assert "study.yaml" in str(caught.value) and "\n" not in str(caught.value)
+    for text in texts:
+        assert text in str(caught.value)
+
+
+def test_sampling_that_cannot_be_is_refused_before_it_is_needed(make_study):
+    with pytest.raises(InputError, match="num_inference_steps 5000"):
+        plan(make_study(study={"num_inference_steps": 5000}), [], timed=False)
+
+
+def test_table_says_what_all_of_it_takes():
+    plans = [ArmPlan(arm, "", 2_500_000, 10_000, 1000, 500.0, 2e9, 0.36) for arm in ("a", "b")]
+    text = shown(plans)
+    for cell in ("2.50M", "0.01M", "1,000", "0.50M", "2.0e+12", "6 min", "2 arms x 3 seeds, 2 at once", "18 min"):
+        assert cell in text
+    text = shown([plans[0], plans[1]._replace(seconds=None)])
+    assert "–" in text and "at once" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99, "99 s"), (119, "2 min"), (5900, "98 min"), (7200, "2.0 h"), (36000, "10.0 h")],
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["ablate", "--config", str(tiny), "--dry_run", "--arms", "both"])
+    said = capsys.readouterr()
+    assert "both" in said.err and "causal" not in said.err and "1 arms x 3 seeds" in " ".join(said.err.split())
+    assert list(tmp_path.iterdir()) == [tiny]
+
+
+# What cannot be run is said in one line, with exit status 2, and leaves nothing behind.
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--seeds", "0"], "seeds 0 is less than 1"),
+        (["--parallel", "0"], "parallel 0 is less than 1"),
+        (["--arms", "none"], "has no arm 'none'; it has causal, both"),
+        (["--arms"], "names no arm"),
+        (["--cluster", "pbs"], "'slurm', 'local'"),
+        (["--cluster", "slurm"], "srun"),
+        (["--nothing", "1"], "--nothing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_that_cannot_be_are_refused(tiny, tmp_path, monkeypatch, capsys, words, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no srun
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["ablate", "--config", str(tiny), *words])
+    said = capsys.readouterr()
+    assert caught.value.code == 2 and text in said.err and said.err.startswith("error: ")
+    assert len(said.err.splitlines()) == 1 and not said.out
+    assert list(tmp_path.iterdir()) == [tiny]
+
+
+def test_cluster_needs_submitit(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "submitit", None)  # as where it is not installed
+    with pytest.raises(SystemExit):
+        cli.main(["ablate", "--config", str(tiny), "--cluster", "local"])
+    assert 'pip install -e ".[cluster]"' in capsys.readouterr().err
+
+
+def test_runs_of_another_study_are_refused_before_any_is_trained(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "out" / "both" / "seed_0"
+    folder.mkdir(parents=True)
+    (one,) = plan_of_both(tiny)
+    (folder / "planned.yaml").write_text(one.config.replace("batch_size: 1", "batch_size: 9"))
+    with pytest.raises(SystemExit):
+        cli.main(["ablate", "--config", str(tiny), "--output", "out", "--arms", "both"])
+    assert "'batch_size: 9', now 'batch_size: 1'" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["planned.yaml"]
+
+
+def plan_of_both(path):
+
+    return plan(read_study(path).only(["both"]), [], timed=False)
