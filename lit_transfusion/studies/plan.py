@@ -60,10 +60,10 @@ def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folde
 def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPlan:
     try:
         parts = parts_of(fit_arguments(study, arm, overrides, 0, Path("FOLDER")))
+        parts.model.noise.sampler(study.asked.sampler, study.asked.num_inference_steps)  # refuses what it cannot do
     except (ArgumentError, InputError) as error:
         raise InputError(f"{study.path}, arm {arm}: {one_line(error)}") from None
     trainer, model = parts.config.trainer, parts.model
-    model.noise.sampler(study.asked.sampler, study.asked.num_inference_steps)  # refuses what it cannot do
     if trainer.max_steps < 1:
         raise InputError(f"{study.path}, arm {arm}: trainer.max_steps {trainer.max_steps} is less than 1")
     loader = parts.datamodule.train_dataloader()

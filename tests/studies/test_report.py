@@ -8,7 +8,7 @@ from PIL import Image
 
 from lit_transfusion.studies import report
 from lit_transfusion.studies.plan import ArmPlan
-from lit_transfusion.studies.report import Circumstances, markdown, spread, write_report
+from lit_transfusion.studies.report import Circumstances, markdown, results_table, spread, write_report
 from lit_transfusion.studies.runner import Outcome
 
 PLANS = [ArmPlan(arm, f"{arm}\n", 20_000, 3_000, 5, 90.0, 4e6, None) for arm in ("causal", "both")]
@@ -69,13 +69,16 @@ def test_report_of_a_whole_study(reported, outcomes):
     assert len(list(csv.DictReader((folder / "results.csv").open()))) == 6
 
 
-def test_report_of_a_study_without_claims_and_numbers_of_the_paper(reported, outcomes):
-    text, _ = reported(outcomes, study={"claims": [], "paper": {}, "table": None})
-    assert len(tables(text)) == 2 and "Findings" not in text and "paper" not in text.lower() and "None" not in text
+def test_report_of_a_study_without_claims_and_a_table_of_the_paper(reported, outcomes):
+    text, _ = reported(outcomes, study={"claims": [], "table": None})
+    assert len(tables(text)) == 2 and "Findings" not in text and "None" not in text
+    assert "The paper's numbers are of" in text
 
 
-def test_numbers_of_the_paper_need_no_table(reported, outcomes):
-    assert "The paper's numbers are of" in reported(outcomes, study={"table": None})[0]
+def test_paper_is_named_only_where_it_says_something(make_study, outcomes):
+    jobs = [outcome.job for outcome in outcomes]
+    assert "paper" in results_table(make_study(), jobs)
+    assert "paper" not in results_table(make_study(study={"paper": {}}), jobs)
 
 
 def test_what_failed_is_said_and_the_rest_is_reported(reported, finished, make_job):
