@@ -107,9 +107,8 @@ def run_job(
         (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
         if not job.trained:
             resume = resume_from(checkpoints)
-            if (
-                not resume
-            ):  # of a start that left no checkpoint; `fit` would move the folder aside, and our lock with it
+            if not resume:
+                # Of a start that left no checkpoint: `fit` would move the folder aside, and our lock with it.
                 (job.folder / "config.yaml").unlink(missing_ok=True)
             if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock.fileno(), started):
                 return error

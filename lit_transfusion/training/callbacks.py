@@ -298,9 +298,11 @@ class RunDirectory(lightning.Callback):
         log.info("the run is kept in %s", folder)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        """Keep the last step: where it is no multiple of the interval, last.ckpt would stay at an earlier one."""
+        """Keep the last step: where it is no multiple of the interval, last.ckpt would stay at an earlier one. (A
+        checkpoint that is judged by what it monitors waits for the validation.)"""
         keeper = trainer.checkpoint_callback
-        if trainer.global_step == trainer.max_steps and isinstance(keeper, ModelCheckpoint):
+        last = trainer.global_step == trainer.max_steps
+        if last and isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
             candidates = keeper._monitor_candidates(trainer)
             keeper._save_topk_checkpoint(trainer, candidates)
             keeper._save_last_checkpoint(trainer, candidates)

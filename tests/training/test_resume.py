@@ -213,6 +213,15 @@ def test_last_checkpoint_of_a_continued_run_is_its_newest(folder, stop):
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
 
 
+def test_last_step_is_kept_though_it_is_no_multiple_of_the_interval(folder):
+    """So that what is evaluated is what was trained."""
+    fit(folder, "--trainer.max_steps", "5")
+    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
+    assert [torch.load(path, weights_only=True)["global_step"] for path in checkpoints] == [5, 5]  # and the link
+    again = fit(folder, "--ckpt_path", "last", "--trainer.max_steps", "6")
+    assert [step for step, *_ in again] == [6]
+
+
 def test_continued_run_keeps_its_log(whole, folder):
     fit(folder, stop=(3, "callbacks"))
     fit(folder, "--ckpt_path", "last")
