@@ -202,10 +202,11 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int) -> Non
                 skipped += made.skipped
                 check_skipped(skipped, total, max_skipped)
                 write_line()
-        except RuntimeError as error:  # that is how a DataLoader says that a worker was killed
-            raise InputError(
-                f"{str(error).splitlines()[0]}; with fewer --num_workers it needs less memory; {kept}"
-            ) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):  # one was killed
+                raise
+            message = f"{str(error).splitlines()[0]}; with fewer --num_workers it needs less memory; {kept}"
+            raise InputError(message) from error
 
 
 def check_skipped(skipped: list[Skipped], total: int, max_skipped: float) -> None:
