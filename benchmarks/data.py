@@ -1,4 +1,4 @@
-"""Data against training: tokens/s that one worker makes of prepared shards and of a folder, and that `tiny` trains on."""
+"""Data against training: tokens/s that one worker makes of shards and of a folder, and that `tiny` trains on."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from lit_transfusion.data.sources import ImageCaptions, Shards, Source
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import SIZES, Bidirectional, LinearPatcher, Transfusion
 
+BATCHES = 4  # made at once, which is long enough to be timed
 SIDE = 512  # of the photographs, about what web sets are kept at
 
 
@@ -66,22 +67,17 @@ def compare(image_size: int, patch_size: int, quick: bool) -> Table:
         trained = tokens / timing["trained"].median
         table.add("trained on by `tiny`", show(trained), "1", "")
         for name in sources:
-            made = several.count * tokens / timing[name].median  # rows are as good as full, and of the same length
+            made = BATCHES * tokens / timing[name].median  # rows are as good as full, and of the same length
             table.add(name, show(made), f"**{made / trained:.1f}x**", show(size[name]))
     return table
 
 
 def several(batches: Iterator[PackedBatch]) -> Callable[[], None]:
-    """Makes some batches, which is long enough to be timed."""
-
     def make() -> None:
-        for _ in range(several.count):
+        for _ in range(BATCHES):
             next(batches)
 
     return make
-
-
-several.count = 4
 
 
 def tiny(data: TransfusionData, patch_size: int) -> Transfusion:
@@ -91,7 +87,7 @@ def tiny(data: TransfusionData, patch_size: int) -> Transfusion:
 
 
 def photographs(folder: Path, count: int) -> Path:
-    """Smooth noise with some grain, which takes about as many bytes as photographs do, with captions of 5 to 40 words."""
+    """Smooth noise with grain, of about as many bytes as photographs have, with captions of 5 to 40 words."""
     numbers = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):

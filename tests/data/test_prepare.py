@@ -140,7 +140,7 @@ def test_command_killed_again_and_again(make_pictures, tmp_path, num_workers):
     for _ in range(30):
         process = subprocess.Popen([*command, str(tmp_path / "out")])
         before, deadline = len(list((tmp_path / "out").glob("*.tar"))), time.monotonic() + 120
-        while len(list((tmp_path / "out").glob("*.tar"))) < before + 2 and process.poll() is None:
+        while len(list((tmp_path / "out").glob("*.tar"))) < before + 3 and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         if process.poll() is not None:
@@ -309,6 +309,15 @@ def test_stops_as_soon_as_it_is_certain(make_pictures, tmp_path):
     assert len(list((tmp_path / "out").glob("*.tar"))) == 1
 
 
+def test_shard_of_which_nothing_is_left(make_pictures, tmp_path):
+    folder = make_pictures(tmp_path / "in", 2)
+    put(folder, "x.png", b"")
+    prepare([str(folder)], str(tmp_path / "out"), max_skipped=0.5, image_size=8, shard_size=1, num_workers=0)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert sorted(shard["num_examples"] for shard in index["shards"]) == [0, 1, 1]
+    assert len(Shards(str(tmp_path / "out"), 8).split("train")) == 1
+
+
 def test_nothing_of_use(tmp_path):
     put(tmp_path / "in", "x.png", b"")
     message = refused([str(tmp_path / "in")], str(tmp_path / "out"), max_skipped=1.0)
@@ -361,7 +370,8 @@ def test_input_that_has_changed_or_moved(make_pictures, tmp_path):
 
 def test_folder_of_something_else(pictures, tmp_path):
     (tmp_path / "notes.md").write_text("mine")
-    assert "holds other files (such as notes.md)" in refused([str(pictures)], str(tmp_path))
+    assert "holds other files, and no shards" in refused([str(pictures)], str(tmp_path))
+    assert os.listdir(tmp_path) == ["notes.md"]
     assert "cannot be written to" in refused([str(pictures)], str(tmp_path / "notes.md"))
 
 

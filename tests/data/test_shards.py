@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +111,25 @@ def test_where_samples_lie_is_mapped_and_not_sent_to_workers(prepared):
     again = pickle.loads(pickle.dumps(shards.split("train")))
     assert again[3].captions == shards.split("train")[3].captions
     assert len(pickle.dumps(shards)) < 3000  # of which the index of 40 pictures would be 1,280
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_number_of_pictures(mine):
+    """Of the process itself; the pages of the map are the system's cache."""
+    rows = np.repeat(np.load(mine / "index.npy"), 500_000 // COUNT)
+    np.save(mine / "index.npy", rows)
+    index = json.loads((mine / "index.json").read_text())
+    (mine / "index.json").write_text(json.dumps({**index, "num_examples": len(rows)}))
+    size, rows = rows.nbytes, None
+
+    def own_memory():
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+        return 1024 * int(line.split()[1])
+
+    before = own_memory()
+    train = Shards(str(mine), 16).split("train")
+    assert all(isinstance(train[i], Example) for i in range(0, len(train), 10_000))
+    assert own_memory() - before < size / 4
 
 
 def test_processes_that_are_forked_do_not_disturb_each_other(prepared):

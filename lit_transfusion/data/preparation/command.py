@@ -67,8 +67,8 @@ def prepare(
         split: Of a Hugging Face data set; null is train.
         image_column: Of a Hugging Face data set; null takes the only column of pictures.
         caption_column: Of a Hugging Face data set, or in the .json of WebDataset; null: caption, text or captions.
-        format: webp and png keep every pixel, webp being smaller and faster to read, png known to more programs; jpg
-            changes pixels a little for a third of the space.
+        format: webp and png keep every pixel; webp is smaller and at 256 pixels faster to read, png is known to more
+            programs. jpg changes pixels a little for a third of the space.
         shard_size: Pictures of a shard.
         max_skipped: Largest share of the input that may be of no use, in [0, 1]; beyond it, the command stops.
         num_workers: Processes; 0 works in this one, null takes one for each CPU. The result is the same.
@@ -129,6 +129,8 @@ def alone(folder: Path) -> Iterator[None]:
     """Waits for another process that prepares the same folder. Its workers count too: they inherit the lock, and if
     the process was killed they still finish what they were at."""
     try:
+        if folder.is_dir() and not (folder / PREPARING).exists() and any(folder.iterdir()):
+            raise InputError(f"--output {folder} holds other files, and no shards; give a new folder")
         (folder / PREPARING).mkdir(parents=True, exist_ok=True)
         lock = (folder / PREPARING / "lock").open("w")
     except OSError as error:
@@ -146,9 +148,6 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     """Note what the shards are made of, or see that those that are there were made of the same."""
     path = folder / PREPARING / SETTINGS
     if not path.exists():
-        strangers = [file.name for file in folder.iterdir() if file.name != PREPARING]
-        if strangers:
-            raise InputError(f"--output {folder} holds other files (such as {min(strangers)}); give a new folder")
         with whole_file(path) as file:
             file.write(json.dumps(settings).encode())
     compare(folder, json.loads(path.read_text(encoding="utf-8")), settings)

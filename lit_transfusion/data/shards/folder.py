@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 class ShardFolder:
     """A folder that `prepare` has made, by index. Examples are in the order of the hashes of their keys.
 
-    Where each lies is memory-mapped: however many there are, a process holds the few pages that it uses.
+    Where each lies is memory-mapped: however many there are, it takes none of a process's own memory.
 
     Args:
         path: The folder.
