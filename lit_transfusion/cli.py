@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.command import evaluate
 from lit_transfusion.evaluation.edit_test import score_edits
@@ -25,6 +26,7 @@ from lit_transfusion.playground.command import playground
 from lit_transfusion.studies.command import ablate
 
 TOOLS = {  # need no trainer
+    "prepare": prepare,
     "generate": generate,
     "evaluate": evaluate,
     "ablate": ablate,
@@ -40,6 +42,7 @@ DESCRIPTION = """\
 Transfusion: one Transformer that writes text and draws images.
 
 Train
+  prepare         pictures, once, into fast shards      prepare --input DIR --output SHARDS
   fit             train                                 fit --config configs/quickstart.yaml
   validate        losses on the held-out pictures       validate --config runs/NAME/config.yaml --ckpt_path last
   test            the same, logged as test              test --config runs/NAME/config.yaml --ckpt_path last

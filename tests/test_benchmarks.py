@@ -40,6 +40,15 @@ def test_loss_asserts_before_it_measures(command, capsys):
     assert "gradient in place" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_shards_are_read_faster_than_the_folder_that_they_were_made_of(command, tmp_path):
+    output = tmp_path / "numbers.json"
+    command("data", "--quick", "--output", output)
+    (table,) = json.loads(output.read_text())["data"]["tables"]
+    tokens = {row[0]: float(row[1]) for row in table["rows"]}
+    assert tokens["shards, webp"] > tokens["folder"] > tokens["trained on by `tiny`"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_cannot_run_is_left_out_with_its_reason(command, capsys):
     command("gpu")

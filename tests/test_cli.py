@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from lit_transfusion import cli, lightning_cli
+from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import KEY
 from lit_transfusion.model import SIZES
@@ -127,8 +128,10 @@ def belongings(tmp_path_factory):
         Image.new("RGB", (16, 16), colour).save(folder / "pictures" / f"{colour}.png")
         (folder / "pictures" / f"{colour}.txt").write_text(f"a {colour} square")
     AutoencoderKL(block_out_channels=(32,) * 4, latent_channels=8).save_pretrained(folder / "vae")
+    prepare([str(folder / "pictures")], str(folder / "shards"), image_size=64, num_workers=0)
     (folder / "tokenizer.model").write_bytes(Tokenizer.train(["a red square"], 300).model)
-    return {"DIR": folder / "pictures", "VAE": folder / "vae", "tokenizer.model": folder / "tokenizer.model"}
+    named = {"DIR": "pictures", "SHARDS": "shards", "VAE": "vae", "tokenizer.model": "tokenizer.model"}
+    return {placeholder: folder / name for placeholder, name in named.items()}
 
 
 def filled_in(command: list[str], belongings: dict[str, Path]) -> list[str]:

@@ -7,5 +7,6 @@ from lit_transfusion.data.sources.openmoji import OpenMoji
 from lit_transfusion.data.sources.openmoji_edits import OpenMojiEdits
 from lit_transfusion.data.sources.shape_edits import ShapeEdits
 from lit_transfusion.data.sources.shapes import Shapes
+from lit_transfusion.data.sources.shards import Shards
 
-__all__ = ["EditTriples", "ImageCaptions", "OpenMoji", "OpenMojiEdits", "ShapeEdits", "Shapes", "Source"]
+__all__ = ["EditTriples", "ImageCaptions", "OpenMoji", "OpenMojiEdits", "ShapeEdits", "Shapes", "Shards", "Source"]

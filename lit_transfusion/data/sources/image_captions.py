@@ -20,7 +20,9 @@ CAPTION_COLUMNS = ("caption", "text", "captions")
 log = logging.getLogger(__name__)
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """A picture of a folder that has captions."""
+
     name: str  # of the picture, relative to the folder, with forward slashes
     captions: tuple[str, ...]
 
@@ -29,9 +31,9 @@ class ImageCaptions(Source):
     """Your own pictures: a folder, searched with all folders in it, that holds captions in one of two ways.
 
     - `cat.txt` beside `cat.jpg`: each line that is not empty is one caption.
-    - `metadata.csv` or `metadata.jsonl` with a column `file_name` (or `file`, `image`, `path`) relative to the folder,
-      and a column `caption` (or `text`, `captions`); in jsonl it may be a list. A file named in several rows has
-      several captions. If there is such a file, `.txt` files are not read.
+    - `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name` (or `file`, `image`, `path`) relative to the
+      folder, and a column `caption` (or `text`, `captions`); but in csv it may be a list. A file named in several rows
+      has several captions. If there is such a file, `.txt` files are not read.
 
     Hidden files and links to folders are passed over. Pictures without a caption are left out, with a warning.
     The middle square of each picture is resized to `image_size`.
@@ -63,7 +65,12 @@ class ImageCaptions(Source):
         if not 0 <= val_fraction < 1:
             raise InputError(f"ImageCaptions: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._folder = Path(path).expanduser()
-        self._entries = _find_entries(self._folder, metadata)
+        self._entries, left_out = find_entries(self._folder, metadata)
+        if left_out:
+            count = sum(map(len, left_out.values()))
+            log.warning(
+                "%s: %d pictures used, %d left out: %s", self._folder, len(self._entries), count, listed(left_out)
+            )
 
     def split(self, name: Literal["train", "val"]) -> "ImageCaptions":
         held_out = hold_out((entry.name for entry in self._entries), self.val_fraction, self.seed)
@@ -86,8 +93,8 @@ class ImageCaptions(Source):
         return [caption for entry in self._entries for caption in entry.captions]
 
 
-def _find_entries(folder: Path, metadata: str | None) -> list[_Entry]:
-    """The pictures of a folder that have captions, sorted by name. Warns of those that have none."""
+def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[str, list[str]]]:
+    """The pictures of a folder that have captions, sorted by name; and the names of those left out, by reason."""
     if not folder.exists():
         raise InputError(f"no such folder: {folder}; set path to a folder of pictures with captions")
     if not folder.is_dir():
@@ -118,20 +125,21 @@ def _find_entries(folder: Path, metadata: str | None) -> list[_Entry]:
     entries = []
     for name in sorted(pictures.difference(*left_out.values())):
         if captions_of.get(name):
-            entries.append(_Entry(name, tuple(captions_of[name])))
+            entries.append(Entry(name, tuple(captions_of[name])))
         else:
             left_out["without a caption"].append(name)
-    reasons = ", ".join(f"{len(names)} {reason} (first: {names[0]})" for reason, names in left_out.items())
     if not entries:
         raise InputError(
-            f"no picture in {folder} has a caption: {reasons or 'none is named in ' + str(metadata_file)}; "
+            f"no picture in {folder} has a caption: {listed(left_out) or 'none is named in ' + str(metadata_file)}; "
             "put name.txt beside name.jpg with one caption a line, or a metadata.csv or metadata.jsonl in the folder "
             "with columns file_name and caption"
         )
-    if left_out:
-        num_left_out = sum(map(len, left_out.values()))
-        log.warning("%s: %d pictures used, %d left out: %s", folder, len(entries), num_left_out, reasons)
-    return entries
+    return entries, left_out
+
+
+def listed(left_out: dict[str, list[str]]) -> str:
+    """How many names for each reason, in words."""
+    return ", ".join(f"{len(names)} {reason} (first: {names[0]})" for reason, names in left_out.items())
 
 
 def _list_files(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Metadata files: tables in .csv or .jsonl that name pictures and say something of them."""
+"""Metadata files: tables in .csv, .jsonl or .parquet that name pictures and say something of them."""
 
 import csv
 import json
@@ -8,7 +8,8 @@ from typing import Any
 
 from lit_transfusion.errors import InputError
 
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 def find_metadata(folder: Path, metadata: str | None) -> Path | None:
@@ -17,17 +18,22 @@ def find_metadata(folder: Path, metadata: str | None) -> Path | None:
         file = folder / Path(metadata).expanduser()
         if not file.is_file():
             raise InputError(f"no such file: {file}; set metadata to a file in {folder}, or to an absolute path")
-        if file.suffix.lower() not in (".csv", ".jsonl"):
-            raise InputError(f"{file} is neither .csv nor .jsonl; set metadata to a file of one of these kinds")
+        if file.suffix.lower() not in SUFFIXES:
+            raise InputError(
+                f"{file} is neither .csv nor .jsonl nor .parquet; set metadata to a file of one of these kinds"
+            )
         return file
     found = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
     if len(found) > 1:
-        raise InputError(f"{folder} holds both {' and '.join(METADATA_FILES)}; set metadata to the one to use")
+        raise InputError(f"{folder} holds both {' and '.join(f.name for f in found)}; set metadata to the one to use")
     return found[0] if found else None
 
 
 def rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a .csv or .jsonl file with the lines they (end) on, counted from 1."""
+    """The rows of a file with the lines they (end) on, or with their numbers in a .parquet, counted from 1."""
+    if file.suffix.lower() == ".parquet":
+        yield from _parquet_rows(file)
+        return
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
             if file.suffix.lower() == ".csv":
@@ -65,6 +71,22 @@ def _jsonl_rows(lines: Iterator[str], file: Path) -> Iterator[tuple[int, dict[st
         if not isinstance(row, dict):
             raise InputError(f'{file}, line {number}: not a json object; write {{"column": "text", …}}')
         yield number, row
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InputError(f'{file} needs the package pyarrow: pip install -e ".[data]"') from None
+    try:
+        number = 0
+        for batch in ParquetFile(file).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} cannot be read as parquet ({error})".split("\n")[0]) from None
 
 
 def column(row: dict[str, Any], wanted: tuple[str, ...], file: Path, line: int) -> Any:

@@ -1,0 +1,112 @@
+"""Data against training: tokens/s that one worker makes of shards and of a folder, and that `tiny` trains on."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.report import Table
+from benchmarks.timing import interleave, show
+from benchmarks.training import new_step
+from lit_transfusion.data.datamodule import TransfusionData
+from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.data.preparation.command import prepare
+from lit_transfusion.data.shards.layout import FORMATS
+from lit_transfusion.data.sources import ImageCaptions, Shards, Source
+from lit_transfusion.latents import Pixels
+from lit_transfusion.model import SIZES, Bidirectional, LinearPatcher, Transfusion
+
+BATCHES = 4  # made at once, which is long enough to be timed
+SIDE = 512  # of the photographs, about what web sets are kept at
+
+
+def run(quick: bool, device: str = "cpu") -> list[Table]:
+    sizes = [(64, 8)] if quick else [(64, 8), (256, 16)]
+    return [compare(image_size, patch_size, quick) for image_size, patch_size in sizes]
+
+
+def compare(image_size: int, patch_size: int, quick: bool) -> Table:
+    """Documents of one caption and one picture, made in this process and packed, and a step on a batch of them."""
+    count, rounds = (24, 2) if quick else (400, 5)
+    patches = (image_size // patch_size) ** 2
+    table = Table(
+        f"Pictures of {image_size} x {image_size}, {patches} patches of each, from JPEGs of {SIDE} x {SIDE * 3 // 4}",
+        ["", "tokens/s", "of what is trained", "bytes a picture"],
+        notes=["Asserted before: shards without loss give the pictures of the folder, to the last bit."],
+    )
+    with tempfile.TemporaryDirectory() as place:
+        folder = photographs(Path(place) / "folder", count)
+        sources: dict[str, Source] = {"folder": ImageCaptions(str(folder), image_size, 0)}
+        size = {"folder": mean_size(folder.glob("*.jpg"), count)}
+        for format in FORMATS:
+            output = Path(place) / format
+            with redirect_stdout(StringIO()):
+                prepare([str(folder)], str(output), image_size=image_size, format=format, num_workers=0)
+            sources[f"shards, {format}"] = Shards(str(output), image_size, 0)
+            size[f"shards, {format}"] = mean_size(output.glob("*.tar"), count)
+        for format in ("webp", "png"):
+            check_equal(sources["folder"], sources[f"shards, {format}"])
+
+        batches: dict[str, Iterator[PackedBatch]] = {}
+        for name, source in sources.items():
+            data = TransfusionData(
+                source, Pixels(), image_size=image_size, patch_size=patch_size, sequence_length=2048, batch_size=1
+            )
+            batches[name] = iter(data.train_dataloader())
+        batch = next(batches["folder"])
+        step = new_step(tiny(data, patch_size), batch)
+        timing = interleave(
+            {**{name: several(stream) for name, stream in batches.items()}, "trained": step}, rounds=rounds
+        )
+        tokens = int(batch.lengths.sum())
+        trained = tokens / timing["trained"].median
+        table.add("trained on by `tiny`", show(trained), "1", "")
+        for name in sources:
+            made = BATCHES * tokens / timing[name].median  # rows are as good as full, and of the same length
+            table.add(name, show(made), f"**{made / trained:.1f}x**", show(size[name]))
+    return table
+
+
+def several(batches: Iterator[PackedBatch]) -> Callable[[], None]:
+    def make() -> None:
+        for _ in range(BATCHES):
+            next(batches)
+
+    return make
+
+
+def tiny(data: TransfusionData, patch_size: int) -> Transfusion:
+    torch.manual_seed(0)
+    patcher = LinearPatcher(3, SIZES["tiny"].dim, patch_size)
+    return Transfusion(data.tokenizer.vocab_size, SIZES["tiny"], patcher, Bidirectional())
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """Smooth noise with grain, of about as many bytes as photographs have, with captions of 5 to 40 words."""
+    numbers = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        coarse = Image.fromarray(numbers.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((SIDE, SIDE * 3 // 4), Image.Resampling.BICUBIC)).astype(float)
+        grain = numbers.normal(0, 6, smooth.shape)
+        picture = Image.fromarray((smooth + grain).round().clip(0, 255).astype(np.uint8))
+        picture.save(folder / f"{i}.jpg", quality=90)
+        words = numbers.integers(0, 200, numbers.integers(5, 41))
+        (folder / f"{i}.txt").write_text(" ".join(f"word{word}" for word in words))
+    return folder
+
+
+def check_equal(folder: Source, shards: Source) -> None:
+    pictures = {example.captions: example.image for example in (folder[i] for i in range(len(folder)))}
+    assert len(shards) == len(folder)
+    for example in (shards[i] for i in range(len(shards))):
+        assert torch.equal(pictures[example.captions], example.image)
+
+
+def mean_size(files: Iterator[Path], count: int) -> float:
+    return sum(file.stat().st_size for file in files) / count

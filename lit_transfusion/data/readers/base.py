@@ -1,0 +1,62 @@
+"""What a reader has to offer."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.sources.metadata import clean
+
+
+class Item(NamedTuple):
+    """A picture with captions as it was found."""
+
+    key: str  # no two items of an input share one, and it is the same whenever they are listed
+    name: str  # as its owner would look for it
+    file: str | Path | BinaryIO  # what `images.read_pixels` takes
+    captions: tuple[str, ...]  # at least one, none empty
+
+
+class Reader:
+    """Pictures with captions by index, listed when it is made and read when they are asked for, in any process."""
+
+    def __init__(self) -> None:
+        self.left_out: list[Skipped] = []  # what was seen to be of no use while listing
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Item | Skipped:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A name for what was listed, which is another if the input has changed."""
+        raise NotImplementedError
+
+
+def usable(texts: Iterable[object]) -> tuple[str, ...]:
+    """The captions among what was found for one.
+
+    Raises:
+        ValueError: There is none. The message is a short reason that is the same for all of one kind.
+    """
+    texts = list(texts)
+    if not all(isinstance(text, str | None) for text in texts):
+        raise ValueError("with a caption that is no text")
+    captions = tuple(clean(texts))
+    if not captions:
+        raise ValueError("without a caption")
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError:  # halves of pairs, which JSON can spell
+        raise ValueError("with a caption that is not UTF-8") from None
+    return captions
+
+
+def digest(parts: Iterable[object]) -> str:
+    """One name for many things."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(repr(part).encode(errors="surrogateescape") + b"\n")
+    return hashed.hexdigest()

@@ -1,0 +1,70 @@
+"""Which reader an input needs."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from lit_transfusion.data.readers.base import Reader
+from lit_transfusion.data.readers.coco import CocoReader
+from lit_transfusion.data.readers.folder import FolderReader
+from lit_transfusion.data.readers.hugging_face import HuggingFaceReader
+from lit_transfusion.data.readers.tars import TarReader
+from lit_transfusion.data.sources.metadata import SUFFIXES
+from lit_transfusion.errors import InputError
+
+Kind = Literal["folder", "webdataset", "coco", "hugging_face"]
+KINDS: dict[Kind, tuple[type[Reader], tuple[str, ...]]] = {  # with the options that each has
+    "folder": (FolderReader, ("metadata",)),
+    "webdataset": (TarReader, ("caption_column",)),
+    "coco": (CocoReader, ("pictures",)),
+    "hugging_face": (HuggingFaceReader, ("split", "image_column", "caption_column")),
+}
+
+
+def open_reader(paths: list[str], kind: Kind | None, options: dict[str, str | None]) -> tuple[Kind, Reader]:
+    """The kind of an input and what reads it.
+
+    Args:
+        paths: Where it is: one path, or several of tars.
+        kind: What it is; None to see from the paths.
+        options: Of all kinds; those that are not None must be of this kind.
+    """
+    if not paths:
+        raise InputError("no input: set input to a folder, tars, a COCO file or a Hugging Face data set")
+    kind = kind or kind_of(paths)
+    cls, known = KINDS[kind]
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"--{name} has no meaning for an input of kind {kind} ({has}); leave it out or set --kind")
+    if kind == "webdataset":
+        return kind, TarReader(paths, **given)
+    if len(paths) > 1:
+        raise InputError(f"an input of kind {kind} is one path, and {len(paths)} are given: {' '.join(paths)}")
+    path = Path(paths[0]).expanduser()
+    if kind == "folder" and path.suffix.lower() in SUFFIXES and path.is_file():
+        return kind, FolderReader(str(path.parent), **{"metadata": path.name, **given})
+    return kind, cls(str(path), **given)
+
+
+def kind_of(paths: list[str]) -> Kind:
+    """What an input is, seen from what its (first) path is."""
+    path = Path(paths[0]).expanduser()
+    if len(paths) > 1 or path.suffix == ".tar" or any(letter in paths[0] for letter in "*?"):
+        return "webdataset"
+    if path.is_dir():
+        names = {file.name for file in path.iterdir()}
+        if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
+            return "hugging_face"
+        visible = [name for name in names if not name.startswith(".")]
+        return "webdataset" if visible and all(name.endswith(".tar") for name in visible) else "folder"
+    if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            return "folder"
+        if path.suffix.lower() == ".json":
+            return "coco"
+        raise InputError(f"{path} is neither a tar nor .json nor a metadata file; set --kind if it is one nevertheless")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", paths[0]):
+        return "hugging_face"  # on the hub
+    raise InputError(f"{path} is not there; set input to a folder, tars, a COCO file or a Hugging Face data set")

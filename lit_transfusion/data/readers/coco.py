@@ -1,0 +1,85 @@
+"""Captions of COCO: one JSON file for a folder of pictures."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.errors import InputError
+
+FORM = '{"images": [{"id": 1, "file_name": "…"}, …], "annotations": [{"image_id": 1, "caption": "…"}, …]}'
+
+
+class CocoReader(Reader):
+    """captions_train2014.json and the like: {"images": [{id, file_name}, …], "annotations": [{image_id, caption}, …]}.
+
+    All captions of a picture stay together. Entries that name the same file are one picture.
+
+    Args:
+        path: The JSON file.
+        pictures: The folder of the pictures; None if they are beside the file.
+    """
+
+    def __init__(self, path: str, pictures: str | None = None) -> None:
+        super().__init__()
+        file = Path(path).expanduser()
+        self._folder = Path(pictures).expanduser() if pictures else file.parent
+        captions_of = _read_captions(file)
+        self._entries = []
+        for name, captions in sorted(captions_of.items()):
+            try:
+                self._entries.append((name, usable(captions)))
+            except ValueError as error:
+                self.left_out.append(Skipped(str(self._folder / name), str(error)))
+        if not any((self._folder / name).is_file() for name, _ in self._entries):
+            first = f" (first: {self._entries[0][0]})" if self._entries else ""
+            raise InputError(
+                f"none of the {len(self._entries)} captioned pictures that {file} names is in {self._folder}{first}; "
+                "set pictures to the folder that they are in"
+            )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Item:
+        name, captions = self._entries[index]
+        return Item(name, str(self._folder / name), self._folder / name, captions)
+
+    def fingerprint(self) -> str:
+        return digest(self._entries)
+
+
+def _read_captions(file: Path) -> dict[str, list[object]]:
+    """Captions by name of the picture."""
+    try:
+        whole = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}, line {error.lineno}: broken json ({error.msg})") from None
+    match whole:
+        case {"images": list(images), "annotations": list(annotations)}:
+            pass
+        case _:
+            raise InputError(f"{file} is not captions of COCO, {FORM}")
+    name_of = {}
+    for number, image in enumerate(images):
+        match image:
+            case {"id": int(identity) | str(identity), "file_name": str(name)}:
+                name_of[identity] = Path(name).as_posix()
+            case _:
+                raise InputError(f'{file}: image {number} is not of the form {{"id": 1, "file_name": "…"}}')
+    captions_of: dict[str, list[object]] = defaultdict(list, {name: [] for name in name_of.values()})
+    for number, annotation in enumerate(annotations):
+        match annotation:
+            case {"image_id": identity, "caption": caption} if identity in name_of:
+                captions_of[name_of[identity]].append(caption)
+            case _:
+                raise InputError(
+                    f'{file}: annotation {number} is not of the form {{"image_id": 1, "caption": "…"}} with an image '
+                    "that is in the file"
+                )
+    return captions_of

@@ -1,0 +1,37 @@
+"""A folder of pictures, captioned as `ImageCaptions` reads it."""
+
+from pathlib import Path
+
+from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.data.sources.image_captions import find_entries
+
+
+class FolderReader(Reader):
+    """Pictures with a .txt beside each, or with a metadata.csv, .jsonl or .parquet; see `ImageCaptions`.
+
+    Args:
+        path: The folder.
+        metadata: The metadata file, if its name is another: relative to the folder, or absolute.
+    """
+
+    def __init__(self, path: str, metadata: str | None = None) -> None:
+        super().__init__()
+        self._folder = Path(path).expanduser()
+        self._entries, left_out = find_entries(self._folder, metadata)
+        for reason, names in left_out.items():
+            self.left_out += [Skipped(str(self._folder / name), reason) for name in names]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Item | Skipped:
+        entry = self._entries[index]
+        file = self._folder / entry.name
+        try:
+            return Item(entry.name, str(file), file, usable(entry.captions))
+        except ValueError as error:
+            return Skipped(str(file), str(error))
+
+    def fingerprint(self) -> str:
+        return digest(self._entries)

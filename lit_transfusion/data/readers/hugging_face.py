@@ -1,0 +1,96 @@
+"""A data set of the `datasets` library, from a folder or from the Hugging Face hub."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
+from lit_transfusion.errors import InputError
+
+
+class HuggingFaceReader(Reader):
+    """Rows of a Hugging Face data set. Their keys are the split and their number in it.
+
+    Args:
+        path: A folder that `save_to_disk` wrote, or the name of a data set on the hub.
+        split: Its split.
+        image_column: The column of pictures; None takes the only one that holds pictures.
+        caption_column: The column of captions, each a text or a list of texts; None: caption, text or captions.
+    """
+
+    def __init__(
+        self, path: str, split: str = "train", image_column: str | None = None, caption_column: str | None = None
+    ) -> None:
+        super().__init__()
+        try:
+            import datasets
+        except ImportError:
+            raise InputError('a Hugging Face data set needs the package datasets: pip install -e ".[data]"') from None
+        dataset = load(path, split)
+        pictures = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        self._image = chosen("image_column", image_column, pictures, dataset.column_names, path)
+        captions = [name for name in CAPTION_COLUMNS if name in dataset.column_names]
+        self._caption = chosen("caption_column", caption_column, captions[:1], dataset.column_names, path)
+        if self._image in pictures:  # the file as it is, for `read_pixels` to decode
+            dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
+        self._rows = dataset.select_columns([self._image, self._caption])
+        self._path, self._split = path, split
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Item | Skipped:
+        name = f"{self._path}, {self._split}, row {index}"
+        row = self._rows[index]
+        texts = row[self._caption]
+        try:
+            captions = usable(texts if isinstance(texts, list) else [texts])
+            return Item(f"{self._split}/{index:09d}", name, file_of(row[self._image]), captions)
+        except ValueError as error:
+            return Skipped(name, str(error))
+
+    def fingerprint(self) -> str:
+        texts = (self._rows[start : start + 1000][self._caption] for start in range(0, len(self), 1000))
+        return digest([self._split, self._image, self._caption, *texts])
+
+
+def load(path: str, split: str) -> Any:
+    """The split of a data set, from a folder or the hub."""
+    import datasets
+
+    try:
+        if not Path(path).is_dir():
+            return datasets.load_dataset(path, split=split)
+        dataset = datasets.load_from_disk(path)
+    except Exception as error:  # the libraries under it raise whatever they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the Hugging Face data set {path} cannot be had ({reason})") from None
+    if not isinstance(dataset, datasets.DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise InputError(f"{path} has no split {split}; set split to one of {', '.join(dataset)}")
+    return dataset[split]
+
+
+def chosen(option: str, wanted: str | None, likely: list[str], columns: list[str], path: str) -> str:
+    """A column by name, or the one that is likely."""
+    if wanted is not None:
+        if wanted not in columns:
+            raise InputError(f"{path} has no column {wanted}; set {option} to one of {', '.join(columns)}")
+        return wanted
+    if len(likely) != 1:
+        raise InputError(f"which column of {path} is meant? Set {option} to one of {', '.join(columns)}")
+    return likely[0]
+
+
+def file_of(value: Any) -> Path | io.BytesIO:
+    """What a row holds as a picture: its file or where that is."""
+    match value:
+        case {"bytes": bytes(content)} | bytes(content):
+            return io.BytesIO(content)
+        case {"path": str(path)} | str(path):
+            return Path(path)
+        case _:
+            raise ValueError("without a picture")

@@ -1,0 +1,169 @@
+"""Tars as WebDataset writes them: members of one sample share their name up to the first dot."""
+
+import glob
+import io
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.data.shards.files import OpenFiles
+from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS, PICTURE_SUFFIXES
+from lit_transfusion.errors import InputError
+
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+
+
+class _Place(NamedTuple):
+    offset: int
+    size: int
+
+
+class _Sample(NamedTuple):
+    tar: int
+    key: str  # within the tar
+    picture: _Place
+    suffix: str  # of the picture
+    text: _Place
+    is_json: bool
+
+
+class TarReader(Reader):
+    """WebDataset tars: `KEY.jpg` (or .png, .webp, …) with `KEY.txt`, each line of it a caption, or with `KEY.json`.
+
+    Headers are read once, to list what is there; so tars must not be compressed. Keys are those of the samples after
+    the name of their tar, since many tars count from zero. If a sample has both, its .txt counts.
+
+    Args:
+        paths: Tars, folders of tars, or patterns such as "DIR/*.tar".
+        caption_column: What in a .json the caption is, or the list of captions; None: caption, text or captions.
+    """
+
+    def __init__(self, paths: list[str], caption_column: str | None = None) -> None:
+        super().__init__()
+        self._columns = (caption_column,) if caption_column else CAPTION_COLUMNS
+        self._tars = find_tars(paths)
+        self._samples: list[_Sample] = []
+        self._files = OpenFiles()
+        broken = []
+        for number, tar in enumerate(self._tars):
+            try:
+                self._list(number, tar)
+            except (tarfile.TarError, OSError) as error:
+                broken.append(f"{tar} ({error})")
+        if broken:
+            raise InputError(
+                f"{len(broken)} of {len(self._tars)} tars cannot be read to their end: {', '.join(broken[:10])}"
+                f"{', …' if len(broken) > 10 else ''}; fetch them again, or take them out of the input"
+            )
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Item | Skipped:
+        sample = self._samples[index]
+        tar = self._tars[sample.tar]
+        name = f"{tar}: {sample.key}{sample.suffix}"
+        try:
+            captions = usable(self._texts(tar, sample))
+            picture = self._read(tar, sample.picture)
+        except OSError:
+            return Skipped(name, "cannot be read from its tar")
+        except ValueError as error:
+            return Skipped(name, str(error))
+        return Item(f"{Path(tar).stem}/{sample.key}", name, io.BytesIO(picture), captions)
+
+    def fingerprint(self) -> str:
+        return digest([[os.path.basename(tar) for tar in self._tars], *self._samples, *self._columns])
+
+    def _list(self, number: int, tar: str) -> None:
+        found: dict[str, dict[str, _Place]] = {}  # key → suffix → place
+        twice: dict[str, None] = {}
+        for name, place in members(tar):
+            match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", name)  # as WebDataset tells keys from suffixes
+            if not match:
+                continue
+            key, suffix = match[1], match[2].lower()
+            if suffix in found.setdefault(key, {}):
+                twice[key] = None
+            found[key][suffix] = found[key].get(suffix, place)
+        self.left_out += [
+            Skipped(f"{tar}: {key}", "its key stands twice in its tar, the first is used") for key in twice
+        ]
+        for key, places in found.items():
+            picture = next((suffix for suffix in PICTURE_SUFFIXES if suffix in places), None)
+            text = next((suffix for suffix in (".txt", ".json") if suffix in places), None)
+            if picture and text:
+                self._samples.append(_Sample(number, key, places[picture], picture, places[text], text == ".json"))
+            else:
+                reason = "without a caption" if picture else "without a picture"
+                self.left_out.append(Skipped(f"{tar}: {key}", reason))
+
+    def _texts(self, tar: str, sample: _Sample) -> list[object]:
+        """What stands where captions are to be; raises ValueError with a reason."""
+        try:
+            text = self._read(tar, sample.text).decode("utf-8-sig")
+            if not sample.is_json:
+                return text.splitlines()
+            said = json.loads(text)
+        except UnicodeDecodeError:
+            raise ValueError("with a caption that is not UTF-8") from None
+        except json.JSONDecodeError:
+            raise ValueError("with broken json") from None
+        values = [said[name] for name in self._columns if name in said] if isinstance(said, dict) else []
+        if not values:
+            raise ValueError("without a caption")
+        return values[0] if isinstance(values[0], list) else [values[0]]
+
+    def _read(self, tar: str, place: _Place) -> bytes:
+        content = self._files.read(tar, *place)
+        if len(content) < place.size:
+            raise OSError("cut short since it was listed")
+        return content
+
+
+def members(tar: str) -> list[tuple[str, _Place]]:
+    """Name and place of each file in a tar.
+
+    Raises:
+        tarfile.TarError, OSError: It is no tar, or damaged or cut short anywhere.
+    """
+    with open(tar, "rb") as file:
+        start = file.read(6)
+        for magic, tool in COMPRESSED.items():
+            if start.startswith(magic):
+                raise tarfile.TarError(f"compressed, so that it has no places to read at; {tool} it")
+        if not start:
+            raise tarfile.TarError("empty")
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as opened:
+            found = [(member.name, _Place(member.offset_data, member.size)) for member in opened if member.isreg()]
+            # At a header that is damaged or cut, tarfile stops as if the tar ended. It ends where zeros follow, or
+            # nothing.
+            file.seek(opened.offset)
+            rest = file.read(tarfile.BLOCKSIZE)
+        if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
+            raise tarfile.TarError(f"damaged at byte {opened.offset}")
+    return found
+
+
+def find_tars(paths: list[str]) -> list[str]:
+    """The tars that paths, folders and patterns name, sorted, each once."""
+    tars: set[str] = set()
+    for path in map(os.path.expanduser, paths):
+        pattern = os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path
+        found = [path] if os.path.isfile(path) else glob.glob(pattern, recursive=True)
+        if not found:
+            raise InputError(f"no tar is named {pattern}; set input to tars, or to a pattern in quotes")
+        tars.update(found)
+    stems = [Path(tar).stem for tar in sorted(tars)]
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise InputError(
+            f"two of the tars are named {twice}.tar, and their samples could not be told apart; rename one"
+        )
+    return sorted(tars)

@@ -1,0 +1,41 @@
+"""Names and types of what is in a folder of shards."""
+
+import numpy as np
+
+KIND = "lit_transfusion shards"
+VERSION = 1  # of the layout; raised when older code could not read it
+INDEX, ROWS, SKIPPED, PREPARING = "index.json", "index.npy", "skipped.jsonl", ".preparing"
+BLOCK = 512  # bytes that tars are made of
+
+ROW = np.dtype(
+    [
+        ("fraction", "<f8"),  # of the key (sources/base.py), in [0, 1): what is held out
+        ("offset", "<i8"),  # of the picture's first byte in its tar
+        ("shard", "<i4"),
+        ("picture_bytes", "<i4"),
+        ("json_bytes", "<i4"),
+        ("checksum", "<u4"),  # crc32 from the picture's first byte to the json's last
+    ]
+)
+
+# What Pillow is told. Of 256 x 256 photographs, WebP without loss takes 95 kB, 5 ms to write and 1.7 ms to read; PNG
+# 118 kB, 6 ms and 2.4 ms; JPEG, which changes the pixels, 39 kB, 0.4 ms and 0.9 ms (one core).
+FORMATS = {
+    "webp": {"format": "WEBP", "lossless": True, "method": 0},  # method 4: 13 % smaller for 17 times the time
+    "png": {"format": "PNG", "compress_level": 1},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+
+
+def padded(size: int) -> int:
+    """Bytes that a member of this size takes in a tar, without its header."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def span(row: np.void) -> int:
+    """Bytes from the picture's first to the json's last: what one read has to take."""
+    return padded(int(row["picture_bytes"])) + BLOCK + int(row["json_bytes"])
+
+
+def tar_name(shard: int) -> str:
+    return f"{shard:05d}.tar"

@@ -1,0 +1,77 @@
+"""Writes one tar, and notes where each picture lies in it."""
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Sequence
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from lit_transfusion.data.shards.layout import BLOCK, FORMATS, ROW, padded
+from lit_transfusion.data.sources.base import fraction
+
+
+class ShardWriter:
+    """Puts examples into a tar. The same examples give the same bytes, whoever writes them, and when.
+
+    Args:
+        file: The tar, open for writing, empty.
+        shard: Its number.
+        format: Of the pictures.
+    """
+
+    def __init__(self, file: BinaryIO, shard: int, format: Literal["webp", "png", "jpg"] = "webp") -> None:
+        self.file = file
+        self.shard = shard
+        self.format = format
+        self.size = 0  # bytes written
+        self._digest = hashlib.sha256()
+        self._rows: list[tuple] = []
+
+    def add(self, number: int, key: str, pixels: Tensor, captions: Sequence[str]) -> None:
+        """Add a picture, uint8 (3, S, S), with its captions. `number` becomes the name of its two members."""
+        picture = encoded(pixels, self.format)
+        text = json.dumps({"key": key, "captions": list(captions)}).encode()  # in ASCII, whatever the key is made of
+        members = member(f"{number:09d}.{self.format}", picture) + member(f"{number:09d}.json", text)
+        sample = members[BLOCK : BLOCK + padded(len(picture)) + BLOCK + len(text)]
+        where = self.size + BLOCK, self.shard, len(picture), len(text), zlib.crc32(sample)
+        self._rows.append((fraction(key, 0), *where))
+        self._write(members)
+
+    def close(self) -> None:
+        """Write what ends a tar."""
+        end = self.size + 2 * BLOCK
+        self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Where the examples lie, in the order in which they were added: (n,) of `layout.ROW`."""
+        return np.array(self._rows, dtype=ROW)
+
+    def _write(self, content: bytes) -> None:
+        self.file.write(content)
+        self._digest.update(content)
+        self.size += len(content)
+
+
+def member(name: str, content: bytes) -> bytes:
+    """Header, content and padding. Neither time nor owner is said, which would differ from one writing to the next."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(padded(len(content)) - len(content))
+
+
+def encoded(pixels: Tensor, format: str) -> bytes:
+    """uint8 (3, S, S) → the content of a picture file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, **FORMATS[format])
+    return buffer.getvalue()

@@ -1,0 +1,73 @@
+"""Pictures that were prepared once, to be read fast and often."""
+
+import copy
+from bisect import bisect_left
+from typing import Literal
+
+from lit_transfusion.data.document import Example, Skipped
+from lit_transfusion.data.images import to_unit_range
+from lit_transfusion.data.shards.folder import ShardFolder
+from lit_transfusion.data.sources.base import Source
+from lit_transfusion.errors import InputError
+
+MOST_READ = 20_000  # examples whose captions a tokenizer is trained on
+
+
+class Shards(Source):
+    """Pictures with captions that `python -m lit_transfusion prepare` has put into shards.
+
+    The pictures have been cropped and resized already: those of a folder are, to the last bit, what `ImageCaptions`
+    makes of the folder, and the same ones are held out. An example is one read of a tar. Memory does not grow with
+    their number.
+
+    Args:
+        path: The folder that `prepare` has made.
+        image_size: Side of the square pictures (set by the data module's `image_size`), which must be the one that
+            they were prepared with.
+        val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. Which
+            ones depends on their names alone, where they came from.
+    """
+
+    def __init__(self, path: str = "", image_size: int = 64, val_fraction: float = 0.05) -> None:
+        super().__init__(image_size)
+        self.path = path
+        self.val_fraction = val_fraction
+        if not path:
+            raise InputError("Shards has no path: set path to a folder that `prepare` has made")
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"Shards: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
+        self._shards = ShardFolder(path)
+        prepared = self._shards.index["image_size"]
+        if prepared != image_size:
+            raise InputError(
+                f"{path} holds pictures of {prepared} x {prepared}, and data.image_size is {image_size}: set "
+                f"data.image_size to {prepared}, or prepare the pictures again with --image_size {image_size}"
+            )
+        self._start, self._stop = 0, len(self._shards)
+
+    def split(self, name: Literal["train", "val"]) -> "Shards":
+        size = len(self._shards)
+        # Rows are sorted by what `hold_out` ranks names by, so that what it holds out comes first.
+        held_out = bisect_left(self._shards.rows["fraction"], self.val_fraction)  # looks at a few rows, not at all
+        if self.val_fraction > 0:
+            held_out = min(max(held_out, 1), size - 1)
+        part = copy.copy(self)
+        part._start, part._stop = (0, held_out) if name == "val" else (held_out, size)
+        return part
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, index: int) -> Example | Skipped:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} examples")
+        sample = self._shards[self._start + index]
+        if isinstance(sample, Skipped):
+            return sample
+        return Example(to_unit_range(sample.pixels), sample.captions)
+
+    def captions(self) -> list[str]:
+        """Those of all examples, or of 20,000 that are spread evenly over them."""
+        number = min(len(self), MOST_READ)
+        chosen = (self._shards[self._start + i * len(self) // number] for i in range(number))
+        return [caption for sample in chosen if not isinstance(sample, Skipped) for caption in sample.captions]

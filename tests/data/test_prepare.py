@@ -1,0 +1,420 @@
+"""`prepare`: what it makes, what it skips, and that nothing it can be stopped by changes the result."""
+
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lit_transfusion import cli
+from lit_transfusion.data.document import Example
+from lit_transfusion.data.images import read_image
+from lit_transfusion.data.preparation import maker, progress
+from lit_transfusion.data.preparation.command import prepare, workers
+from lit_transfusion.data.readers import folder as folder_reader
+from lit_transfusion.data.sources import ImageCaptions, Shards
+from lit_transfusion.errors import InputError
+
+SMALL = {"image_size": 8, "shard_size": 6, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def pictures(make_pictures, tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("pictures") / "in", 20)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    prepare([str(pictures)], str(output), **SMALL)
+    return contents(output)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(*arguments, **options):
+    """The message of the InputError, which has to be one line."""
+    with pytest.raises(InputError) as caught:
+        prepare(*arguments, **{**SMALL, **options})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# The same result, however it is made
+
+
+def test_all_that_is_left_behind(undisturbed):
+    tars = {f"0000{i}.tar" for i in range(4)}
+    assert undisturbed.keys() == {"index.json", "index.npy", "skipped.jsonl", *tars}
+
+
+def test_workers_make_the_same_bytes(pictures, undisturbed, tmp_path):
+    prepare([str(pictures)], str(tmp_path / "out"), **{**SMALL, "num_workers": 2})
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_another_seed_is_another_order_of_the_same(pictures, undisturbed, tmp_path):
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL, seed=1)
+    assert contents(tmp_path / "out")["00000.tar"] != undisturbed["00000.tar"]
+    shards = Shards(str(tmp_path / "out"), 8)
+    assert sorted(shards.captions()) == sorted(ImageCaptions(str(pictures), 8).captions())
+
+
+@pytest.mark.parametrize("survived", [0, 1, 9, 13, 19])
+def test_killed_without_warning_and_started_again(pictures, undisturbed, tmp_path, monkeypatch, survived):
+    """A process that dies of SIGKILL after so many pictures, in the midst of a shard."""
+    read, seen = maker.read_pixels, []
+
+    def read_or_die(*arguments):
+        if len(seen) == survived:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen.append(arguments)
+        return read(*arguments)
+
+    monkeypatch.setattr(maker, "read_pixels", read_or_die)
+    arguments = ([str(pictures)], str(tmp_path / "out"))
+    child = multiprocessing.get_context("fork").Process(target=prepare, args=arguments, kwargs=SMALL)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    finished = sorted((tmp_path / "out").glob("*.tar"))
+    assert len(finished) == survived // 6  # none that is half written has its name
+    assert len(list((tmp_path / "out").glob(".*.partial"))) == 1
+    times = [path.stat().st_mtime_ns for path in finished]
+    with pytest.raises(InputError, match="is not finished: run the same `prepare` again"):
+        Shards(str(tmp_path / "out"), 8)
+
+    monkeypatch.setattr(maker, "read_pixels", read)
+    prepare(*arguments, **SMALL)
+    assert contents(tmp_path / "out") == undisturbed
+    assert [path.stat().st_mtime_ns for path in finished] == times  # not made again
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_killed_between_any_two_files_of_a_shard(pictures, undisturbed, tmp_path, monkeypatch, written):
+    out = tmp_path / "out"
+    monkeypatch.setattr("lit_transfusion.data.preparation.command.finish", lambda *_: None)
+    prepare([str(pictures)], str(out), **SMALL)
+    assert (out / ".preparing").is_dir()
+    monkeypatch.undo()
+    for name in ("00001.tar", ".preparing/00001.npy", ".preparing/00001.json")[written:]:
+        (out / name).unlink()
+    prepare([str(pictures)], str(out), **SMALL)
+    assert contents(out) == undisturbed
+
+
+def test_killed_after_the_index_was_written(pictures, undisturbed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "rmtree", lambda path: None)
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
+    monkeypatch.undo()
+    assert (tmp_path / "out" / ".preparing").is_dir()
+    assert len(Shards(str(tmp_path / "out"), 8)) == 20
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
+    assert "is finished already" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_command_killed_again_and_again(make_pictures, tmp_path, num_workers):
+    """The real command and its workers, killed at moments of no one's choice."""
+    source = make_pictures(tmp_path / "in", 600)
+    words = ["prepare", "--input", source, "--image_size", "96", "--shard_size", "50", "--num_workers", num_workers]
+    command = [sys.executable, "-m", "lit_transfusion", *map(str, words), "--output"]
+    subprocess.run([*command, str(tmp_path / "undisturbed")], check=True)
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen([*command, str(tmp_path / "out")])
+        before, deadline = len(list((tmp_path / "out").glob("*.tar"))), time.monotonic() + 120
+        while len(list((tmp_path / "out").glob("*.tar"))) < before + 3 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert process.returncode == 0 and kills >= 2
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_worker_that_is_killed_is_said_and_what_is_finished_is_kept(pictures, undisturbed, tmp_path, monkeypatch):
+    read = folder_reader.FolderReader.__getitem__
+
+    def die_at_last(self, index):
+        if len(list((tmp_path / "out").glob("*.tar"))) >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, index)
+
+    monkeypatch.setattr(folder_reader.FolderReader, "__getitem__", die_at_last)
+    message = refused([str(pictures)], str(tmp_path / "out"), num_workers=1)
+    assert message.startswith("DataLoader worker (pid") and "what is finished is kept" in message
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 2
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
+    assert contents(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_disk_that_is_full_is_said_and_what_is_finished_is_kept(pictures, undisturbed, tmp_path, num_workers):
+    """The limit on a file's size lets a write fail as a full disk does."""
+    sizes = [len(undisturbed[f"0000{i}.tar"]) for i in range(4)]
+    out = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, hard))
+    try:
+        message = refused([str(pictures)], str(out), num_workers=num_workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be written: File too large" in message and str(out) in message
+    assert "what is finished is kept: run the same command again" in message
+    assert not list(out.glob(".*.partial"))
+    prepare([str(pictures)], str(out), **SMALL)
+    assert contents(out) == undisturbed
+
+
+def test_second_process_waits_for_the_first(pictures, undisturbed, tmp_path, caplog):
+    (tmp_path / "out" / ".preparing").mkdir(parents=True)
+    with (tmp_path / "out" / ".preparing" / "lock").open("w") as lock, caplog.at_level(logging.INFO):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = threading.Thread(target=prepare, args=([str(pictures)], str(tmp_path / "out")), kwargs=SMALL)
+        second.start()
+        deadline = time.monotonic() + 60
+        while "waiting for another process" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not list((tmp_path / "out").glob("*.tar"))
+    second.join()
+    assert contents(tmp_path / "out") == undisturbed
+
+
+# Pictures and captions of all kinds
+
+
+def picture_of(mode):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 24, 4), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray((noise[..., 0].astype(np.uint16) << 8) + noise[..., 1])
+    if mode == "RGBA":
+        return Image.fromarray(noise)
+    return Image.fromarray(noise[..., :3]).convert(mode)
+
+
+def test_pictures_of_all_kinds_are_those_that_training_would_see(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for mode in ("I;16", "P", "RGBA", "L", "1", "LA"):
+        picture_of(mode).save(folder / f"{mode.replace(';', '')}.png")
+    picture_of("CMYK").save(folder / "CMYK.jpg")
+    frames = [picture_of("RGB"), Image.new("RGB", (24, 20))]
+    for suffix in ("gif", "webp", "png"):
+        frames[0].save(folder / f"animated.{suffix}", save_all=True, append_images=frames[1:])
+    names = sorted(os.listdir(folder))
+    (tmp_path / "metadata.csv").write_text("file,text\n" + "".join(f"{name},{name}\n" for name in names))
+    prepare([str(folder)], str(tmp_path / "out"), metadata=str(tmp_path / "metadata.csv"), image_size=16, num_workers=0)
+    shards = Shards(str(tmp_path / "out"), 16)
+    assert sorted(shards.captions()) == names
+    for example in (shards[i] for i in range(len(names))):
+        assert torch.equal(example.image, read_image(folder / example.captions[0], 16))
+        assert example.image.std() > 0.1
+
+
+def put(folder, name, content, text="words"):
+    folder.mkdir(exist_ok=True)
+    if isinstance(content, Image.Image):
+        content.save(folder / name)
+    else:
+        (folder / name).write_bytes(content)
+    (folder / name).with_suffix(".txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def test_what_cannot_be_used_is_counted_by_reason_and_listed(pictures, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(pictures, tmp_path / "in")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    good = (pictures / "0.png").read_bytes()
+    put(folder, "a.png", good[: len(good) // 2])
+    put(folder, "b.jpg", (pictures / "1.jpg").read_bytes()[:300])
+    put(folder, "c.png", b"<html>404 Not Found</html>")
+    put(folder, "d.png", Image.new("1", (200, 200)))
+    put(folder, "e.png", good, " \n ")
+    put(folder, "f.png", good, b"caf\xe9")
+    prepare([str(folder)], str(tmp_path / "out"), max_skipped=0.3, **SMALL)
+    shards = Shards(str(tmp_path / "out"), 8)
+    assert len(shards) == 20 and all(isinstance(shards[i], Example) for i in range(20))
+    reasons = {
+        "cannot be read": ["a.png", "b.jpg", "c.png"],
+        "larger than 0 megapixels": ["d.png"],
+        "without a caption": ["e.png"],
+        "with a caption that is not UTF-8": ["f.png"],
+    }
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["skipped"] == {reason: len(names) for reason, names in reasons.items()}
+    listed = {}
+    for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines():
+        skipped = json.loads(line)
+        listed.setdefault(skipped["reason"], []).append(skipped["name"])
+    expected = {reason: [str(folder / name) for name in names] for reason, names in reasons.items()}
+    assert {reason: sorted(names) for reason, names in listed.items()} == expected
+    said = capsys.readouterr().out
+    assert "20 pictures of 8 x 8 in 4 shards" in said
+    assert all(reason in said for reason in reasons)
+
+
+def test_long_captions_are_kept_whole(tmp_path):
+    text = "many words " * 10_000
+    put(tmp_path / "in", "a.png", Image.new("RGB", (8, 8)), f"{text}\nshort 你好 🎉")
+    prepare([str(tmp_path / "in")], str(tmp_path / "out"), **SMALL)
+    assert Shards(str(tmp_path / "out"), 8)[0].captions == (text.strip(), "short 你好 🎉")
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    put(tmp_path / "in", os.fsdecode(b"caf\xe9.png"), Image.new("RGB", (8, 8)))
+    put(tmp_path / "in", os.fsdecode(b"bad\xe9.png"), b"")
+    prepare([str(tmp_path / "in")], str(tmp_path / "out"), max_skipped=0.5, **SMALL)
+    assert Shards(str(tmp_path / "out"), 8)[0].captions == ("words",)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_skips_stop_it_with_their_reasons_and_more_may_be_allowed(make_pictures, tmp_path, num_workers):
+    folder = make_pictures(tmp_path / "in", 16)
+    for name in ("x", "y", "z"):
+        put(folder, f"{name}.png", b"")
+    put(folder, "v.png", b"", "")
+    message = refused([str(folder)], str(tmp_path / "out"), max_skipped=0.15, num_workers=num_workers)
+    assert "4 of 20 pictures cannot be used, more than the share of 0.15" in message
+    assert "3 cannot be read (first: " in message and f"1 without a caption (first: {folder / 'v.png'})" in message
+    prepare([str(folder)], str(tmp_path / "out"), max_skipped=0.2, **SMALL)
+    assert len(Shards(str(tmp_path / "out"), 8)) == 16
+
+
+def test_stops_as_soon_as_it_is_certain(make_pictures, tmp_path):
+    folder = make_pictures(tmp_path / "in", 2)
+    for i in range(20):
+        put(folder, f"x{i}.png", b"")
+    refused([str(folder)], str(tmp_path / "out"), max_skipped=0.2, shard_size=6)
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 1
+
+
+def test_shard_of_which_nothing_is_left(make_pictures, tmp_path):
+    folder = make_pictures(tmp_path / "in", 2)
+    put(folder, "x.png", b"")
+    prepare([str(folder)], str(tmp_path / "out"), max_skipped=0.5, image_size=8, shard_size=1, num_workers=0)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert sorted(shard["num_examples"] for shard in index["shards"]) == [0, 1, 1]
+    assert len(Shards(str(tmp_path / "out"), 8).split("train")) == 1
+
+
+def test_nothing_of_use(tmp_path):
+    put(tmp_path / "in", "x.png", b"")
+    message = refused([str(tmp_path / "in")], str(tmp_path / "out"), max_skipped=1.0)
+    assert message.startswith("not one picture can be used: 1 cannot be read")
+
+
+# Output folders
+
+
+def test_finished_folder_is_checked(pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    prepare([str(pictures)], str(out), **SMALL)
+    capsys.readouterr()
+    prepare([str(pictures)], str(out), **SMALL)
+    assert "4 shards are as they were written" in capsys.readouterr().out
+    content = bytearray((out / "00002.tar").read_bytes())
+    content[-1] ^= 1  # where no reader looks
+    (out / "00002.tar").write_bytes(content)
+    assert "the content of 00002.tar is not what was written" in refused([str(pictures)], str(out))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"image_size": 16}, "was made with image_size 8, not 16"),
+        ({"shard_size": 7}, "shard_size 6, not 7"),
+        ({"format": "png"}, "format webp, not png"),
+        ({"seed": 3}, "seed 0, not 3"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_folder_of_other_settings_is_left_alone(pictures, tmp_path, monkeypatch, option, said, finished):
+    if not finished:
+        monkeypatch.setattr("lit_transfusion.data.preparation.command.finish", lambda *_: None)
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
+    before = contents(tmp_path / "out")
+    assert said in refused([str(pictures)], str(tmp_path / "out"), **option)
+    assert contents(tmp_path / "out") == before
+
+
+def test_input_that_has_changed_or_moved(make_pictures, tmp_path):
+    folder = make_pictures(tmp_path / "in", 3)
+    prepare([str(folder)], str(tmp_path / "out"), **SMALL)
+    moved = folder.rename(tmp_path / "moved")
+    prepare([str(moved)], str(tmp_path / "out"), **SMALL)  # the same
+    put(moved, "new.png", Image.new("RGB", (8, 8)))
+    message = refused([str(moved)], str(tmp_path / "out"))
+    assert f"was made of another input ({folder}), or that has changed since" in message
+
+
+def test_folder_of_something_else(pictures, tmp_path):
+    (tmp_path / "notes.md").write_text("mine")
+    assert "holds other files, and no shards" in refused([str(pictures)], str(tmp_path))
+    assert os.listdir(tmp_path) == ["notes.md"]
+    assert "cannot be written to" in refused([str(pictures)], str(tmp_path / "notes.md"))
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": 0}, "image_size 0 is less than 1"),
+        ({"shard_size": 0}, "shard_size 0 is less than 1"),
+        ({"num_workers": -1}, "num_workers -1 is less than 0"),
+        ({"max_skipped": 5.0}, "max_skipped 5.0 is not a share"),
+        ({"split": "train"}, "--split has no meaning for an input of kind folder"),
+    ],
+)
+def test_options_that_cannot_be(pictures, tmp_path, options, said):
+    assert said in refused([str(pictures)], str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_more_workers_than_shards():
+    assert workers(8, 3) == 3 and workers(2, 3) == 2 and workers(0, 3) == 0
+    assert 1 <= workers(None, 1000) <= os.cpu_count()
+
+
+def test_command_line(pictures, undisturbed, tmp_path, capsys):
+    words = ["--input", pictures, "--output", tmp_path / "out", "--image_size", 8, "--shard_size", 6]
+    cli.main(["prepare", *map(str, words), "--num_workers", "0"])
+    assert "20 pictures of 8 x 8" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == undisturbed
+    with pytest.raises(SystemExit):
+        cli.main(["prepare", "--input", str(tmp_path / "none"), "--output", str(tmp_path / "more")])
+    assert "is not there; set input to" in capsys.readouterr().err
+
+
+def test_progress_is_a_bar_for_people_and_lines_for_logs(monkeypatch, capsys, caplog):
+    done = iter([0, *[30] * 100])
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    with caplog.at_level(logging.INFO), progress.following(60, lambda: next(done)) as write_line:
+        write_line()
+    assert caplog.messages[0].startswith("30 of 60 pictures, ")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.following(60, lambda: 30):
+        time.sleep(0.2)
+    assert "30/60" in capsys.readouterr().err
