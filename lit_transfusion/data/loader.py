@@ -103,7 +103,7 @@ class PackedLoader:
         self.cut = 0  # documents whose text was cut to what a row has room for
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given
         self.seconds = 0.0  # spent in here, while training waited
-        places = [{"epoch": 0, "used": 0, "pieces": 0, "served": 0.0} for _ in self.streams]
+        places = [{"name": s.name, "epoch": 0, "used": 0, "pieces": 0, "served": 0.0} for s in self.streams]
         self._state: dict[str, Any] = {"streams": places, "open": []}  # after the batch handed out last
         self._state_before = self._state  # before it
 
@@ -125,7 +125,9 @@ class PackedLoader:
         for number, place in enumerate(places):
             for _ in range(place["pieces"]):
                 feed.take(number)
-        closed: list[list[tuple[Piece, FlatDocument]]] = []  # full rows, fewer than a batch; none when one is handed out
+        closed: list[
+            list[tuple[Piece, FlatDocument]]
+        ] = []  # full rows: fewer than a batch, none when one is handed out
         usable = [place["used"] + place["pieces"] > 0 for place in places]  # whether its epoch has given anything
         while True:
             number = min(range(len(places)), key=lambda number: places[number]["served"])
@@ -176,14 +178,20 @@ class PackedLoader:
             )
         own = state["ranks"][self.rank]
         if "used" in own:  # written before sources could be mixed and texts split
-            place = {"epoch": own["epoch"], "used": own["used"], "pieces": 0, "served": 0.0}
+            place = {"name": "", "epoch": own["epoch"], "used": own["used"], "pieces": 0, "served": 0.0}
             own = {"streams": [place], "open": [[(*key, 0) for key in row] for row in own["open"]]}
-        if len(own["streams"]) != len(self.streams):
+        theirs, mine = [place["name"] for place in own["streams"]], [stream.name for stream in self.streams]
+        if theirs != mine:
             raise InputError(
-                f"the checkpoint was written with {len(own['streams'])} sources and this run has {len(self.streams)}: "
-                "continue with the same ones, or start from its weights with model.init_from"
+                f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
+                "continue with the same, in the same order, or start from its weights with model.init_from"
             )
         self._state = self._state_before = own
+
+    def shares(self) -> dict[str, float]:
+        """Of a mix, the share of each source in the positions of the documents since this process began."""
+        total = max(sum(self.positions), 1)
+        return {s.name: count / total for s, count in zip(self.streams, self.positions, strict=True) if s.name}
 
     def give_back(self) -> None:
         """The batch handed out last was not used: a run that goes on from here begins with it."""
@@ -243,3 +251,7 @@ class PackedLoader:
             log.warning("by the end of epoch %d, of %s skipped: %s", epoch, stream.examples, self._reasons())
         if self.cut:
             log.warning("by the end of epoch %d, of %s cut: %d", epoch, stream.examples, self.cut)
+
+
+def told(names: list[str]) -> str:
+    return f"a mix of {', '.join(names)}" if any(names) else "one source"
