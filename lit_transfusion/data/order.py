@@ -42,7 +42,7 @@ class Scrambled(Sequence[int]):
         mask = (1 << self.half) - 1
         left, right = number >> self.half, number & mask
         for key in self.keys:
-            left, right = right, left ^ (mix(key, right) >> 16 & mask)
+            left, right = right, left ^ (mix(key, right, 0) >> 20 & mask)
         return left << self.half | right
 
 

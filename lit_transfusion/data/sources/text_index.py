@@ -32,7 +32,7 @@ ROW = np.dtype(
         ("fraction", "<f8"),  # of what the document says, to hold out by
     ]
 )
-CHUNK = 100_000  # rows in memory at once
+CHUNK = 1000  # rows in memory at once
 
 
 class TextOptions(NamedTuple):
