@@ -18,10 +18,10 @@ from lit_transfusion.latents import Codec
 
 
 class TransfusionData(lightning.LightningDataModule):
-    """Pairs of pictures and captions, or edits, as documents packed into rows of equal length.
+    """Pairs of pictures and captions, edits, or texts, as documents packed into rows of equal length.
 
     Args:
-        source: Where pictures and captions, or edits, come from.
+        source: Where pictures and captions, edits, or texts come from; a Mix takes them from several sources.
         codec: Pictures to the latents that are diffused, and back.
         recipe: How a pair or an edit becomes a document: order, noise caps, dropout for guidance.
         image_size: Side of the square pictures in pixels.
@@ -70,7 +70,7 @@ class TransfusionData(lightning.LightningDataModule):
         """The given one, or one trained on the captions of the training split."""
         if self.tokenizer_model is not None:
             return Tokenizer.from_file(self.tokenizer_model)
-        return Tokenizer.train(self.source.split("train").captions(), self.vocab_size)
+        return Tokenizer.train(self.source.split("train").captions(), self.vocab_size, self.source.has_texts)
 
     @property
     def latent_channels(self) -> int:
@@ -82,28 +82,35 @@ class TransfusionData(lightning.LightningDataModule):
         return (height // self.patch_size) * (width // self.patch_size)
 
     def train_dataloader(self) -> PackedLoader:
-        return self._loader("train", endless=True)
+        return self._loader(self.source.split("train"), endless=True)
 
-    def val_dataloader(self) -> PackedLoader | list:
-        if not len(self.source.split("val")):
-            return []  # nothing is held out
-        return self._loader("val", endless=False)
+    def val_dataloader(self) -> PackedLoader | list[PackedLoader]:
+        """Of a mix, a loader for each source of which something is held out."""
+        parts = {name: part.split("val") for name, part in self.source.parts.items()}
+        loaders = [self._loader(part, endless=False, name=name) for name, part in parts.items() if len(part)]
+        return loaders[0] if len(loaders) == 1 else loaders
 
-    def test_dataloader(self) -> PackedLoader:
-        return self._loader("val", endless=False)
+    def test_dataloader(self) -> PackedLoader | list[PackedLoader]:
+        loaders = self.val_dataloader()
+        if loaders == []:
+            raise InputError(f"there is nothing to test on: {type(self.source).__name__} holds no examples out")
+        return loaders
 
     def predict_dataloader(self) -> DataLoader:
         """Held-out pictures with one caption each, those that cannot be read left out."""
-        if self.source.images_per_example > 1:
+        source = self.source.pictures
+        if source.images_per_example > 1:
             raise InputError(
-                f"predict draws captions and describes pictures, and {type(self.source).__name__} yields edits; the "
+                f"predict draws captions and describes pictures, and {type(source).__name__} yields edits; the "
                 "callback ShowEdits shows held-out edits during training"
             )
-        return DataLoader(self.source.split("val"), batch_size=32, collate_fn=side_by_side)
+        if source.images_per_example < 1:
+            raise InputError(f"predict draws captions and describes pictures, and {type(source).__name__} has none")
+        return DataLoader(source.split("val"), batch_size=32, collate_fn=side_by_side)
 
-    def _loader(self, split: str, endless: bool) -> PackedLoader:
+    def _loader(self, source: Source, endless: bool, name: str = "") -> PackedLoader:
         documents = DocumentSet(
-            self.source.split(split),
+            source,
             self.recipe,
             self.tokenizer,
             self.patches_per_image,
@@ -123,6 +130,7 @@ class TransfusionData(lightning.LightningDataModule):
             endless,
             rank=self.trainer.global_rank if shared else 0,
             world_size=self.trainer.world_size if shared else 1,
+            name=name,
         )
 
     def _check(self) -> None:

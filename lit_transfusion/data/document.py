@@ -24,6 +24,10 @@ class Example(NamedTuple):
     image: Tensor  # (3, height, width) float32 in [-1, 1]
     captions: tuple[str, ...]  # at least one, none empty
 
+    @property
+    def num_images(self) -> int:
+        return 1
+
 
 class EditExample(NamedTuple):
     """What a source of edits yields: a picture, instructions that all ask for one change, and what it leads to."""
@@ -31,6 +35,21 @@ class EditExample(NamedTuple):
     input_image: Tensor  # (3, height, width) float32 in [-1, 1]
     instructions: tuple[str, ...]  # at least one, none empty
     output_image: Tensor  # (3, height, width) float32 in [-1, 1]
+
+    @property
+    def num_images(self) -> int:
+        return 2
+
+
+class TextExample(NamedTuple):
+    """What a source of text yields: a text of any length, or a part of one."""
+
+    text: str
+    complete: bool = True  # False: it goes on in another example, so that no end of it is learned here
+
+    @property
+    def num_images(self) -> int:
+        return 0
 
 
 class ExampleBatch(NamedTuple):
@@ -66,6 +85,7 @@ class Document(NamedTuple):
     """Segments in reading order. Nothing outside a document is ever visible from inside it."""
 
     segments: tuple[TextSegment | ImageSegment, ...]
+    cut: bool = False  # whether a text was longer than there was room for, and its end is missing
 
     @property
     def images(self) -> list[ImageSegment]:

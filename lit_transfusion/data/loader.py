@@ -8,22 +8,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lit_transfusion.data.document import PackedBatch, Skipped
+from lit_transfusion.data.feed import Feed, Key
+from lit_transfusion.data.order import mix, shuffled
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
 from lit_transfusion.data.recipe import Recipe
-from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.sources.base import Source, Stream
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 
 log = logging.getLogger(__name__)
 
-Key = tuple[int, int]  # (epoch, index): all that a document depends on, beside the seed
+Piece = tuple[int, int, int]  # (epoch, index, which of the documents of that example)
 
 
 class DocumentSet(Dataset):
-    """(epoch, index) → the document of that example in that epoch, always the same."""
+    """(epoch, index) → the documents of that example in that epoch, always the same: one, or several of a long text."""
 
     def __init__(
         self, source: Source, recipe: Recipe, tokenizer: Tokenizer, patches_per_image: int, length: int, seed: int
@@ -32,16 +34,17 @@ class DocumentSet(Dataset):
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.patches_per_image = patches_per_image
-        self.max_text_tokens = room_for_text(length, patches_per_image, source.images_per_example)
+        self.length = length
         self.seed = seed
 
-    def __getitem__(self, key: Key) -> FlatDocument | Skipped:
+    def __getitem__(self, key: Key) -> list[FlatDocument] | Skipped:
         example = self.source[key[1]]
         if isinstance(example, Skipped):
             return example
         generator = torch.Generator().manual_seed(mix(self.seed, *key))
-        document = self.recipe.document(example, self.tokenizer, self.max_text_tokens, generator)
-        return flatten(document, self.tokenizer, self.patches_per_image)
+        room = room_for_text(self.length, self.patches_per_image, example.num_images)
+        documents = self.recipe.documents(example, self.tokenizer, room, generator)
+        return [flatten(document, self.tokenizer, self.patches_per_image) for document in documents]
 
 
 class PackedLoader:
@@ -50,6 +53,10 @@ class PackedLoader:
     Workers only make documents, which come back in the order they were asked for; packing is done here. So the stream
     does not depend on the number of workers, and where it stands is a few numbers: the epoch, how many of its
     documents are used up, and which ones wait in rows that are not full.
+
+    Where the source is a mix of several, each goes through epochs of its own. The next document is taken from the one
+    that has given the fewest positions for its weight: how long a document is, is known only when it has been made, so
+    the choice is made here, by what was taken so far.
 
     Args:
         documents: What to pack.
@@ -61,6 +68,7 @@ class PackedLoader:
         endless: Go on for ever in shuffled order (training), or once through in order (validation).
         rank: Which of `world_size` equal shares of the documents is this process's.
         world_size: Number of processes.
+        name: What validation calls its losses, where there is more than one loader.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class PackedLoader:
         endless: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        name: str = "",
     ) -> None:
         self.documents = documents
         self.batch_size = batch_size
@@ -84,11 +93,18 @@ class PackedLoader:
         self.endless = endless
         self.rank = rank
         self.world_size = world_size
-        if 0 < len(documents.source) < world_size:
-            raise InputError(f"{len(documents.source)} examples cannot be shared out to {world_size} processes")
+        self.name = name
+        # Without an end to it, nothing is mixed by weight: all is gone through once.
+        self.streams = documents.source.streams() if endless else [Stream("", 1.0, range(len(documents.source)))]
+        for stream in self.streams:
+            if 0 < len(stream.indices) < world_size:
+                raise InputError(f"{stream.examples} cannot be shared out to {world_size} processes")
         self.skipped: Counter[str] = Counter()
+        self.cut = 0  # documents whose text was cut to what a row has room for
+        self.positions = [0] * len(self.streams)  # of the documents that each stream has given
         self.seconds = 0.0  # spent in here, while training waited
-        self._state: dict[str, Any] = {"epoch": 0, "used": 0, "open": []}  # after the batch handed out last
+        places = [{"name": s.name, "epoch": 0, "used": 0, "pieces": 0, "served": 0.0} for s in self.streams]
+        self._state: dict[str, Any] = {"streams": places, "open": []}  # after the batch handed out last
         self._state_before = self._state  # before it
 
     def __iter__(self) -> Iterator[PackedBatch]:
@@ -102,29 +118,46 @@ class PackedLoader:
             yield batch
 
     def _batches(self) -> Iterator[PackedBatch]:
-        epoch, used = self._state["epoch"], self._state["used"]
+        places = [dict(place) for place in self._state["streams"]]
         packer = FirstFit(self.length, self.open_rows)
-        packer.rows = [[self._sized(key, self._remake(key)) for key in row] for row in self._state["open"]]
-        closed: list[list[tuple[Key, FlatDocument]]] = []  # full rows, fewer than a batch; none when one is handed out
-        usable = used > 0  # whether this epoch has given anything
-        for key, document in zip(self._keys(epoch, used), self._make(epoch, used), strict=True):
-            if key[0] != epoch:
-                self._end_epoch(epoch, usable)
-                epoch, used, usable = key[0], 0, False
-            used += 1
-            if isinstance(document, Skipped):
-                self._skip(document)
+        packer.rows = [[self._sized(tuple(piece)) for piece in row] for row in self._state["open"]]
+        feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
+        for number, place in enumerate(places):
+            for _ in range(place["pieces"]):
+                feed.take(number)
+        closed: list[
+            list[tuple[Piece, FlatDocument]]
+        ] = []  # full rows: fewer than a batch, none when one is handed out
+        usable = [place["used"] + place["pieces"] > 0 for place in places]  # whether its epoch has given anything
+        while True:
+            number = min(range(len(places)), key=lambda number: places[number]["served"])
+            stream, place = self.streams[number], places[number]
+            made = feed.take(number)
+            if made is None:
+                break
+            if made.key[0] != place["epoch"]:
+                self._end_epoch(stream, place["epoch"], usable[number])
+                place |= {"epoch": made.key[0], "used": 0}
+                usable[number] = False
+            place |= {"used": place["used"] + 1, "pieces": 0} if made.last else {"pieces": made.piece + 1}
+            if isinstance(made.document, Skipped):
+                self._skip(made.document)
                 continue
-            usable = True
-            row = packer.add((key, document), len(document.tokens))
+            usable[number] = True
+            length = len(made.document.tokens)
+            place["served"] += length / stream.weight
+            self.positions[number] += length
+            if made.document.cut:
+                self._count_cut(made.key)
+            row = packer.add(((*made.key, made.piece), made.document), length)
             if row is not None:
                 closed.append(row)
             if len(closed) == self.batch_size:
                 batch, closed = closed, []
                 if self.endless:  # validation starts at the first example each time
-                    self._remember(epoch, used, packer)
+                    self._remember(places, packer)
                 yield self._collate(batch)
-        self._end_epoch(epoch, usable)
+        self._end_epoch(stream, place["epoch"], usable[number])
         closed += packer.flush()
         for start in range(0, len(closed), self.batch_size):
             yield self._collate(closed[start : start + self.batch_size])
@@ -143,57 +176,54 @@ class PackedLoader:
                 f"the checkpoint was written by {len(state['ranks'])} processes and this run has {self.world_size}: "
                 "continue with the same number of devices, or start from its weights with model.init_from"
             )
-        self._state = self._state_before = state["ranks"][self.rank]
+        own = state["ranks"][self.rank]
+        if "used" in own:  # written before sources could be mixed and texts split
+            place = {"name": "", "epoch": own["epoch"], "used": own["used"], "pieces": 0, "served": 0.0}
+            own = {"streams": [place], "open": [[(*key, 0) for key in row] for row in own["open"]]}
+        theirs, mine = [place["name"] for place in own["streams"]], [stream.name for stream in self.streams]
+        if theirs != mine:
+            raise InputError(
+                f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
+                "continue with the same, in the same order, or start from its weights with model.init_from"
+            )
+        self._state = self._state_before = own
+
+    def shares(self) -> dict[str, float]:
+        """Of a mix, the share of each source in the positions of the documents since this process began."""
+        total = max(sum(self.positions), 1)
+        return {s.name: count / total for s, count in zip(self.streams, self.positions, strict=True) if s.name}
 
     def give_back(self) -> None:
         """The batch handed out last was not used: a run that goes on from here begins with it."""
         self._state = self._state_before
 
-    def _order(self, epoch: int) -> list[int]:
-        size = len(self.documents.source)
-        if not self.endless:
-            return list(range(self.rank, size, self.world_size))
-        generator = torch.Generator().manual_seed(mix(self.documents.seed, epoch, size))
-        return torch.randperm(size, generator=generator)[self.rank :: self.world_size].tolist()
-
-    def _keys(self, epoch: int, used: int) -> Iterator[Key]:
-        """The documents from the given place on, in the order in which they are used."""
-        while True:
-            for index in self._order(epoch)[used:]:
-                yield epoch, index
-            if not self.endless or not len(self.documents.source):
+    def _keys(self, stream: Stream, place: dict[str, Any]) -> Iterator[Key]:
+        """The examples of a stream from the given place on, in the order in which they are used."""
+        indices, epoch = stream.indices, place["epoch"]
+        start = self.rank + place["used"] * self.world_size
+        while indices:
+            order = range(len(indices))
+            if self.endless:
+                order = shuffled(len(indices), mix(self.documents.seed, epoch, indices.stop))
+            for number in range(start, len(indices), self.world_size):
+                yield epoch, indices[order[number]]
+            if not self.endless:
                 return
-            epoch, used = epoch + 1, 0
+            epoch, start = epoch + 1, self.rank
 
-    def _make(self, epoch: int, used: int) -> Iterator[FlatDocument | Skipped]:
-        """Their contents, made by workers that live through all epochs."""
-        return iter(
-            DataLoader(
-                self.documents,
-                sampler=self._keys(epoch, used),
-                batch_size=None,
-                num_workers=self.num_workers,
-                prefetch_factor=16 if self.num_workers else None,
-                collate_fn=as_it_is,
-            )
-        )
+    def _sized(self, piece: Piece) -> tuple[int, tuple[Piece, FlatDocument]]:
+        """What waits in an open row, made again."""
+        document = self.documents[piece[:2]][piece[2]]
+        return len(document.tokens), (piece, document)
 
-    def _remake(self, key: Key) -> FlatDocument:
-        return self.documents[tuple(key)]
-
-    @staticmethod
-    def _sized(key: Key, document: FlatDocument) -> tuple[int, tuple[Key, FlatDocument]]:
-        return len(document.tokens), (key, document)
-
-    def _remember(self, epoch: int, used: int, packer: FirstFit) -> None:
+    def _remember(self, places: list[dict[str, Any]], packer: FirstFit) -> None:
         self._state_before = self._state
         self._state = {
-            "epoch": epoch,
-            "used": used,
-            "open": [[key for _, (key, _) in row] for row in packer.rows],
+            "streams": [dict(place) for place in places],
+            "open": [[piece for _, (piece, _) in row] for row in packer.rows],
         }
 
-    def _collate(self, rows: list[list[tuple[Key, FlatDocument]]]) -> PackedBatch:
+    def _collate(self, rows: list[list[tuple[Piece, FlatDocument]]]) -> PackedBatch:
         documents = [[document for _, document in row] for row in rows]
         return collate(documents, self.length, self.documents.tokenizer.pad, self.image_shape)
 
@@ -202,26 +232,26 @@ class PackedLoader:
             log.warning("skipped %s: %s (more of this kind are only counted)", skipped.name, skipped.reason)
         self.skipped[skipped.reason] += 1
 
+    def _count_cut(self, key: Key) -> None:
+        if not self.cut:
+            log.warning(
+                "the text of example %d is cut to what a row has room for beside its images (more are only counted); "
+                "longer rows, data.sequence_length, have more room",
+                key[1],
+            )
+        self.cut += 1
+
     def _reasons(self) -> str:
         return ", ".join(f"{reason}: {count}" for reason, count in self.skipped.items())
 
-    def _end_epoch(self, epoch: int, usable: bool) -> None:
-        size = len(self.documents.source)
+    def _end_epoch(self, stream: Stream, epoch: int, usable: bool) -> None:
         if not usable:
-            raise InputError(f"not one of the {size} examples can be used ({self._reasons() or 'no examples'})")
+            raise InputError(f"not one of the {stream.examples} can be used ({self._reasons() or 'no examples'})")
         if self.skipped:
-            log.warning("by the end of epoch %d, of %d examples skipped: %s", epoch, size, self._reasons())
+            log.warning("by the end of epoch %d, of %s skipped: %s", epoch, stream.examples, self._reasons())
+        if self.cut:
+            log.warning("by the end of epoch %d, of %s cut: %d", epoch, stream.examples, self.cut)
 
 
-def mix(*numbers: int) -> int:
-    """One seed out of several numbers; neighbours give unrelated streams."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**64
-        seed ^= seed >> 29
-    return seed % 2**63
-
-
-def as_it_is(document: FlatDocument | Skipped) -> FlatDocument | Skipped:
-    """In place of DataLoader's own, which would look through every list for arrays to turn into tensors."""
-    return document
+def told(names: list[str]) -> str:
+    return f"a mix of {', '.join(names)}" if any(names) else "one source"

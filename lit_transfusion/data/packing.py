@@ -17,6 +17,7 @@ class FlatDocument(NamedTuple):
     labels: list[int]
     image_ids: list[int]  # index into the document's own images, TEXT elsewhere
     images: list[ImageSegment]
+    cut: bool = False  # as in Document
 
 
 def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) -> FlatDocument:
@@ -43,7 +44,7 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
             image_ids += [TEXT] * len(segment.token_ids)
             learn_boi = segment.learn
     labels = [t if learned else IGNORE_INDEX for t, learned in zip(tokens[1:], learn[1:], strict=True)]
-    return FlatDocument(tokens, [*labels, IGNORE_INDEX], image_ids, images)
+    return FlatDocument(tokens, [*labels, IGNORE_INDEX], image_ids, images, document.cut)
 
 
 def room_for_text(length: int, patches_per_image: int, num_images: int) -> int:

@@ -1,17 +1,25 @@
-"""Example → Document: the whole training recipe, and nowhere else (paper, 4.1, 4.3.4 and 4.5)."""
+"""Example → documents: the whole training recipe, and nowhere else (paper, 4.1, 4.3.4 and 4.5)."""
 
 from dataclasses import dataclass
 
 import torch
 
-from lit_transfusion.data.document import NO_LIMIT, Document, EditExample, Example, ImageSegment, TextSegment
+from lit_transfusion.data.document import (
+    NO_LIMIT,
+    Document,
+    EditExample,
+    Example,
+    ImageSegment,
+    TextExample,
+    TextSegment,
+)
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a picture and its captions, or an edit, become a document.
+    """How a picture and its captions, or an edit, become a document. A text is one as it is, or several.
 
     Args:
         caption_first: Share of documents with the caption before the image; in the others the image comes first
@@ -43,6 +51,21 @@ class Recipe:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"data.recipe.{name} {getattr(self, name)} is not a share between 0 and 1")
 
+    def documents(
+        self,
+        example: Example | EditExample | TextExample,
+        tokenizer: Tokenizer,
+        max_text_tokens: int,
+        generator: torch.Generator,
+    ) -> list[Document]:
+        """What is learned from an example: of a picture or an edit one document, of a long text several.
+
+        Captions and instructions are cut to `max_text_tokens`, with a mark; a text is cut into pieces of that length.
+        """
+        if isinstance(example, TextExample):
+            return text_documents(tokenizer.encode(example.text), tokenizer, max_text_tokens, example.complete)
+        return [self.document(example, tokenizer, max_text_tokens, generator)]
+
     def document(
         self, example: Example | EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
     ) -> Document:
@@ -61,12 +84,14 @@ class Recipe:
         """One of the captions and the image, in either order."""
         order, dropout = torch.rand(2, generator=generator).tolist()
         choice = int(torch.randint(len(example.captions), (), generator=generator))
-        caption = tokenizer.encode(example.captions[choice])[:max_text_tokens]
+        caption = tokenizer.encode(example.captions[choice])
+        cut, caption = len(caption) > max_text_tokens, caption[:max_text_tokens]
         if order < self.caption_first:
             if dropout < self.caption_dropout:
                 return unconditional(example.image, tokenizer)
-            return caption_first(caption, example.image, tokenizer)
-        return image_first(caption, example.image, tokenizer, noise_cap(self.image_first_max_timestep))
+            return caption_first(caption, example.image, tokenizer)._replace(cut=cut)
+        cap = noise_cap(self.image_first_max_timestep)
+        return image_first(caption, example.image, tokenizer, cap)._replace(cut=cut)
 
     def _edited(
         self, example: EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
@@ -75,17 +100,34 @@ class Recipe:
         dropout = float(torch.rand((), generator=generator))
         choice = int(torch.randint(len(example.instructions), (), generator=generator))
         given = ImageSegment(example.input_image, noise_cap(self.input_max_timestep), learn=self.learn_input)
+        cut = False
         if dropout < self.instruction_dropout:
             prompt, end = null_edit_prompt(given, tokenizer), TextSegment((tokenizer.eos,), learn=False)
         else:
-            instruction = tokenizer.encode(example.instructions[choice])[:max_text_tokens]
-            prompt = edit_prompt(given, instruction, tokenizer, self.learn_instruction)
+            instruction = tokenizer.encode(example.instructions[choice])
+            cut = len(instruction) > max_text_tokens
+            prompt = edit_prompt(given, instruction[:max_text_tokens], tokenizer, self.learn_instruction)
             end = TextSegment((tokenizer.eos,))
-        return Document((*prompt.segments, ImageSegment(example.output_image), end))
+        return Document((*prompt.segments, ImageSegment(example.output_image), end), cut)
 
 
 def noise_cap(max_timestep: int | None) -> int:
     return NO_LIMIT if max_timestep is None else max_timestep
+
+
+def text_documents(
+    text: tuple[int, ...], tokenizer: Tokenizer, max_text_tokens: int, complete: bool = True
+) -> list[Document]:
+    """BOS text EOS (paper, 4.1), or pieces of it: BOS piece, …, BOS piece EOS.
+
+    BOS stands before each piece so that every token of the text is predicted once from something, and none twice. EOS
+    stands at the end of the text alone: where a piece ends, the text does not.
+    """
+    starts = range(0, max(len(text), 1), max_text_tokens)
+    pieces = [(tokenizer.bos, *text[start : start + max_text_tokens]) for start in starts]
+    if complete:
+        pieces[-1] += (tokenizer.eos,)
+    return [Document((TextSegment(piece),)) for piece in pieces]
 
 
 def caption_first(caption: tuple[int, ...], image: torch.Tensor, tokenizer: Tokenizer) -> Document:

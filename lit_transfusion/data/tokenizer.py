@@ -38,13 +38,20 @@ class Tokenizer:
             raise InputError(f"{path} is not a SentencePiece model") from None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, verbatim: bool = False) -> "Tokenizer":
         """Train byte-pair encoding on `texts` with byte fallback, so that any text can be written.
 
         The vocabulary is smaller than `vocab_size` where the texts do not hold that many pieces. The result depends
         on nothing but the arguments.
+
+        Args:
+            texts: Captions, or passages of less than 4 kB; SentencePiece leaves out longer ones.
+            vocab_size: Most pieces, the bytes and controls included.
+            verbatim: Keep each space, line end and form of a letter, as texts need; captions are on one line, with
+                single spaces.
         """
         model = io.BytesIO()
+        exact = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if verbatim else {}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
@@ -56,6 +63,7 @@ class Tokenizer:
                 character_coverage=1.0,
                 num_threads=1,
                 minloglevel=2,
+                **exact,
             )
         except RuntimeError as error:
             raise InputError(

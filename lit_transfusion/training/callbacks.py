@@ -78,6 +78,7 @@ class Throughput(lightning.Callback):
     Tokens and patches without padding, images, milliseconds that a step waits for its data, the most memory so far, and
     the operations per second that could not be avoided (`model/flops.py`); under bf16 on a GPU whose peak is known,
     also their share of it (MFU). Validation, drawing samples and writing checkpoints are not counted as time.
+    Of a mix of sources, also the share that each has had in the positions since the start (`data/share_NAME`).
     """
 
     def __init__(self) -> None:
@@ -127,6 +128,9 @@ class Throughput(lightning.Callback):
             values["mfu"] = per_second / peak
         for name, value in values.items():
             pl_module.log(f"throughput/{name}", value, prog_bar=name == "images_per_second")
+        if isinstance(trainer.train_dataloader, PackedLoader):
+            for name, share in trainer.train_dataloader.shares().items():
+                pl_module.log(f"data/share_{name}", share)
 
     def _restart(self) -> None:
         self.seconds = self.steps = self.tokens = self.images = self.operations = 0
@@ -166,7 +170,7 @@ class Show(lightning.Callback):
     def _show(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """On every rank, since a sharded net needs them all; rank 0 writes."""
         self.last_step = trainer.global_step
-        self._keep(trainer, self.pictures(trainer.datamodule.source.split("val"), pl_module.pipeline))
+        self._keep(trainer, self.pictures(trainer.datamodule.source.pictures.split("val"), pl_module.pipeline))
 
     @rank_zero_only
     def _keep(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:
@@ -323,9 +327,10 @@ class RunDirectory(lightning.Callback):
         last = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
         checkpoint = os.path.relpath(last) if last else ""
         grids = sorted((folder / "samples").glob("samples_*.png"))
-        source = trainer.datamodule.source.split("train")
-        text = shlex.quote(source.captions()[0])
-        task = f"--prompt {text}" if source.images_per_example == 1 else f"--edit PICTURE --instruction {text}"
+        source = trainer.datamodule.source.pictures.split("train")
+        text = shlex.quote(" ".join(source.captions()[0].split()[:20]))
+        options = "--prompt {} --interleave", "--prompt {}", "--edit PICTURE --instruction {}"
+        task = options[source.images_per_example].format(text)
 
         def say(text: str) -> None:
             rich.get_console().print(text, soft_wrap=True, highlight=False, markup=False)

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lit_transfusion.data.document import ExampleBatch, PackedBatch
-from lit_transfusion.data.loader import mix
+from lit_transfusion.data.order import mix
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
@@ -154,11 +154,11 @@ class LitTransfusion(lightning.LightningModule):
                 logger.log_metrics({name: loss.item() for name, (loss, _) in losses.items()}, self.global_step)
         return terms.total
 
-    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        self._evaluate("val", batch, batch_idx)
+    def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(stage_of("val", self.trainer.val_dataloaders, dataloader_idx), batch, batch_idx)
 
-    def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
+    def test_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(stage_of("test", self.trainer.test_dataloaders, dataloader_idx), batch, batch_idx)
 
     def predict_step(self, batch: ExampleBatch, batch_idx: int) -> Prediction:
         pipeline = self.pipeline
@@ -172,7 +172,7 @@ class LitTransfusion(lightning.LightningModule):
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
         self._log(stage, terms, batch)
         for name, (loss, count) in self._by_timestep(stage, terms.per_image, timesteps).items():
-            self.log(name, loss, batch_size=count)
+            self.log(name, loss, batch_size=count, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
         self._log_perplexity("val")
@@ -183,17 +183,19 @@ class LitTransfusion(lightning.LightningModule):
     def _log(self, stage: str, terms: LossTerms, batch: PackedBatch) -> None:
         num_targets, num_images = len(batch.target_positions), len(terms.per_image)
         on_epoch = stage != "train"
-        self.log(f"{stage}/loss", terms.total, prog_bar=True, batch_size=len(batch.tokens))
+        shown = {"prog_bar": True, "add_dataloader_idx": False}  # the names tell the loaders of a mix apart
+        self.log(f"{stage}/loss", terms.total, batch_size=len(batch.tokens), **shown)
         if num_targets:
-            self.log(f"{stage}/loss_text", terms.text, prog_bar=True, batch_size=num_targets)
+            self.log(f"{stage}/loss_text", terms.text, batch_size=num_targets, **shown)
             if not on_epoch:
                 self.log("train/perplexity", terms.text.exp())
         if num_images:
-            self.log(f"{stage}/loss_image", terms.image, prog_bar=True, batch_size=num_images)
+            self.log(f"{stage}/loss_image", terms.image, batch_size=num_images, **shown)
 
     def _log_perplexity(self, stage: str) -> None:
-        if f"{stage}/loss_text" in self.trainer.callback_metrics:  # no text is learned if all captions are dropped
-            self.log(f"{stage}/perplexity", self.trainer.callback_metrics[f"{stage}/loss_text"].exp())
+        for name, loss in self.trainer.callback_metrics.items():  # none if no text is learned: all captions are dropped
+            if name.startswith(f"{stage}/") and name.endswith("/loss_text"):
+                self.log(name.replace("/loss_text", "/perplexity"), loss.exp())
 
     def _by_timestep(self, stage: str, per_image: Tensor, timesteps: Tensor) -> dict[str, tuple[Tensor, int]]:
         """Name → mean loss and number of images, for each bucket of timesteps that was drawn. The mean over all
@@ -243,6 +245,12 @@ class LitTransfusion(lightning.LightningModule):
                 f"{name}, {shape_of(theirs, name)} in the checkpoint and {shape_of(mine, name)} here; "
                 "use the config.yaml beside the checkpoint's run"
             )
+
+
+def stage_of(stage: str, loaders: Any, number: int) -> str:
+    """val, or where each source of a mix has a loader of its own, val/text."""
+    name = getattr(loaders[number] if isinstance(loaders, list) else loaders, "name", "")
+    return f"{stage}/{name}" if name else stage
 
 
 def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lit_transfusion.data.document import Example, Skipped
-from lit_transfusion.data.loader import DocumentSet, PackedLoader, mix
+from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.order import mix
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.errors import InputError
@@ -83,8 +84,8 @@ def assert_equal(first, second):
 
 def test_document_of_an_epoch_is_always_the_same_and_epochs_differ(make_loader):
     documents = make_loader(Numbered(8)).documents
-    assert all(documents[0, i].tokens == documents[0, i].tokens for i in range(8))
-    assert [documents[0, i].tokens for i in range(8)] != [documents[1, i].tokens for i in range(8)]
+    tokens = [[document.tokens for i in range(8) for document in documents[epoch, i]] for epoch in (0, 0, 1)]
+    assert tokens[0] == tokens[1] != tokens[2]
 
 
 def test_seed_gives_another_stream(make_loader):
@@ -292,3 +293,27 @@ def test_run_that_goes_on_with_only_unusable_examples_left_does_not_fail(make_se
     source.unusable = dict.fromkeys(order[2:], "cannot be read")
     whole = list(islice(make_sequence(source), 5))
     assert_equal(resumed(make_sequence(source), make_sequence(source), stop, 5 - stop), whole)
+
+
+def test_captions_that_are_cut_are_counted_and_told_once(make_loader, caplog, tokenizer):
+    source = Numbered(10, captions=("a red circle " * 50,))
+    loader = make_loader(source, endless=False)
+    loader.documents.recipe = Recipe(caption_dropout=0.0)
+    with caplog.at_level(logging.WARNING, "lit_transfusion"):
+        batches = list(loader)
+    assert sorted(numbers(batches)) == list(range(10)) and loader.cut == 10 and not loader.skipped
+    first, summary = caplog.messages
+    assert "text of example 0 is cut" in first and "of 10 examples cut: 10" in summary
+
+
+def test_state_of_an_earlier_version_is_continued(make_loader):
+    """As it was written before sources could be mixed: only the first of several streams."""
+    source = Numbered(23, unusable=UNUSABLE)
+    loader = make_loader(source)
+    list(islice(loader, 6))
+    (state,) = loader.state_dict()["ranks"]
+    (place,) = state["streams"]
+    keys = [[key[:2] for key in row] for row in state["open"]]
+    fresh = make_loader(source)
+    fresh.load_state_dict({"ranks": [{"epoch": place["epoch"], "used": place["used"], "open": keys}]})
+    assert_equal(list(islice(fresh, 6)), list(islice(make_loader(source), 12))[6:])

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from lit_transfusion.data.document import IGNORE_INDEX, NO_LIMIT, EditExample, Example, ImageSegment, TextSegment
+from lit_transfusion.data.document import (
+    IGNORE_INDEX,
+    NO_LIMIT,
+    Document,
+    EditExample,
+    Example,
+    ImageSegment,
+    TextExample,
+    TextSegment,
+)
 from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.recipe import Recipe, null_edit_prompt, null_prompt
 from lit_transfusion.diffusion import DDPM
@@ -237,3 +246,36 @@ def test_all_instructions_are_used_and_cut(tokenizer):
 def test_what_is_no_example_is_named(tokenizer):
     with pytest.raises(TypeError, match="tuple"):
         documents(Recipe(), tokenizer, 1, example=(INPUT, "text"))
+
+
+# Texts
+
+
+def test_text_is_a_document_as_it_is(tokenizer):
+    ids = tokenizer.encode("a red circle")
+    (document,) = Recipe().documents(TextExample("a red circle"), tokenizer, 100, torch.Generator())
+    assert document == Document((TextSegment((tokenizer.bos, *ids, tokenizer.eos)),))
+    (document,) = Recipe().documents(TextExample("a red circle", complete=False), tokenizer, 100, torch.Generator())
+    assert document == Document((TextSegment((tokenizer.bos, *ids)),))
+
+
+@pytest.mark.parametrize("room", [1, 2, 7, 8, 100])
+def test_pieces_of_a_long_text_hold_every_token_once(tokenizer, room):
+    text = "two blue squares, a green cross " * 7
+    pieces = Recipe().documents(TextExample(text), tokenizer, room, torch.Generator())
+    flat = [flatten(document, tokenizer, 1) for document in pieces]
+    labels = [label for document in flat for label in document.labels if label != IGNORE_INDEX]
+    assert labels == [*tokenizer.encode(text), tokenizer.eos]
+    assert all(len(document.tokens) <= room + 2 and document.tokens[0] == tokenizer.bos for document in flat)
+    assert len(pieces) == -(-len(tokenizer.encode(text)) // room)
+
+
+def test_caption_or_instruction_that_is_cut_is_marked(tokenizer):
+    for order in (0.0, 1.0):
+        recipe = Recipe(caption_first=order, caption_dropout=0.0)
+        made = [recipe.document(EXAMPLE, tokenizer, room, torch.Generator()) for room in (100, 2)]
+        assert [document.cut for document in made] == [False, True]
+    assert not Recipe(caption_first=1.0, caption_dropout=1.0).document(EXAMPLE, tokenizer, 2, torch.Generator()).cut
+    for dropout, room, cut in ((0.0, 100, False), (0.0, 2, True), (1.0, 2, False)):
+        recipe = Recipe(instruction_dropout=dropout)
+        assert recipe.document(EDIT, tokenizer, room, torch.Generator()).cut == cut

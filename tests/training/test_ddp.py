@@ -90,7 +90,7 @@ def test_command_trains_on_two_processes(fit):
     assert end["global_step"] == 3
     assert not torch.equal(start["state_dict"]["net.head.weight"], end["state_dict"]["net.head.weight"])
     ranks = end["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["ranks"]
-    assert len(ranks) == 2 and all(rank["used"] > 0 for rank in ranks) and ranks[0] != ranks[1]
+    assert len(ranks) == 2 and all(rank["streams"][0]["used"] > 0 for rank in ranks) and ranks[0] != ranks[1]
     assert len(list((folder / "samples").glob("samples_*.png"))) == 1  # rank 0 draws
     assert (folder / "config.yaml").exists() and not folder.with_name("run.1").exists()
 

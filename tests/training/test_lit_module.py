@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lit_transfusion.data.document import IGNORE_INDEX
-from lit_transfusion.data.loader import mix
+from lit_transfusion.data.order import mix
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError

@@ -248,3 +248,24 @@ def test_new_run_moves_an_earlier_one_aside(whole, folder):
     aside = folder.with_name("run.2")
     assert sorted(path.name for path in aside.iterdir()) == sorted(path.name for path in whole[0].iterdir())
     assert newest(aside)["global_step"] == STEPS and newest(folder)["global_step"] == 1
+
+
+def test_run_on_texts_and_pictures_continued_equals_an_uninterrupted_one(folder, tmp_path):
+    """In the midst of an epoch of each, and of a text that is several documents."""
+    for number in range(12):
+        (tmp_path / f"{number}.txt").write_text(f"text {number} of some words\n" * (number + 1))
+    sources = {"text": {"class_path": "TextCorpus", "init_args": {"path": str(tmp_path), "val_fraction": 0.1}}}
+    sources["pairs"] = {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}}
+    mixed = {"class_path": "Mix", "init_args": {"sources": sources, "weights": {"text": 0.4, "pairs": 0.6}}}
+    (tmp_path / "mixed.yaml").write_text(yaml.safe_dump({"data": {"source": mixed}}))
+    options = "--config", str(tmp_path / "mixed.yaml")
+    uninterrupted = fit(tmp_path / "uninterrupted", *options)
+    before = fit(folder, *options, stop=(3, "callbacks"))
+    (state,) = newest(folder)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["ranks"]
+    assert all(place["used"] for place in state["streams"])
+    after = fit(folder, *options, "--ckpt_path", "last")
+    assert_same(before + after, uninterrupted)
+    assert_same_end(folder, tmp_path / "uninterrupted")
+    header = next(csv.reader((folder / "metrics" / "version_0" / "metrics.csv").open(newline="")))
+    assert {"val/text/loss_text", "val/pairs/loss_text", "val/pairs/loss_image", "data/share_text"} <= set(header)
+    assert not {"val/loss", "val/text/loss_image"} & set(header)

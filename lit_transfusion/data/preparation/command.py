@@ -17,7 +17,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.loader import as_it_is
+from lit_transfusion.data.feed import as_it_is
 from lit_transfusion.data.preparation.maker import Made, ShardMaker
 from lit_transfusion.data.preparation.progress import following
 from lit_transfusion.data.readers import open_reader

@@ -2,15 +2,27 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Literal, NamedTuple
 
 from torch.utils.data import Dataset
 
-from lit_transfusion.data.document import EditExample, Example, Skipped
+from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
+
+
+class Stream(NamedTuple):
+    """Examples that training goes through epoch by epoch, on their own."""
+
+    name: str  # in a mix
+    weight: float  # its share of all that is trained on, by positions
+    indices: range  # in the source
+
+    @property
+    def examples(self) -> str:
+        return f"{len(self.indices)} examples" + (f" of {self.name}" if self.name else "")
 
 
 class Source(Dataset):
-    """Pictures with captions, or edits of pictures, by index.
+    """Pictures with captions, edits of pictures, or texts, by index.
 
     A source is a plain map-style data set and a pure function of its arguments and the index: the same index gives the
     same example in any process, so that a run can be resumed and does not depend on the number of workers.
@@ -19,7 +31,8 @@ class Source(Dataset):
         image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
     """
 
-    images_per_example: ClassVar[int] = 1  # 2 in a source of edits
+    images_per_example: int = 1  # 2 in a source of edits, 0 in one of texts; of a mix, the most that there are
+    has_texts: bool = False  # whether texts are among the examples, of which each line and space counts
 
     def __init__(self, image_size: int = 64) -> None:
         self.image_size = image_size
@@ -31,13 +44,27 @@ class Source(Dataset):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Example | EditExample | Skipped:
+    def __getitem__(self, index: int) -> Example | EditExample | TextExample | Skipped:
         """The example at `index`, its images (3, image_size, image_size) in [-1, 1]; or why there is none."""
         raise NotImplementedError
 
     def captions(self) -> list[str]:
-        """Captions, or instructions, to train a tokenizer from: all, or a fair sample of some ten thousand."""
+        """Captions, instructions or texts to train a tokenizer from: all, or a fair sample of some ten thousand."""
         raise NotImplementedError
+
+    def streams(self) -> list[Stream]:
+        """What training goes through side by side: the whole, or of a mix each source."""
+        return [Stream("", 1.0, range(len(self)))]
+
+    @property
+    def parts(self) -> dict[str, "Source"]:
+        """The sources of a mix, by name; of any other source itself, without a name."""
+        return {"": self}
+
+    @property
+    def pictures(self) -> "Source":
+        """What is drawn from and shown: the whole, or of a mix the first source that has pictures."""
+        return self
 
 
 def hold_out(names: Iterable[str], share: float, seed: int) -> set[str]:

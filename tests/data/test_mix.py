@@ -1,0 +1,333 @@
+"""Several sources in one stream: each document of an epoch once, each share kept, wherever the run is stopped."""
+
+import json
+import random
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+
+from lit_transfusion.data.datamodule import TransfusionData
+from lit_transfusion.data.document import TEXT, Example, TextExample
+from lit_transfusion.data.feed import Feed
+from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.packing import FlatDocument
+from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.sources import Mix, ShapeEdits, Shapes, Source, TextCorpus
+from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.metric import Subject
+from lit_transfusion.latents import Pixels
+
+LENGTH = 128
+
+
+class Made(Source):
+    """Examples that are only counted."""
+
+    def __init__(self, size: int, image_size: int = 2) -> None:
+        super().__init__(image_size)
+        self.size = size
+
+    def split(self, name):
+        return self
+
+    def __len__(self):
+        return self.size
+
+
+class Labelled(DocumentSet):
+    """Documents that say which they are: epoch, index, piece, and then filling. Every tenth example has three."""
+
+    def __getitem__(self, key):
+        epoch, index = key
+        sizes = random.Random(f"{epoch} {index}")
+        documents = []
+        for piece in range(3 if index % 10 == 0 else 1):
+            tokens = [epoch, index, piece, *[0] * sizes.randrange(4, 24)]
+            documents.append(FlatDocument(tokens, [-100] * len(tokens), [TEXT] * len(tokens), []))
+        return documents
+
+
+def labelled_loader(tokenizer, sizes, weights=None, **options):
+    """A mix of sources of these sizes, named a, b, …"""
+    names = "abcdef"[: len(sizes)]
+    sources = {name: Made(size) for name, size in zip(names, sizes, strict=True)}
+    source = Mix(sources, dict(zip(names, weights, strict=True)) if weights else None)
+    documents = Labelled(source, Recipe(), tokenizer, 1, LENGTH, 0)
+    return PackedLoader(documents, 4, LENGTH, (3, 2, 2), **options)
+
+
+def labels(batches) -> list[tuple[int, int, int]]:
+    """(epoch, index, piece) of each document."""
+    found = []
+    for batch in batches:
+        for tokens, document_ids, length in zip(batch.tokens, batch.document_ids, batch.lengths, strict=True):
+            starts = [i for i in range(length) if i == 0 or document_ids[i] != document_ids[i - 1]]
+            found += [tuple(tokens[i : i + 3].tolist()) for i in starts]
+    return found
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        assert all(map(torch.equal, a, b))
+
+
+# Each document once
+
+
+def whole_epoch(loader, resume_at=(), make=None) -> list[tuple[int, int, int]]:
+    """The documents of the first epoch of each source, in batches and in rows that are open when it is over."""
+    batches, iterator = [], iter(loader)
+    while min(place["epoch"] for place in loader._state["streams"]) < 1:
+        batches.append(next(iterator))
+        if len(batches) in resume_at:
+            state = json.loads(json.dumps(loader.state_dict()))
+            loader = make()
+            loader.load_state_dict({"ranks": state["ranks"] * loader.world_size})
+            iterator = iter(loader)
+    waiting = [tuple(piece) for row in loader._state["open"] for piece in row]
+    return [label for label in labels(batches) + waiting if label[0] == 0]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(("size", "num_workers"), [(300, 0), (300, 2), pytest.param(20_000, 2, marks=pytest.mark.slow)])
+def test_each_document_of_an_epoch_comes_once(tokenizer, size, num_workers, resumed):
+    sizes = [size // 2, size // 5, size - size // 2 - size // 5]
+    expected = [(0, index, piece) for index in range(size) for piece in range(3 if index % 10 == 0 else 1)]
+    found = []
+    for rank in (0, 1):
+
+        def make(rank=rank):
+            return labelled_loader(tokenizer, sizes, (0.5, 0.2, 0.3), num_workers=num_workers, rank=rank, world_size=2)
+
+        found += [*whole_epoch(make(), (1, 4, size // 80) if resumed else (), make)]
+    assert Counter(found) == Counter(expected)
+
+
+def test_short_source_comes_round_and_a_long_one_does_not_wait(tokenizer):
+    found = labels(islice(labelled_loader(tokenizer, (11, 500)), 30))
+    short = Counter((epoch, index) for epoch, index, piece in found if index < 11 and piece == 0)
+    assert set(short.values()) == {1} and max(epoch for epoch, _ in short) > 10
+    assert {epoch for epoch, index, _ in found if index >= 11} == {0}
+
+
+def test_sources_of_one_size_have_orders_of_their_own(tokenizer):
+    loader = labelled_loader(tokenizer, (50, 50))
+    orders = [list(islice(keys, 50)) for keys in map(loader._keys, loader.streams, loader._state["streams"])]
+    assert [index for _, index in orders[0]] != [index - 50 for _, index in orders[1]]
+
+
+def test_each_source_is_shared_out_to_all_ranks(tokenizer):
+    with pytest.raises(InputError, match="2 examples of b cannot be shared out to 3 processes"):
+        labelled_loader(tokenizer, (50, 2), world_size=3)
+
+
+def test_few_documents_are_made_ahead(tokenizer):
+    """However unequal the weights."""
+    loader = labelled_loader(tokenizer, (1000, 1000))
+    keys = list(map(loader._keys, loader.streams, loader._state["streams"]))
+    feed = Feed(loader.documents, keys, num_workers=2)
+    taken = [feed.take(0).key for _ in range(300)]
+    assert len(set(taken)) > 200  # some have three pieces
+    assert sum(map(len, feed._ready)) <= 3 * 16 * 2
+    assert feed.take(1).key[1] >= 1000
+
+
+# Shares
+
+
+def shares(batches, loader) -> list[float]:
+    """Of each source, in the positions that are trained on."""
+    counts = [0] * len(loader.streams)
+    for batch in batches:
+        for tokens, document_ids, length in zip(batch.tokens, batch.document_ids, batch.lengths, strict=True):
+            for number in document_ids[:length].unique():
+                inside = document_ids[:length] == number
+                index = int(tokens[:length][inside][1])
+                stream = next(i for i, stream in enumerate(loader.streams) if index in stream.indices)
+                counts[stream] += int(inside.sum())
+    return [count / sum(counts) for count in counts]
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (3, 1, 1), (0.9, 0.1)])
+def test_shares_are_kept_and_rows_are_full(tokenizer, weights):
+    loader = labelled_loader(tokenizer, [400] * len(weights), weights)
+    batches = list(islice(loader, 60))  # 240 rows of some 8 documents
+    wanted = [weight / sum(weights) for weight in weights]
+    assert shares(batches, loader) == pytest.approx(wanted, abs=0.01)
+    assert list(loader.shares().values()) == pytest.approx(wanted, abs=0.002)
+    assert sum(int(batch.lengths.sum()) for batch in batches) / (240 * LENGTH) > 0.97
+
+
+def test_run_that_goes_on_with_other_weights_has_the_new_shares_at_once(tokenizer):
+    first = labelled_loader(tokenizer, (300, 300), (0.9, 0.1))
+    list(islice(first, 60))
+    second = labelled_loader(tokenizer, (300, 300), (0.1, 0.9))
+    second.load_state_dict(first.state_dict())
+    assert shares(islice(second, 60), second) == pytest.approx([0.1, 0.9], abs=0.05)  # open rows hold the old shares
+    assert list(second.shares().values()) == pytest.approx([0.1, 0.9], abs=0.002)
+
+
+# Texts and pictures, as they are trained on
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Sixty texts of 1 to some 200 words, of which the longest are several documents."""
+    words = ["a", "red", "circle", "and", "two", "blue", "squares\nare", "left", "of", "", "cross\n\nin", "the"]
+    texts = random.Random(0)
+    path = tmp_path / "texts.jsonl"
+    with path.open("w") as file:
+        for number in range(60):
+            text = " ".join(texts.choices(words, k=min(200, int(texts.lognormvariate(2.5, 1)) + 1)))
+            file.write(json.dumps({"text": f"{number} {text}"}) + "\n")
+    return TextCorpus(str(path), 16, val_fraction=0.1)
+
+
+@pytest.fixture
+def data(corpus):
+    def data(**options) -> TransfusionData:
+        sources = {"text": corpus, "pairs": Shapes(num_examples=40, num_val_examples=9)}
+        options = dict(image_size=16, patch_size=4, sequence_length=96, batch_size=2, vocab_size=320) | options
+        source = options.pop("source", None) or Mix(sources, {"text": 0.5, "pairs": 0.5}, 16)
+        return TransfusionData(source, Pixels(), **options)
+
+    return data
+
+
+def test_workers_do_not_change_the_batches(data):
+    assert_equal(*(list(islice(data(num_workers=n).train_dataloader(), 25)) for n in (0, 2)))
+
+
+@pytest.mark.parametrize("stop", [1, 13, "in a text"])
+def test_stream_goes_on_exactly_where_it_stopped(data, stop):
+    made = data()
+    whole = list(islice(made.train_dataloader(), 30))
+    first, second = made.train_dataloader(), made.train_dataloader()
+    iterator, before = iter(first), []
+    while len(before) != stop:
+        before.append(next(iterator))
+        if stop == "in a text" and any(place["pieces"] for place in first._state["streams"]):
+            break
+    state, stop = first.state_dict(), len(before)
+    second.load_state_dict(json.loads(json.dumps(state)))
+    assert_equal(before + list(islice(second, 30 - stop)), whole)
+
+
+def test_texts_and_pairs_share_rows_and_every_token_of_a_text_is_learned_once(data, corpus):
+    made = data()
+    loader = made.val_dataloader()[1]
+    assert loader.name == "text"
+    pieces, learned = [], 0
+    for batch in loader:
+        assert not len(batch.images)
+        for row in range(len(batch.tokens)):
+            ids = batch.document_ids[row, : batch.lengths[row]]
+            pieces += [batch.tokens[row, : len(ids)][ids == number].tolist() for number in ids.unique()]
+        learned += len(batch.target_positions)
+    held_out = corpus.split("val")
+    texts = [made.tokenizer.encode(held_out[i].text) for i in range(len(held_out))]
+    assert learned == sum(len(text) + 1 for text in texts)  # and EOS
+    bos, eos = made.tokenizer.bos, made.tokenizer.eos
+    assert all(piece[0] == bos and piece.count(eos) <= 1 for piece in pieces)
+    assert sorted(t for piece in pieces for t in piece[1:] if t != eos) == sorted(t for text in texts for t in text)
+    kinds = set()  # of documents, by row: with an image or without
+    for batch in islice(made.train_dataloader(), 20):
+        for ids, images, length in zip(batch.document_ids, batch.image_ids, batch.lengths, strict=True):
+            kinds.add(frozenset(bool((images[:length][ids[:length] == n] >= 0).any()) for n in ids[:length].unique()))
+    assert {True, False} in kinds
+
+
+def test_tokenizer_is_of_both_and_keeps_lines_and_spaces(data):
+    tokenizer = data().tokenizer
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in ("a  b\n\n\tc ", "ﬁ ½\r\n", "日本"))
+    assert len(tokenizer.encode("circle")) == 1
+
+
+def test_what_is_shown_and_measured_is_the_pictures(data, make_pipeline):
+    made = data()
+    batch = next(iter(made.predict_dataloader()))
+    assert batch.images.shape == (9, 3, 16, 16) and len(batch.captions) == 9
+    assert isinstance(made.source.pictures, Shapes) and made.source.pictures.image_size == 16
+    subject = Subject(make_pipeline(), made.source, num_examples=5)
+    assert len(subject.examples) == 5
+
+
+def test_held_out_texts_and_pairs_have_loaders_of_their_own(data, corpus):
+    pairs, text = data().val_dataloader()
+    assert (pairs.name, text.name) == ("pairs", "text")
+    assert sum(len(batch.images) for batch in pairs) == 9 and not any(len(batch.images) for batch in text)
+    corpus._index = corpus._index._replace(num_examples={"train": len(corpus), "val": 0})
+    assert data().val_dataloader().name == "pairs"
+
+
+def test_texts_alone_are_trained_on_too(data, corpus):
+    made = data(source=corpus, sequence_length=16)
+    batch = next(iter(made.train_dataloader()))
+    assert batch.tokens.shape == (2, 16) and not len(batch.images)
+    assert made.val_dataloader().name == ""
+    with pytest.raises(InputError, match="TextCorpus has none"):
+        made.predict_dataloader()
+
+
+def test_row_must_hold_the_largest_example_of_any_source(data, corpus):
+    mixed = Mix({"text": corpus, "pairs": Shapes(), "edits": ShapeEdits(16)}, image_size=16)
+    with pytest.raises(InputError, match=r"sequence_length 38 .* 2 x 16 patches .* 39 is needed"):
+        data(source=mixed, sequence_length=38)
+    batches = list(islice(data(source=mixed, sequence_length=39).train_dataloader(), 20))
+    rows = [set(ids.tolist()) - {TEXT} for batch in batches for ids in batch.image_ids]
+    assert {len(images) for images in rows} == {0, 1, 2}  # a row of texts, of a pair, of an edit
+
+
+def test_caption_has_the_room_of_a_pair_and_not_that_of_an_edit(data, corpus):
+    mixed = Mix({"pairs": Shapes(), "edits": ShapeEdits(16)}, image_size=16)
+    loader = data(source=mixed, sequence_length=60, vocab_size=300).train_dataloader()
+    assert max(len(loader.documents[0, i][0].tokens) for i in range(40)) > 60 - 18
+
+
+# What cannot be mixed
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        ("", None, "Mix has no sources"),
+        ("ab", {"a": 1, "c": 1}, "weights names c, and there is no such source; there are a, b"),
+        ("ab", {"a": 1}, "weights says nothing of b"),
+        ("ab", {"a": 1, "b": 0}, "the weight of b is 0; leave out"),
+        ("ab", {"a": 1, "b": -1}, "the weight of b is -1"),
+        ("ab", {"a": 1, "b": float("nan")}, "the weight of b is nan"),
+        ("ab", {"a": 1, "b": float("inf")}, "the weight of b is inf"),
+    ],
+)
+def test_what_the_user_can_mend_is_said(names, weights, message):
+    with pytest.raises(InputError, match=message):
+        Mix({name: Made(3) for name in names}, weights)
+
+
+def test_mix_in_a_mix_is_refused():
+    with pytest.raises(InputError, match="b is itself a mix; name its sources beside the others"):
+        Mix({"a": Made(1), "b": Mix({"c": Made(1)})})
+
+
+def test_source_without_examples_is_named(tokenizer):
+    with pytest.raises(InputError, match="not one of the 0 examples of b can be used"):
+        next(iter(labelled_loader(tokenizer, (5, 0))))
+
+
+def test_checkpoint_of_other_sources_is_refused(tokenizer):
+    state = labelled_loader(tokenizer, (5, 5)).state_dict()
+    with pytest.raises(InputError, match="written with a mix of a, b and this run has a mix of a, b, c"):
+        labelled_loader(tokenizer, (5, 5, 5)).load_state_dict(state)
+
+
+def test_examples_of_a_mix_are_those_of_its_sources_pictures_first(corpus):
+    mixed = Mix({"text": corpus, "pairs": Shapes(num_examples=7)}, image_size=16)
+    assert [type(mixed[i]) for i in (0, 6, 7, len(mixed) - 1)] == [Example, Example, TextExample, TextExample]
+    assert mixed[7] == corpus[0] and mixed[6].captions == Shapes(16, num_examples=7)[6].captions
+    assert mixed[0].image.shape == (3, 16, 16)
+    assert [stream.indices for stream in mixed.streams()] == [range(7), range(7, 7 + len(corpus))]
+    with pytest.raises(IndexError):
+        mixed[len(mixed)]
