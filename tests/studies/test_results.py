@@ -22,7 +22,7 @@ from lit_transfusion.studies.results import (
     flat,
     skipped_of,
     student_interval,
-    write_csv,
+    write_results,
     write_tensorboard,
 )
 
@@ -171,7 +171,7 @@ def test_curve_of_metrics_that_lack_something_has_no_points(make_job, rows):
 
 def test_csv_has_a_line_for_each_run(finished, make_job, tmp_path):
     jobs = [make_job("a", 0), finished("a", 1, {"x": 1.5}), finished("b, or c", 0, {"x": 2, "y": 0.1})]
-    write_csv(jobs, tmp_path / "results.csv")
+    write_results(jobs, tmp_path / "results.csv")
     with (tmp_path / "results.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [
             {"arm": "a", "seed": "0", "x": "", "y": ""},
