@@ -84,6 +84,7 @@ def test_folders_are_searched_and_hidden_ones_are_not(folder):
     for name in ("b/c.txt", "a.txt", ".git/d.txt", "b/.e.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
+    (folder / "gone.txt").symlink_to(folder / "nothing")
     assert texts(TextCorpus(str(folder), val_fraction=0.0)) == ["a.txt", "b/c.txt"]
     assert texts(TextCorpus(str(folder / "b" / "c.txt"), val_fraction=0.0)) == ["b/c.txt"]
 

@@ -266,6 +266,6 @@ def test_run_on_texts_and_pictures_continued_equals_an_uninterrupted_one(folder,
     after = fit(folder, *options, "--ckpt_path", "last")
     assert_same(before + after, uninterrupted)
     assert_same_end(folder, tmp_path / "uninterrupted")
-    header = next(csv.reader((folder / "metrics" / "version_0" / "metrics.csv").open(newline="")))
+    header = next(csv.reader((tmp_path / "uninterrupted" / "metrics" / "version_0" / "metrics.csv").open(newline="")))
     assert {"val/text/loss_text", "val/pairs/loss_text", "val/pairs/loss_image", "data/share_text"} <= set(header)
     assert not {"val/loss", "val/text/loss_image"} & set(header)

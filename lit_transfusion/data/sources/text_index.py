@@ -153,8 +153,9 @@ def files_of(path: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(place, name)
+            file = Path(place, name)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and file.is_file():  # no link to nothing
+                yield file
 
 
 def fingerprint(path: Path, options: TextOptions) -> str:
