@@ -35,14 +35,13 @@ class Feed:
     """
 
     def __init__(self, documents: Dataset, streams: Sequence[Iterator[Key]], num_workers: int) -> None:
-        self._keys = list(streams)
         self._asked: deque[tuple[int, Key]] = deque()  # what the workers have not handed over yet, in their order
         self._ready: list[deque[Made]] = [deque() for _ in streams]
-        self._ahead = [0] * len(self._keys)  # examples of each stream that were asked for and are not used up
+        self._ahead = [0] * len(streams)  # examples of each stream that were asked for and are not used up
         self._made = iter(
             DataLoader(
                 documents,
-                sampler=self._ask(),
+                sampler=ask(list(streams), self._asked, self._ahead),
                 batch_size=None,
                 num_workers=num_workers,
                 prefetch_factor=16 if num_workers else None,
@@ -65,15 +64,17 @@ class Feed:
         self._ahead[stream] -= made.last
         return made
 
-    def _ask(self) -> Iterator[Key]:
-        while True:
-            stream = self._ahead.index(min(self._ahead))
-            key = next(self._keys[stream], None)
-            if key is None:
-                return
-            self._ahead[stream] += 1
-            self._asked.append((stream, key))
-            yield key
+
+def ask(keys: list[Iterator[Key]], asked: deque[tuple[int, Key]], ahead: list[int]) -> Iterator[Key]:
+    """What workers are asked for, noted down. No method: referring to the feed, it would keep workers alive."""
+    while True:
+        stream = ahead.index(min(ahead))
+        key = next(keys[stream], None)
+        if key is None:
+            return
+        ahead[stream] += 1
+        asked.append((stream, key))
+        yield key
 
 
 def as_it_is(documents: list[FlatDocument] | Skipped) -> list[FlatDocument] | Skipped:

@@ -1,6 +1,8 @@
 """Several sources in one stream: each document of an epoch once, each share kept, wherever the run is stopped."""
 
+import gc
 import json
+import multiprocessing
 import random
 from collections import Counter
 from itertools import islice
@@ -133,6 +135,20 @@ def test_few_documents_are_made_ahead(tokenizer):
     assert len(set(taken)) > 200  # some have three pieces
     assert sum(map(len, feed._ready)) <= 3 * 16 * 2
     assert feed.take(1).key[1] >= 1000
+
+
+def test_workers_end_with_a_pass_that_is_broken_off(tokenizer):
+    """At once, and not when Python next looks for what nobody can reach."""
+    before = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        batches = iter(labelled_loader(tokenizer, (100, 100), num_workers=2))
+        next(batches)
+        assert len(set(multiprocessing.active_children()) - before) == 2
+        batches.close()
+        assert not set(multiprocessing.active_children()) - before
+    finally:
+        gc.enable()
 
 
 # Shares
