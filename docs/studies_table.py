@@ -12,9 +12,9 @@ ORDER = {"mask": 5, "patch_size": 6, "patcher": 7, "noise_limit": 8, "order": No
 print("# The paper's ablations, at the size of two CPU cores\n")
 print(
     "Each study is one command (`python -m lit_transfusion ablate --config configs/ablate_NAME.yaml --seeds 3 "
-    "--parallel 2`) on drawn shapes of 24 x 24 pixels, with nets of a million parameters that see a million positions, "
-    "where the paper's see half a trillion. So this says which findings show that early and that small, not which are "
-    "true. Commit, hardware and wall time are at the head of each report.\n"
+    "--parallel 2`) on drawn shapes of 24 x 24 pixels, with nets of some million parameters that see at most a million "
+    "positions, where the paper's see half a trillion. So this says which findings show that early and that small, not "
+    "which are true. Commit, hardware and wall time are at the head of each report.\n"
 )
 print(
     "A difference is above zero where the finding holds; in brackets is its 95 % t interval over three seeds. It is "

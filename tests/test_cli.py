@@ -332,7 +332,7 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["train"], ["'train'", "fit, validate, test, predict, generate"]),
+        (["train"], ["'train'", "fit, validate, test, predict, ", "generate, evaluate, ablate"]),
         (["fit"], ["required", "model.patcher"]),
         (["fit", "--config"], ["--config"]),
         (["fit", "--config", "none.yaml"], ["none.yaml not found"]),

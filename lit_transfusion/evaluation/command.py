@@ -3,6 +3,8 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +61,6 @@ def evaluate(
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
     began = time.monotonic()
-    logging.getLogger("lit_transfusion.model").setLevel(logging.WARNING)  # each length of a prompt has its own backend
     settings, *_ = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
     if metrics == []:
         raise InputError("--metrics names no metric")
@@ -72,7 +73,7 @@ def evaluate(
     metrics = default_metrics() if metrics is None else metrics
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with quiet_backends(), Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
 
         def on_progress(doing: str, done: int, total: int) -> None:
@@ -94,6 +95,18 @@ def evaluate(
         print(f"{name} was left out: {reason}")
     if output is not None:
         keep(result, subject, Path(output))
+
+
+@contextmanager
+def quiet_backends() -> Iterator[None]:
+    """Each length of a prompt chooses its attention anew, and would say so."""
+    log = logging.getLogger("lit_transfusion.model.attention")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def measure(

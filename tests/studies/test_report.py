@@ -12,7 +12,7 @@ from lit_transfusion.studies.report import Circumstances, markdown, results_tabl
 from lit_transfusion.studies.runner import Outcome
 
 PLANS = [ArmPlan(arm, f"{arm}\n", 20_000, 3_000, 5, 90.0, 4e6, None) for arm in ("causal", "both")]
-MADE = Circumstances("lit-transfusion ablate", "commit abc", "a machine", 63.0)
+MADE = Circumstances("lit-transfusion ablate", ["commit abc", "commit def"], "a machine", 63.0)
 
 
 @pytest.fixture
@@ -53,10 +53,11 @@ def tables(text: str) -> list[list[list[str]]]:
 def test_report_of_a_whole_study(reported, outcomes):
     text, folder = reported(outcomes)
     assert text.startswith("# study: Who may see whom?\n") and "commit abc" in text and "6 of 6 runs" in text
-    findings, results, cost = tables(text)
+    findings, results, differences, cost = tables(text)
     (finding,) = findings[1:]
     assert finding[0] == r"Both ways \| is better"
     assert finding[2:4] == ["+1.1", "+1, +1.1, +1.2"] and finding[4] == "[+1, +1.2]" and finding[-1] == "yes"
+    assert differences[1] == ["perplexity", "+1.1 [+0.852, +1.35]"]  # of both over causal, and its t interval
     # Few columns go down the page, and arms across it or the other way round: each number is there.
     by_name = {row[0]: row[1:] for row in (results if results[0][0] == "arm" else [])}
     assert by_name["arm"] == ["perplexity ↓", "geneval ↑", "paper: FID"] or by_name["arm"] == ["causal", "both"]
@@ -71,7 +72,7 @@ def test_report_of_a_whole_study(reported, outcomes):
 
 def test_report_of_a_study_without_claims_and_a_table_of_the_paper(reported, outcomes):
     text, _ = reported(outcomes, study={"claims": [], "table": None})
-    assert len(tables(text)) == 2 and "Findings" not in text and "None" not in text
+    assert len(tables(text)) == 3 and "Findings" not in text and "None" not in text
     assert "The paper's numbers are of" in text
 
 
@@ -127,7 +128,7 @@ def test_spread_is_of_seeds():
 
 def test_commit_is_told_where_there_is_one(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
-    assert report.commit() == f"version {report.__version__}"
+    assert report.code_version() == f"version {report.__version__}"
 
 
 def test_processor_has_a_name():
