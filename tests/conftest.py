@@ -1,5 +1,7 @@
 """What several test files share: layouts written as strings, a tokenizer, small pipelines."""
 
+import functools
+
 import pytest
 import torch
 
@@ -34,15 +36,20 @@ def lay_out():
     return lay_out
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+@functools.cache
+def small_tokenizer():
     from lit_transfusion.data.tokenizer import Tokenizer
 
     return Tokenizer.train(["a red circle and a blue square", "two green triangles on white"], vocab_size=280)
 
 
 @pytest.fixture(scope="session")
-def make_pipeline(tokenizer):
+def tokenizer():
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_pipeline():
     """Makes untrained pipelines for pictures of 4 × 4 pixels, 2 × 2 patches."""
     from lit_transfusion.diffusion import DDPM
     from lit_transfusion.generation.pipeline import Pipeline
@@ -53,6 +60,8 @@ def make_pipeline(tokenizer):
         "linear": lambda: LinearPatcher(latent_channels=3, dim=32, patch_size=2),
         "unet": lambda: UNetPatcher(latent_channels=3, dim=32, patch_size=2, channels=16, head_dim=8),
     }
+
+    tokenizer = small_tokenizer()  # not the fixture: some folders have one of their own, and this is made once for all
 
     def make_pipeline(patcher="linear", mask=None, noise=None):
         torch.manual_seed(0)
