@@ -2,12 +2,13 @@
 
 import json
 import os
-import platform
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
 import torch
+
+from lit_transfusion.hardware import cpu_name
 
 
 @dataclass
@@ -41,14 +42,6 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         values["gpu"] = torch.cuda.get_device_name()
     return values
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def keep(path: Path, name: str, command: str, about: str, header: dict[str, str], tables: list[Table]) -> None:

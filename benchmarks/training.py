@@ -9,7 +9,7 @@ from benchmarks.batches import CHANNELS
 from lit_transfusion.data.document import IGNORE_INDEX, PackedBatch
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
-from lit_transfusion.model.flops import Flops, visible_pairs
+from lit_transfusion.model.flops import Flops
 from lit_transfusion.training.losses import transfusion_loss
 from lit_transfusion.training.optim import decay_groups
 
@@ -75,6 +75,5 @@ def new_step(
 def least_flops(net: Transfusion, batch: PackedBatch) -> float:
     """What this batch cannot be trained on without (see `lit_transfusion/model/flops.py`)."""
     lo, hi = net.mask.intervals(batch.document_ids, batch.image_ids)
-    pairs = int(visible_pairs(lo, hi, batch.lengths))
     flops = Flops.count(net, tuple(batch.images.shape[1:]))
-    return flops.training_step(int(batch.lengths.sum()), pairs, len(batch.target_positions), len(batch.images))
+    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images)))

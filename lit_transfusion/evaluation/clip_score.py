@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lit_transfusion.evaluation.features import as_bytes
+from lit_transfusion.evaluation.features import PATIENCE, as_bytes
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
-
-PATIENCE = 10.0  # seconds in which the hub has to answer
 
 
 class CLIPScore(Metric):

@@ -61,6 +61,7 @@ def evaluate(
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
     began = time.monotonic()
+    # All of them, so that a scale which cannot be is refused before anything is measured; the first is the subject's.
     settings, *_ = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
     if metrics == []:
         raise InputError("--metrics names no metric")

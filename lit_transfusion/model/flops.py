@@ -54,6 +54,11 @@ class Flops(NamedTuple):
         """Of one forward and backward pass."""
         return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + self.image * images)
 
+    def of_batch(self, lo: Tensor, hi: Tensor, lengths: Tensor, num_targets: int, num_images: int) -> Tensor:
+        """Of a training step on rows whose queries see the keys of the (B, L) intervals [lo, hi), padding behind the
+        (B,) lengths aside; a scalar on their device."""
+        return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths), num_targets, num_images)
+
 
 def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor) -> Tensor:
     """How many keys the queries of (B, L) intervals see together, padding behind the (B,) lengths aside; a scalar."""

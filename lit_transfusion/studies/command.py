@@ -12,7 +12,10 @@ from rich.console import Console
 
 from lit_transfusion.composition import collect
 from lit_transfusion.errors import InputError
-from lit_transfusion.studies.runner import read_json
+from lit_transfusion.studies.cluster import executor, run_on
+from lit_transfusion.studies.plan import plan, table_of
+from lit_transfusion.studies.runner import make_jobs, read_json, run_here
+from lit_transfusion.studies.study import read_study
 
 
 def ablate(
@@ -47,9 +50,6 @@ def ablate(
         from lit_transfusion.studies.results import write_tensorboard
     except ImportError as error:
         raise InputError(f'ablate needs {error.name}: pip install -e ".[evaluation]"') from None
-    from lit_transfusion.studies.plan import plan, table_of
-    from lit_transfusion.studies.runner import make_jobs, run_here
-    from lit_transfusion.studies.study import read_study
 
     for name, number in (("seeds", seeds), ("parallel", parallel)):
         if number < 1:
@@ -57,8 +57,6 @@ def ablate(
     study = read_study(config).only(arms)
     folder = Path(output or f"runs/{study.name}")
     if cluster is not None and not dry_run:
-        from lit_transfusion.studies.cluster import executor, run_on
-
         submit = executor(cluster, folder / "cluster", cluster_options)
     console = Console(stderr=True)
     with console.status("looking at the arms"):

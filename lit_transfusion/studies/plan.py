@@ -13,12 +13,13 @@ from rich.table import Table
 from lit_transfusion.data.document import PackedBatch
 from lit_transfusion.errors import InputError
 from lit_transfusion.lightning_cli import PartsOnly, one_line, parts_of
-from lit_transfusion.model.flops import Flops, visible_pairs
+from lit_transfusion.model.flops import Flops
 from lit_transfusion.studies.study import Study
 from lit_transfusion.training.lit_module import LitTransfusion
 
 BATCHES = 8  # that tokens and operations are averaged over
 TIMED_STEPS = 3
+COST = ["arm", "parameters", "of them patcher", "steps", "tokens", "FLOPs"]
 MOST_TIMED = 1e11  # operations of a step that is still timed on a CPU: some seconds
 
 
@@ -32,7 +33,19 @@ class ArmPlan(NamedTuple):
     max_steps: int
     tokens: float
     flops: float
-    seconds: float | None  # of a step, as measured here; None if it is too much for this machine
+    seconds: float | None  # of a step, as measured here; None if it was not, or is too much for this machine
+
+    @property
+    def cost(self) -> list[str]:
+        """Of the whole run, in words: the cells below COST."""
+        return [
+            self.arm,
+            f"{self.parameters / 1e6:.2f}M",
+            f"{self.patcher_parameters / 1e6:.2f}M",
+            f"{self.max_steps:,}",
+            f"{self.tokens * self.max_steps / 1e6:.2f}M",
+            f"{self.flops * self.max_steps:.2e}",
+        ]
 
 
 def plan(study: Study, overrides: list[str], timed: bool) -> list[ArmPlan]:
@@ -69,9 +82,9 @@ def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPl
     loader = parts.datamodule.train_dataloader()
     batches = list(islice(loader, BATCHES))
     accumulated = trainer.accumulate_grad_batches
-    per_token = Flops.count(model.net, model.pipeline.latent_shape)
+    of_parts = Flops.count(model.net, model.pipeline.latent_shape)
+    flops = statistics.mean(operations(of_parts, model, batch) for batch in batches)
     seconds = None
-    flops = statistics.mean(operations(per_token, model, batch) for batch in batches)
     if timed and (flops < MOST_TIMED or torch.cuda.is_available()):
         seconds = time_step(model, batches[0]) * accumulated
     return ArmPlan(
@@ -94,14 +107,9 @@ def config_text(parts: PartsOnly) -> str:
     return parts.parser.dump(config, skip_link_targets=True)
 
 
-def operations(per_token: Flops, model: LitTransfusion, batch: PackedBatch) -> float:
+def operations(flops: Flops, model: LitTransfusion, batch: PackedBatch) -> float:
     lo, hi = model.net.mask.intervals(batch.document_ids, batch.image_ids)
-    pairs = visible_pairs(lo, hi, batch.lengths)
-    return float(
-        per_token.training_step(
-            int(batch.lengths.sum()), int(pairs), len(batch.target_positions), len(batch.max_timesteps)
-        )
-    )
+    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images)))
 
 
 def time_step(model: LitTransfusion, batch: PackedBatch) -> float:
@@ -121,18 +129,9 @@ def time_step(model: LitTransfusion, batch: PackedBatch) -> float:
 
 
 def table_of(plans: list[ArmPlan], seeds: int, parallel: int) -> Table:
-    table = Table("arm", "parameters", "of them patcher", "steps", "tokens", "FLOPs", "time", title="the plan")
+    table = Table(*COST, "time", title="the plan")
     for one in plans:
-        seconds = "–" if one.seconds is None else clock(one.seconds * one.max_steps)
-        table.add_row(
-            one.arm,
-            f"{one.parameters / 1e6:.2f}M",
-            f"{one.patcher_parameters / 1e6:.2f}M",
-            f"{one.max_steps:,}",
-            f"{one.tokens * one.max_steps / 1e6:.2f}M",
-            f"{one.flops * one.max_steps:.1e}",
-            seconds,
-        )
+        table.add_row(*one.cost, "–" if one.seconds is None else clock(one.seconds * one.max_steps))
     if all(one.seconds is not None for one in plans):
         total = seeds * sum(one.seconds * one.max_steps for one in plans) / parallel
         table.caption = (

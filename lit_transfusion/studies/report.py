@@ -1,6 +1,5 @@
 """The report of a study: tables to read, curves and pictures to look at, and a CSV file to go on from."""
 
-import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lit_transfusion import __version__
 from lit_transfusion.generation.pictures import wrap
-from lit_transfusion.studies.plan import ArmPlan, clock
+from lit_transfusion.hardware import cpu_name
+from lit_transfusion.studies.plan import COST, ArmPlan, clock
 from lit_transfusion.studies.results import (
     Interval,
     by_arm,
@@ -44,23 +44,15 @@ class Circumstances(NamedTuple):
         return f"`{self.command}` at {', '.join(self.commits)}, on {self.hardware}, in {clock(self.seconds)}."
 
 
-def circumstances(argv: Sequence[str], seconds: float, commits: list[str]) -> Circumstances:
+def circumstances(argv: Sequence[str], seconds: float = 0.0, commits: Sequence[str] = ()) -> Circumstances:
+    """`seconds` and `commits` are what the study's time.json says, if it is there."""
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
-        hardware = f"{torch.multiprocessing.cpu_count()} CPU cores ({processor()})"
-    return Circumstances(f"lit-transfusion {shlex.join(argv)}", commits, hardware, seconds)
-
-
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
+        hardware = f"{torch.multiprocessing.cpu_count()} CPU cores ({cpu_name()})"
+    return Circumstances(
+        f"lit-transfusion {shlex.join(argv)}", list(commits) or ["an unknown commit"], hardware, seconds
     )
-    return names[0] if names else platform.machine()
 
 
 def code_version() -> str:
@@ -82,7 +74,7 @@ def write_report(
     write_results(jobs, folder / "results.csv")
     write_findings(study, jobs, folder / "findings.csv")
     curves(jobs, plans, folder / "curves.png")
-    pictures = samples(study, jobs, folder / "samples.png")
+    pictures = samples(jobs, folder / "samples.png")
     failed = [outcome for outcome in outcomes if outcome.error]
     sections = [
         f"# {study.name}: {study.question}",
@@ -94,7 +86,7 @@ def write_report(
         results_table(study, jobs),
         *differences(study, jobs),
         "## Cost",
-        cost_table(plans),
+        markdown([COST, *(one.cost for one in plans)]),
         "## Curves",
         "Held-out losses, by the positions trained on and by the operations spent on them (the least that the arm "
         "needs, forward and backward). A line for each seed.",
@@ -186,22 +178,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
 
 
-def cost_table(plans: Sequence[ArmPlan]) -> str:
-    rows = [["arm", "parameters", "of them patcher", "steps", "tokens", "FLOPs"]]
-    for one in plans:
-        rows.append(
-            [
-                one.arm,
-                f"{one.parameters / 1e6:.2f}M",
-                f"{one.patcher_parameters / 1e6:.2f}M",
-                f"{one.max_steps:,}",
-                f"{one.tokens * one.max_steps / 1e6:.2f}M",
-                f"{one.flops * one.max_steps:.2e}",
-            ]
-        )
-    return markdown(rows)
-
-
 def left_out(failed: Sequence[Outcome], skipped: dict[str, str]) -> list[str]:
     lines = [f"- {outcome.job.name}: {outcome.error}" for outcome in failed]
     lines += [f"- {name} was not measured: {reason}" for name, reason in skipped.items()]
@@ -237,7 +213,7 @@ def curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def samples(study: Study, jobs: Sequence[Job], path: Path) -> bool:
+def samples(jobs: Sequence[Job], path: Path) -> bool:
     """A row of pictures for each arm, below the prompts that all were given; False if no arm drew any."""
     rows = {}
     for job in jobs:

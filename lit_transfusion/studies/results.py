@@ -16,6 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lit_transfusion.studies.runner import Job, read_json
 from lit_transfusion.studies.study import Claim, Study
 
+Results = dict[str, dict[int, dict[str, float]]]  # arm → seed → column → number
+
 
 class Curve(NamedTuple):
     """Held-out losses of a run as it learned."""
@@ -67,18 +69,16 @@ def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
     }
 
 
-def by_arm(jobs: Sequence[Job]) -> dict[str, dict[int, dict[str, float]]]:
-    """Arm → seed → column → number, of the runs that are finished."""
-    results: dict[str, dict[int, dict[str, float]]] = {job.arm: {} for job in jobs}
+def by_arm(jobs: Sequence[Job]) -> Results:
+    """Of the runs that are finished."""
+    results: Results = {job.arm: {} for job in jobs}
     for job in jobs:
         if columns := columns_of(job):
             results[job.arm][job.seed] = columns
     return results
 
 
-def difference(
-    results: dict[str, dict[int, dict[str, float]]], study: Study, column: str, better: str, worse: str
-) -> Difference | None:
+def difference(results: Results, study: Study, column: str, better: str, worse: str) -> Difference | None:
     """How much the first arm does better; None where no seed has both."""
     sign = -1 if study.directions[column] == "less" else 1
     seeds = [
@@ -110,7 +110,7 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean(values) - half, mean(values) + half)
 
 
-def decided(results: dict[str, dict[int, dict[str, float]]], study: Study) -> list[tuple[Claim, Difference | None]]:
+def decided(results: Results, study: Study) -> list[tuple[Claim, Difference | None]]:
     return [
         (claim, difference(results, study, claim.column, claim.better, claim.worse)) for claim in study.asked.claims
     ]

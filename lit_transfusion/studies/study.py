@@ -71,12 +71,14 @@ class Questions:
 
 @dataclass(frozen=True)
 class Study:
-    """Args:
-    path: The YAML file.
-    question: Its first comment.
-    arms: Their names, in order.
-    asked: What is asked of them.
-    section: The `study` section as it was written, for `evaluate` and for the record.
+    """A study that was read.
+
+    Args:
+        path: The YAML file.
+        question: Its first comment.
+        arms: Their names, in order.
+        asked: What is asked of them.
+        section: The `study` section as plain data, its metrics with the full paths of their classes: for `evaluate`.
     """
 
     path: Path

@@ -27,7 +27,7 @@ from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import Frames, captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import Sampling, draw, write
-from lit_transfusion.model.flops import Flops, peak_bf16, visible_pairs
+from lit_transfusion.model.flops import Flops, peak_bf16
 
 log = logging.getLogger(__name__)
 Kind = TypeVar("Kind")
@@ -97,11 +97,10 @@ class Throughput(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
         lo, hi = pl_module.net.mask.intervals(batch.document_ids, batch.image_ids)
-        tokens, images, pairs = batch.lengths.sum(), len(batch.images), visible_pairs(lo, hi, batch.lengths)
         self.steps += 1
-        self.tokens += tokens
-        self.images += images
-        self.operations += self.flops.training_step(tokens, pairs, len(batch.target_positions), images)
+        self.tokens += batch.lengths.sum()
+        self.images += len(batch.images)
+        self.operations += self.flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images))
         last = (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0
         if last:
             self.operations = float(self.operations)  # on a GPU, waits until all steps are done

@@ -94,7 +94,7 @@ def test_vocabulary_too_small_for_bytes_and_letters_is_refused(vocab_size):
 
 @pytest.mark.parametrize("texts", [[], [""], ["\n"]])
 def test_no_text_at_all_is_refused(texts):
-    error_of(Tokenizer.train, texts, 300)
+    assert "no tokenizer of 300 pieces" in error_of(Tokenizer.train, texts, 300)
 
 
 # Files

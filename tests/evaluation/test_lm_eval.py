@@ -224,7 +224,7 @@ def test_data_that_only_the_hub_has(lm_eval, make_pipeline, folder):
 def test_the_hub_is_asked_only_for_what_is_not_here(lm_eval, make_pipeline, folder, monkeypatch):
     write_task(folder)
     monkeypatch.setattr(ranked_classification, "is_hub_in_reach", lambda: pytest.fail("asked"))
-    ask(make_pipeline(), tasks=["endings"], include_path=str(folder))
+    assert "endings" in ask(make_pipeline(), tasks=["endings"], include_path=str(folder))
 
 
 def test_out_of_reach(folder):

@@ -68,7 +68,7 @@ def test_sampling_that_cannot_be_is_refused_before_it_is_needed(make_study):
 def test_table_says_what_all_of_it_takes():
     plans = [ArmPlan(arm, "", 2_500_000, 10_000, 1000, 500.0, 2e9, 0.36) for arm in ("a", "b")]
     text = shown(plans)
-    for cell in ("2.50M", "0.01M", "1,000", "0.50M", "2.0e+12", "6 min", "2 arms x 3 seeds, 2 at once", "18 min"):
+    for cell in ("2.50M", "0.01M", "1,000", "0.50M", "2.00e+12", "6 min", "2 arms x 3 seeds, 2 at once", "18 min"):
         assert cell in text
     text = shown([plans[0], plans[1]._replace(seconds=None)])
     assert "–" in text and "at once" not in text

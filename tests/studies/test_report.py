@@ -132,4 +132,4 @@ def test_commit_is_told_where_there_is_one(monkeypatch, tmp_path):
 
 
 def test_processor_has_a_name():
-    assert report.processor().strip()
+    assert report.cpu_name().strip()
