@@ -3,8 +3,8 @@
     pip install -e ".[openmoji,data]" && apt install wordnet-base
     python docs/real_data.py DIR
 
-makes DIR/tars/openmoji-000.tar, … (PNG of 256 x 256, a line for each caption) and DIR/text/wordnet.parquet, a row for each
-of WordNet's 117,659 entries: its words, what they mean, and examples.
+makes DIR/tars/openmoji-000.tar, … (PNG of 256 x 256, with a line for each caption) and DIR/text/wordnet.parquet, a row
+for each of WordNet's 117,659 entries: its words, what they mean, and examples.
 """
 
 import io
