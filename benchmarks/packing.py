@@ -2,11 +2,11 @@
 
 import random
 
-from benchmarks.batches import CHANNELS, MARKERS, flat, pairs
+from benchmarks.batches import MARKERS, flat, pairs
 from benchmarks.report import Table
 from benchmarks.timing import interleave, show
 from benchmarks.training import new_net, new_step
-from lit_transfusion.data.document import Document, TextSegment
+from lit_transfusion.data.document import Document, PackedBatch, TextSegment
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate
 from lit_transfusion.model import SIZES
 
@@ -58,35 +58,55 @@ def first_fit_share(documents: list[int], length: int) -> float:
 
 
 def seconds(quick: bool) -> Table:
-    """The same documents, text among pairs, as rows of their own and packed."""
-    count, size, length = (8, SIZES["nano"], 512) if quick else (32, SIZES["tiny"], 2048)
-    numbers = random.Random(0)
-    mixed = [
-        document
-        if i % 3 == 0
-        else Document((TextSegment(tuple(numbers.randrange(5, 8192) for _ in range(numbers.randint(5, 200)))),))
-        for i, document in enumerate(pairs(count, side=8 if quick else 16))
-    ]
-    documents = [flat(document) for document in mixed]
-    longest = max(len(document.tokens) for document in documents)
-    shape = (CHANNELS, *next(d.images[0].latents.shape[1:] for d in mixed if d.images))
-    batches = {
-        "padded": collate([[document] for document in documents], longest, MARKERS.pad, shape),
-        "packed": collate(first_fit(documents, length), length, MARKERS.pad, shape),
+    """The same documents as rows of their own and packed."""
+    count, size, length, sides = (8, SIZES["nano"], 512, (4, 8)) if quick else (32, SIZES["tiny"], 2048, (8, 16))
+    small, large = (pairs(count, side) for side in sides)
+    mixes = {
+        f"caption + {sides[0] ** 2} patches": small,
+        f"caption + {sides[1] ** 2} patches": large,
+        f"70 % text of 5 to 200, 30 % caption + {sides[1] ** 2} patches": [
+            text if i % 10 < 7 else pair for i, (text, pair) in enumerate(zip(texts(count), large, strict=True))
+        ],
     }
-    timing = interleave(
-        {name: new_step(new_net(size), batch) for name, batch in batches.items()}, rounds=3 if quick else 5
-    )
     table = Table(
-        f"A training step, {count} documents: a third pairs with {shape[1] ** 2} patches, the rest text of 5 to 200",
-        ["", "rows x positions", "ms", "real tokens/s", "ratio"],
+        f"A training step, {count} documents",
+        ["documents", "", "rows x positions", "ms", "real tokens/s", "ratio"],
+        notes=["A batch holds images of one size, so that the mix of sizes above has no step of its own."],
     )
-    for name, batch in batches.items():
-        tokens = int(batch.lengths.sum())
-        ratio = timing["padded"].median / timing[name].median
-        shape = "x".join(map(str, batch.tokens.shape))
-        table.add(name, shape, timing[name], show(tokens / timing[name].median), f"**{ratio:.2f}x**")
+    for mix, documents in mixes.items():
+        batches = {"padded": padded(documents), "packed": packed(documents, length)}
+        timing = interleave(
+            {name: new_step(new_net(size), batch) for name, batch in batches.items()}, rounds=3 if quick else 5
+        )
+        tokens = int(batches["padded"].lengths.sum())
+        assert tokens == int(batches["packed"].lengths.sum())
+        for name, batch in batches.items():
+            ratio = timing["padded"].median / timing[name].median
+            shape = "x".join(map(str, batch.tokens.shape))
+            table.add(mix, name, shape, timing[name], show(tokens / timing[name].median), f"**{ratio:.2f}x**")
     return table
+
+
+def texts(count: int) -> list[Document]:
+    numbers = random.Random(0)
+    return [
+        Document((TextSegment(tuple(numbers.randrange(5, 8192) for _ in range(numbers.randint(5, 200)))),))
+        for _ in range(count)
+    ]
+
+
+def padded(documents: list[Document]) -> PackedBatch:
+    rows = [flat(document) for document in documents]
+    return collate([[row] for row in rows], max(len(row.tokens) for row in rows), MARKERS.pad, image_shape(documents))
+
+
+def packed(documents: list[Document], length: int) -> PackedBatch:
+    rows = first_fit([flat(document) for document in documents], length)
+    return collate(rows, length, MARKERS.pad, image_shape(documents))
+
+
+def image_shape(documents: list[Document]) -> tuple[int, int, int]:
+    return tuple(next(document.images[0].latents.shape for document in documents if document.images))
 
 
 def first_fit(documents: list[FlatDocument], length: int) -> list[list[FlatDocument]]:

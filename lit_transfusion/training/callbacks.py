@@ -78,7 +78,8 @@ class Throughput(lightning.Callback):
     Tokens and patches without padding, images, milliseconds that a step waits for its data, the most memory so far, and
     the operations per second that could not be avoided (`model/flops.py`); under bf16 on a GPU whose peak is known,
     also their share of it (MFU). Validation, drawing samples and writing checkpoints are not counted as time.
-    Of a mix of sources, also the share that each has had in the positions since the start (`data/share_NAME`).
+    Also the share of the rows that is filled (`data/fill`) and, of a mix of sources, the share that each has had in the
+    positions since the start (`data/share_NAME`).
     """
 
     def __init__(self) -> None:
@@ -99,6 +100,7 @@ class Throughput(lightning.Callback):
         lo, hi = pl_module.net.mask.intervals(batch.document_ids, batch.image_ids)
         self.steps += 1
         self.tokens += batch.lengths.sum()
+        self.positions += batch.tokens.numel()
         self.images += len(batch.images)
         self.operations += self.flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images))
         last = (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0
@@ -127,12 +129,13 @@ class Throughput(lightning.Callback):
             values["mfu"] = per_second / peak
         for name, value in values.items():
             pl_module.log(f"throughput/{name}", value, prog_bar=name == "images_per_second")
+        pl_module.log("data/fill", float(self.tokens) / self.positions)
         if isinstance(trainer.train_dataloader, PackedLoader):
             for name, share in trainer.train_dataloader.shares().items():
                 pl_module.log(f"data/share_{name}", share)
 
     def _restart(self) -> None:
-        self.seconds = self.steps = self.tokens = self.images = self.operations = 0
+        self.seconds = self.steps = self.tokens = self.positions = self.images = self.operations = 0
 
 
 def peak_rss() -> int:

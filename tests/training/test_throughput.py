@@ -41,6 +41,9 @@ def test_counts_what_was_trained_and_nothing_else(make_module, make_batch, make_
     window = batches[2:]  # since it was logged last
     tokens, images = sum(int(b.lengths.sum()) for b in window), sum(len(b.images) for b in window)
     seconds = tokens / logged["tokens_per_second"]
+    assert 0 < logged["data/fill"] < 1 and logged["data/fill"] == pytest.approx(
+        tokens / sum(b.tokens.numel() for b in window)
+    )
     assert logged["images_per_second"] == pytest.approx(images / seconds, rel=1e-4)
     assert 0.1 < seconds < wall - 4 * 0.2  # the wait for data is in it, the naps are not
     assert logged["data_wait_ms"] == pytest.approx(50, rel=0.01)
