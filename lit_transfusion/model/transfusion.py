@@ -77,7 +77,6 @@ class Transfusion(nn.Module):
             cache: What stands before the given positions in each row, where decoding goes on from a prefix. It takes in
                 what is read now.
         """
-        grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
         x = self.embedding(tokens)  # (B, L, D)
         writes = cache is not None and len(images) == 0  # only text, and no gradients: no image path either
         if not writes:
