@@ -1,7 +1,5 @@
 """`score_edits`: how well a checkpoint that was fine-tuned on edits of shapes does edits that it has never seen."""
 
-from pathlib import Path
-
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -11,7 +9,7 @@ from lit_transfusion.data.sources.shape_edits import ShapeEdits
 from lit_transfusion.evaluation.shape_scorer import EditScore, score_edited
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.editing import edit, edit_grid
-from lit_transfusion.generation.pictures import save
+from lit_transfusion.generation.pictures import picture_path, save
 from lit_transfusion.generation.sampler import Sampling
 
 
@@ -41,6 +39,7 @@ def score_edits(
         output: PNG file for the first 24 edits, as input, output and truth; null keeps none.
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
+    path = None if output is None else picture_path(output)
     pipeline = open_pipeline(ckpt, device)
     held_out = ShapeEdits(pipeline.image_size, num_val_examples=num_samples).split("val")
     edits = [held_out.edit(i) for i in range(num_samples)]
@@ -62,8 +61,8 @@ def score_edits(
     table.add_row("all", *summary(scores))
     console = Console()
     console.print(table)
-    if output is not None:
-        console.print(str(save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), Path(output))))
+    if path is not None:
+        console.print(str(save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), path)))
 
 
 def summary(scores: list[EditScore]) -> tuple[str, str, str]:

@@ -1,7 +1,5 @@
 """`score_shapes`: how well a checkpoint that was trained on shapes draws and describes shapes it has never seen."""
 
-from pathlib import Path
-
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -11,7 +9,7 @@ from lit_transfusion.data.sources.shape_scenes import parse_caption
 from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
 from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
 from lit_transfusion.generation.command import open_pipeline
-from lit_transfusion.generation.pictures import captioned_grid, save
+from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
 from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.generation.sampler import Sampling, draw, generate, write
 
@@ -42,6 +40,7 @@ def score_shapes(
         output: PNG file for the pictures that were drawn; null keeps none.
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
     """
+    path = None if output is None else picture_path(output)
     prompts = single_object_prompts(num_samples)
     pipeline = open_pipeline(ckpt, device)
     sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
@@ -63,5 +62,5 @@ def score_shapes(
     console = Console()
     console.print(table)
     console.print(f"After {opened} of {num_samples} prompts the model itself began an image.")
-    if output is not None:
-        console.print(str(save(captioned_grid(drawn, texts), Path(output))))
+    if path is not None:
+        console.print(str(save(captioned_grid(drawn, texts), path)))

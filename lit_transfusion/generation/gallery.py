@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_transfusion.data.document import ImageSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.generated import Generated
-from lit_transfusion.generation.pictures import captioned_grid, save, to_pil
+from lit_transfusion.generation.pictures import captioned_grid, picture_path, save, to_pil
 from lit_transfusion.generation.pipeline import Pipeline
 
 
@@ -52,10 +52,8 @@ class Gallery:
     def __init__(self, output: str) -> None:
         self.path = Path(output)
         self.is_directory = self.path.is_dir() or not self.path.suffix
-        if not self.is_directory and self.path.suffix.lower() not in Image.registered_extensions():
-            raise InputError(
-                f"--output {output} is no directory, and does not end in the name of a picture format, such as .png"
-            )
+        if not self.is_directory:
+            picture_path(output, otherwise="is no directory, and ")
 
     def open(self) -> None:
         """Make the directory, so that what cannot be written is found out before anything is drawn."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
 
 SMALLEST = 112  # side, in pixels, to which small pictures are enlarged, so that a caption has room beside them
@@ -82,6 +83,17 @@ class Frames:
     def sheet(self) -> Tensor:
         """(3, height, width), a row for each image."""
         return film([torch.cat(pictures) for pictures in self.columns.values()])
+
+
+def picture_path(output: str, otherwise: str = "") -> Path:
+    """The file that a picture is to be written to, refused before it is drawn if its name is of no picture format.
+
+    `otherwise` says what else it might have been.
+    """
+    path = Path(output)
+    if path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"--output {output} {otherwise}does not end in the name of a picture format, such as .png")
+    return path
 
 
 def save(picture: Image.Image, path: Path) -> Path:

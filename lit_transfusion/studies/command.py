@@ -39,7 +39,7 @@ def ablate(
         parallel: Runs at once. Each has its share of the cores, and of the GPUs if there is one for each.
         dry_run: Only print what would be done: arms, parameters, tokens, FLOPs, expected time.
         arms: Only these arms; null for all.
-        output: Directory of the runs and of report/; null is runs/NAME of the file.
+        output: Directory of the runs and of report/ (of some arms report_of_THEM/); null is runs/NAME of the file.
         override: What holds for all arms beside the file, as on the command line of `fit`:
             --override=--trainer.max_steps=100.
         cluster: Hand the runs to a cluster: slurm; or local, to try that on this machine.
@@ -86,7 +86,8 @@ def ablate(
             write_tensorboard(outcome.job, changes[outcome.job.arm])
     outcomes.sort(key=lambda outcome: jobs.index(outcome.job))
     made = circumstances(sys.argv[1:], **read_json(folder / "time.json"))
-    print(write_report(study, plans, outcomes, made, folder / "report"))
+    report = "report" if arms is None else f"report_of_{'_'.join(arms)}"  # that of all arms stays as it is
+    print(write_report(study, plans, outcomes, made, folder / report))
     failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         raise InputError(

@@ -89,7 +89,11 @@ def check_earlier(job: Job) -> None:
 
 
 def run_job(
-    job: Job, threads: int, started: Callable[[subprocess.Popen], None] = lambda _: None, gpus: str | None = None
+    job: Job,
+    threads: int,
+    started: Callable[[subprocess.Popen], None] = lambda _: None,
+    gpus: str | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Train and evaluate, as far as that is not done yet, each by its own command; returns what went wrong, if
     anything. Another process that is at the same run is waited for.
@@ -99,11 +103,16 @@ def run_job(
         threads: Of the CPU; 0 for as many as torch likes.
         started: Told of each process.
         gpus: Those that it may see, as CUDA_VISIBLE_DEVICES; None for all.
+        waiting: Called if there is another process to wait for.
     """
     checkpoints = job.folder / "checkpoints"
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the commands inherit it, and hold it if this process is killed
+        try:  # the commands inherit the lock, and hold it if this process is killed
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
         if not job.trained:
             resume = resume_from(checkpoints)
@@ -205,8 +214,11 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
             steps.update(bar, description=f"{job.name}: {'evaluating' if job.trained else 'training'}")
             watch(process, lambda step: steps.update(bar, completed=step), job)
 
+        def waiting() -> None:
+            steps.update(bar, description=f"{job.name}: waiting for another process that is at it")
+
         share = shares.get()
-        error = run_job(job, threads, started, share)
+        error = run_job(job, threads, started, share, waiting)
         shares.put(share)
         steps.update(bar, visible=False)  # not removed: `watch` may still tell of it
         whole.advance(task)

@@ -1,10 +1,13 @@
-"""The command that scores edits, on a net that has learned nothing."""
+"""The commands that score edits and shapes, on a net that has learned nothing, or before they open any."""
 
+import pytest
 import torch
 from PIL import Image
 
+from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.edit_test import score_edits, summary
 from lit_transfusion.evaluation.shape_scorer import EditScore
+from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.pipeline import KEY, Pipeline
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
@@ -22,6 +25,13 @@ def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, caps
     for word in ("recolour", "reshape", "move", "add", "remove", "all", "other object unchanged"):
         assert word in said
     assert Image.open(tmp_path / "edits.png").width > 900
+
+
+@pytest.mark.parametrize("score", [score_edits, score_shapes])
+@pytest.mark.parametrize("output", ["scored.foo", "scored", "."])
+def test_name_of_no_picture_is_refused_before_anything_is_drawn(score, output):
+    with pytest.raises(InputError, match=r"--output .* picture format"):
+        score("not looked at.ckpt", output=output)
 
 
 def test_summary_is_in_per_cent():

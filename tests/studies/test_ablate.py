@@ -119,7 +119,7 @@ def go_on(folder: Path) -> None:
     done = ablate(folder, *ONE_RUN)
     assert done.returncode == 0, done.stderr
     assert step_of(folder / "out" / "causal" / "seed_0" / "checkpoints" / "last.ckpt") == LONG["max_steps"]
-    assert "1 of 1 runs" in (folder / "out" / "report" / "README.md").read_text()
+    assert "1 of 1 runs" in (folder / "out" / "report_of_causal" / "README.md").read_text()
     assert [path.name for path in (folder / "out" / "causal").iterdir()] == ["seed_0"]  # nothing was moved aside
 
 
@@ -181,7 +181,8 @@ def test_arm_that_fails_is_told_and_the_rest_is_done_and_not_done_again(tmp_path
     assert "2 of 3 runs" in report.read_text() and "- broken, seed 0: RuntimeError: it breaks" in report.read_text()
     fewer = ablate(tmp_path, *words, "--arms", "causal", "both")
     assert fewer.returncode == 0, fewer.stderr
-    assert "2 of 2 runs" in report.read_text()
+    assert "2 of 2 runs" in (tmp_path / "out" / "report_of_causal_both" / "README.md").read_text()
+    assert "2 of 3 runs" in report.read_text()  # that of all arms is still there
     other = {"metrics": ["Perplexity", "GenEvalShapes"]}
     write_tiny(tmp_path / "tiny.yaml", arms=arms, study=other)
     assert ablate(tmp_path, *words, "--arms", "causal").returncode == 0

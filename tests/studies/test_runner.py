@@ -153,10 +153,11 @@ def held(job):
 
 
 def test_run_that_another_process_is_at_is_waited_for(make_job, stand_in):
-    said, job, result = stand_in(), make_job(), []
+    said, job, result, waits = stand_in(), make_job(), [], threading.Event()
     with held(job):
-        thread = threading.Thread(target=lambda: result.append(run_job(job, threads=1)))
+        thread = threading.Thread(target=lambda: result.append(run_job(job, threads=1, waiting=waits.set)))
         thread.start()
+        assert waits.wait(10)
         time.sleep(0.3)
         assert not said() and not (job.folder / "planned.yaml").exists()
         (job.folder / "finished.json").write_text('{"step": 5}')  # by the other
