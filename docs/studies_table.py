@@ -20,9 +20,10 @@ print(
     "A difference is above zero where the finding holds; in brackets is its 95 % t interval over three seeds. It is "
     '"not resolved" where that holds zero; of twenty differences that are none, one would still seem resolved. '
     "`diffusion_loss` is on noise that is the same for all arms and seeds, and so differs least between seeds; "
-    "`kid_efficientnet_lite0` compares 100 drawn pictures with 100 held-out ones.\n"
+    "`kid_efficientnet_lite0` compares 100 drawn pictures with 100 held-out ones. Findings are the paper's, but for "
+    "those of order and image_loss_weight, of which it reports nothing.\n"
 )
-print("| study | the paper's finding | measured by | difference | holds here? |\n|---|---|---|---|---|")
+print("| study | finding | measured by | difference | holds here? |\n|---|---|---|---|---|")
 for name, table in ORDER.items():
     path = STUDIES / name / "findings.csv"
     if not path.is_file():

@@ -89,7 +89,8 @@ def write_report(
         markdown([COST, *(one.cost for one in plans)]),
         "## Curves",
         "Held-out losses, by the positions trained on and by the operations spent on them (the least that the arm "
-        "needs, forward and backward). A line for each seed.",
+        "needs, forward and backward). A line for each seed. Documents and noise are those of the arm's own recipe: "
+        "where arms differ in that, compare what the table says, which is measured on the same for all.",
         "![Losses by tokens and by FLOPs](curves.png)",
         *(
             [
