@@ -25,7 +25,7 @@ WORDNET = Path("/usr/share/wordnet")
 
 def write_tars(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    source = OpenMoji(image_size=256, skin_tones=True, flags=True)
+    source = OpenMoji(image_size=256, flags=True)  # variants of skin tone would be on both sides of the split
     names = ["-".join(f"{ord(part):x}" for part in emoji) for emoji in source.emoji()]
     for start in track(range(0, len(source), DRAWINGS_OF_A_TAR), "tars"):
         with tarfile.open(folder / f"openmoji-{start // DRAWINGS_OF_A_TAR:03d}.tar", "w") as tar:
