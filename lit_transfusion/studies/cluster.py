@@ -59,6 +59,12 @@ def run_on(executor: Any, jobs: Sequence[Job]) -> list[Outcome]:
         try:
             outcomes.append(Outcome(job, handle.result()))
         except Exception as error:  # whatever became of the node
-            outcomes.append(Outcome(job, f"{type(error).__name__}: {str(error).splitlines()[-1]}"))
+            outcomes.append(Outcome(job, reason(error)))
         print(f"{job.name}: {outcomes[-1].error or 'done'}")
     return outcomes
+
+
+def reason(error: Exception) -> str:
+    """One line. submitit's message has a traceback between lines of dashes, and then where the logs are."""
+    lines = [line for line in str(error).partition("You can check")[0].splitlines() if line.strip(" -")]
+    return lines[-1].strip() if lines else type(error).__name__

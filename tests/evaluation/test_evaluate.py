@@ -149,7 +149,7 @@ def test_nothing_that_downloads_is_measured_unless_it_is_named():
 
 @pytest.mark.slow
 def test_default_metrics_are_measured(measured):
-    result, _ = measured()
+    result, _ = measured("--num_examples", "5")  # with captions enough to choose from
     (columns,) = result["metrics"].values()
     assert set(columns) == {column for metric in default_metrics() for column in metric.columns}
     assert result["skipped"] == {}

@@ -1,11 +1,13 @@
 """What the tests of studies share: a study that takes seconds, and runs that are as if it had been done."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from tiny_study import STAND_IN, write_metrics, write_tiny
 
+import lit_transfusion
 from lit_transfusion.studies.runner import Job
 from lit_transfusion.studies.study import read_study
 
@@ -64,7 +66,10 @@ def stand_in(tmp_path, monkeypatch):
 
     def stand_in(script="finish()"):
         (tmp_path / "lit_transfusion").mkdir(exist_ok=True)
-        (tmp_path / "lit_transfusion" / "__init__.py").touch()  # or the installed package would come first
+        # The package comes before the installed one, and has all else from there, which jobs of a cluster import.
+        installed = Path(lit_transfusion.__file__)
+        package = installed.read_text() + f"\n__path__.append({str(installed.parent)!r})\n"
+        (tmp_path / "lit_transfusion" / "__init__.py").write_text(package)
         (tmp_path / "lit_transfusion" / "__main__.py").write_text(STAND_IN + script)
         monkeypatch.chdir(tmp_path)
         said = tmp_path / "said.txt"
