@@ -249,6 +249,18 @@ def test_input_that_fails_while_it_is_read_is_said_in_words(pictures, codec, tmp
     assert message.startswith("the tar has changed; what is finished is kept")
 
 
+def test_memory_that_is_full_is_said_in_words(pictures, save_vae, tmp_path, monkeypatch):
+    codec = VAE(save_vae(tmp_path / "vae"))
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 MiB")
+
+    monkeypatch.setattr(codec, "moments", full)
+    message = refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **SMALL))
+    assert "too little free memory to encode 12 images at once" in message and "what is finished is kept" in message
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
 def test_finished_folder_is_that_of_one_codec_wherever_its_weights_lie(pictures, prepared, vae, save_vae, tmp_path):
     moved = VAE(str(shutil.copytree(vae, tmp_path / "moved")))
     prepare([str(pictures)], str(prepared), codec=moved, **SMALL)  # checks it

@@ -23,7 +23,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
 from lit_transfusion.parts import describe
 
-PIXELS_AT_ONCE = 2**20  # given to the codec, mirror images included: 16 images of 256 x 256, about 1 GB for an f8 VAE
+PIXELS_AT_ONCE = 2**20  # of mirror images, too: 16 images of 256 x 256, half a GB for each tensor of 128 channels
 MOST_AT_ONCE = 64  # pictures
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def encoded_shards(maker: ShardMaker, shards: list[int], codec: Codec, num_worke
     """What was made of each of these shards, one after the other."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     codec.to(device)
-    log.info("%s encodes on %s", codec.identity(), device)
+    log.info("encoding on %s", device)
     pictures = iter(
         DataLoader(
             Pictures(maker),
@@ -111,8 +111,14 @@ def moments_of(pixels: Tensor, codec: Codec) -> Tensor:
     device = next(chain(codec.parameters(), codec.buffers()), pixels).device
     images = to_unit_range(pixels.to(device))
     pairs = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)  # (2n, 3, S, S)
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True):
-        moments = codec.moments(pairs)  # (2n, K, h, w)
+    try:
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True):
+            moments = codec.moments(pairs)  # (2n, K, h, w)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{device} has too little free memory to encode {len(pairs)} images at once: free some, or set "
+            'CUDA_VISIBLE_DEVICES="" to encode on the CPU'
+        ) from None
     return moments.unflatten(0, (-1, 2)).to(torch.float16).cpu()
 
 
