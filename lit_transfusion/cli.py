@@ -69,7 +69,10 @@ the config < the command line. `--print_config` shows the whole.
 def run_tool(name: str, argv: Sequence[str]) -> None:
     """Call a tool with what stands on the command line."""
     parser = tool_parser(name)
-    options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
+    try:
+        options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
+    except ValueError as error:  # of a part that may also be null, in which jsonargparse wraps what the part says
+        raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from None
     if "config" not in inspect.signature(TOOLS[name]).parameters:
         options.pop("config")
     TOOLS[name](**options)

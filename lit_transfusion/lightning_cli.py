@@ -21,6 +21,7 @@ from lit_transfusion.data import sources  # noqa: F401 (so that YAML can name th
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import Metric
+from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
@@ -226,6 +227,8 @@ def known_classes(key: str) -> list[str]:
     hint = get_type_hints(owner.__init__).get(name) if owner else None
     if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
         hint = Metric
+    elif key == "codec":  # of `prepare`
+        hint = Codec
     base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
     return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
 

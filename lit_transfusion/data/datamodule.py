@@ -77,6 +77,12 @@ class TransfusionData(lightning.LightningDataModule):
         return self.codec.latent_channels
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, S, S) of pixels, or (K, h, w) of the codec's moments: what batches hold of each image."""
+        size = self.image_size
+        return self.codec.moments_shape(size) if self.source.encoding else (3, size, size)
+
+    @property
     def patches_per_image(self) -> int:
         _, height, width = self.codec.latent_shape(self.image_size)
         return (height // self.patch_size) * (width // self.patch_size)
@@ -124,7 +130,7 @@ class TransfusionData(lightning.LightningDataModule):
             documents,
             self.batch_size,
             self.sequence_length,
-            (3, self.image_size, self.image_size),
+            self.image_shape,
             self.open_rows,
             self.num_workers,
             endless,
@@ -145,6 +151,7 @@ class TransfusionData(lightning.LightningDataModule):
                 f"data.image_size {self.image_size} gives latents of {height}x{width}, "
                 f"which the patcher's patch_size {self.patch_size} does not divide"
             )
+        self._check_encodings()
         num_images = self.source.images_per_example
         room = room_for_text(self.sequence_length, self.patches_per_image, num_images)
         if room < 1:
@@ -152,6 +159,27 @@ class TransfusionData(lightning.LightningDataModule):
                 f"data.sequence_length {self.sequence_length} is too short for {num_images} x {self.patches_per_image} "
                 f"patches with their markers and some text: at least {self.sequence_length - room + 1} is needed"
             )
+
+    def _check_encodings(self) -> None:
+        """What a source has in place of pictures must be this codec's, and a batch holds the one or the other."""
+        parts = self.source.parts
+        encodings = {name: part.encoding for name, part in parts.items() if part.encoding}
+        if not encodings:
+            return
+        own = self.codec.identity()
+        for name, encoding in encodings.items():
+            key = f"data.source.init_args.{f'sources.{name}.init_args.' if name else ''}latents"
+            if encoding.identity != own:
+                raise InputError(
+                    f"{encoding.path} holds latents of the codec {encoding.identity}, and data.codec is {own}: set "
+                    f"data.codec to {encoding.codec}, or {key} to false to encode the pictures again"
+                )
+        for other, part in parts.items():
+            if part.images_per_example and not part.encoding:
+                raise InputError(
+                    f"data.source mixes latents ({name}) with pictures that are to be encoded ({other}): set {key} to "
+                    "false, or prepare both with the same --codec"
+                )
 
 
 def side_by_side(examples: Sequence[Example | Skipped]) -> ExampleBatch:

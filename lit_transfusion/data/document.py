@@ -21,8 +21,13 @@ NO_LIMIT = 1_000_000  # `max_timestep` of an image whose noise is not capped; th
 class Example(NamedTuple):
     """What a source yields: a picture and the captions that describe it."""
 
-    image: Tensor  # (3, height, width) float32 in [-1, 1]
+    image: Tensor  # (3, height, width) float32 in [-1, 1]; or a codec's moments (K, h, w) float16, if it is encoded
     captions: tuple[str, ...]  # at least one, none empty
+    mirror_image: Tensor | None = None  # like `image`, if it is encoded; of pixels it need not be kept
+
+    def mirrored(self) -> "Example":
+        """With left and right exchanged in the picture."""
+        return self._replace(image=self.image.flip(-1) if self.mirror_image is None else self.mirror_image)
 
     @property
     def num_images(self) -> int:
@@ -35,6 +40,10 @@ class EditExample(NamedTuple):
     input_image: Tensor  # (3, height, width) float32 in [-1, 1]
     instructions: tuple[str, ...]  # at least one, none empty
     output_image: Tensor  # (3, height, width) float32 in [-1, 1]
+
+    def mirrored(self) -> "EditExample":
+        """With left and right exchanged in both pictures."""
+        return self._replace(input_image=self.input_image.flip(-1), output_image=self.output_image.flip(-1))
 
     @property
     def num_images(self) -> int:
@@ -76,7 +85,7 @@ class TextSegment(NamedTuple):
 class ImageSegment(NamedTuple):
     """An image in a document. BOI and EOI are put around it when the document is packed."""
 
-    latents: Tensor  # (C, H, W); pixels until the codec has encoded them
+    latents: Tensor  # (C, H, W); until the codec has made them: pixels, or its moments (K, h, w)
     max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
     learn: bool = True  # False: a prompt, no diffusion loss on this image
 
@@ -100,7 +109,7 @@ class PackedBatch(NamedTuple):
     positions: Tensor  # (B, L) int64; restart at 0 in each document
     document_ids: Tensor  # (B, L) int64; rising along a row; padding is cut into short documents of its own
     image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
-    images: Tensor  # (N, C, H, W) clean images of the whole batch in row-major order; pixels until the codec encodes
+    images: Tensor  # (N, C, H, W) clean, of the whole batch in row-major order; pixels or moments as in ImageSegment
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
     learned_images: Tensor  # (M,) int64; into `images`, those that have a diffusion loss
     target_positions: Tensor  # (T,) int64; into the flattened (B · L) labels; a GPU would have to wait to find them

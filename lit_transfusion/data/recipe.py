@@ -36,6 +36,8 @@ class Recipe:
         learn_instruction: Whether the text of an instruction is learned. By default an edit is a prompt (input and
             instruction) and what is learned is its answer, from BOI to EOS: to learn to write instructions after a
             picture would unlearn to write captions there. The paper does not say.
+        mirror: Share of the pictures that are shown mirrored, left and right exchanged; both pictures of an edit are,
+            or neither. Captions stay as they are: what they say of left and right becomes wrong.
     """
 
     caption_first: float = 0.8
@@ -45,9 +47,10 @@ class Recipe:
     input_max_timestep: int | None = 0
     learn_input: bool = False
     learn_instruction: bool = False
+    mirror: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("caption_first", "caption_dropout", "instruction_dropout"):
+        for name in ("caption_first", "caption_dropout", "instruction_dropout", "mirror"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"data.recipe.{name} {getattr(self, name)} is not a share between 0 and 1")
 
@@ -70,6 +73,9 @@ class Recipe:
         self, example: Example | EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
     ) -> Document:
         """What is learned from an example, its text cut to `max_text_tokens`, with choices drawn at random."""
+        # Asked first, so that without mirroring all else is drawn as it was before there was any.
+        if self.mirror > 0 and float(torch.rand((), generator=generator)) < self.mirror:
+            example = example.mirrored()
         match example:
             case Example():
                 return self._captioned(example, tokenizer, max_text_tokens, generator)

@@ -7,6 +7,7 @@ Perplexity()(subject)                        # {"perplexity": 3.1, "bits_per_byt
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from random import Random
 from typing import ClassVar
 
@@ -54,13 +55,9 @@ class Subject:
     @cached_property
     def examples(self) -> list[Example]:
         """The held-out pictures with their captions, at least two."""
-        held_out = self.source.split("val")
-        examples: list[Example] = []
-        for index in range(len(held_out)):
-            if len(examples) == self.num_examples:
-                break
-            if isinstance(example := held_out[index], Example):
-                examples.append(example)
+        held_out = [part.pictures.split("val") for part in self.source.parts.values()]
+        found = (part[index] for part in held_out for index in range(len(part)))
+        examples = list(islice((example for example in found if isinstance(example, Example)), self.num_examples))
         if len(examples) < 2:
             raise InputError(
                 f"{type(self.source).__name__} holds out {len(examples)} captioned pictures; at least 2 are needed"

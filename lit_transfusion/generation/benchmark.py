@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -22,6 +21,7 @@ from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.generation.sampler import check_lengths, draw
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.latents.base import hash_weights
 
 RECORD = "settings.json"
 
@@ -125,10 +125,8 @@ def fingerprint(pipeline: Pipeline) -> str:
     elsewhere = ("codec", "sequence_length")  # the one has paths, and the other changes no picture
     parts = {name: part for name, part in pipeline.describe().items() if name not in elsewhere}
     digest = hashlib.sha256(repr([parts, type(pipeline.codec).__name__]).encode())
-    for module in (pipeline.net, pipeline.codec):
-        for name, weight in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(weight.reshape(-1).view(torch.uint8).cpu().numpy())  # its bytes, of any dtype
+    hash_weights(pipeline.net, digest)
+    hash_weights(pipeline.codec, digest)
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """No latent space at all: diffusion on the pixels themselves."""
 
-import torch
 from torch import Tensor
 
 from lit_transfusion.latents.base import Codec
@@ -12,7 +11,7 @@ class Pixels(Codec):
     latent_channels = 3
     downscale = 1
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def moments(self, images: Tensor) -> Tensor:
         return images
 
     def decode(self, latents: Tensor) -> Tensor:

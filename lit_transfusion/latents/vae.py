@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.latents.base import Codec
+from lit_transfusion.latents.base import Codec, identity_of
 
 
 class VAE(Codec):
     """A `diffusers` AutoencoderKL (of Stable Diffusion and the like) or AutoencoderTiny (TAESD), loaded and frozen.
 
     Which of the two it is, and how its latents z are brought to a scale of about one, stands in its `config.json`:
-    latents = (z - shift_factor) · scaling_factor.
+    latents = (z - shift_factor) · scaling_factor. Moments are the mean and the log-variance of the posterior of z; of
+    AutoencoderTiny, which has none, z itself.
 
     Args:
         path: Folder that holds the autoencoder, or its name on the Hugging Face hub.
@@ -60,6 +61,7 @@ class VAE(Codec):
         if loading["missing_keys"]:  # diffusers would go on with random numbers in their place
             raise InputError(f"{place}: its file of weights lacks {len(loading['missing_keys'])} of a {class_name}'s")
 
+        self.has_posterior = class_name == "AutoencoderKL"
         self.latent_channels = self.autoencoder.config.latent_channels
         self.downscale = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
         self.scaling_factor = self.autoencoder.config.scaling_factor
@@ -73,19 +75,31 @@ class VAE(Codec):
         self.autoencoder.save_pretrained(folder / "codec")
         return {"path": "./codec", "subfolder": None, "revision": None}
 
+    def identity(self) -> str:
+        """By its weights, wherever they lie. How z is drawn from its posterior makes no other codec."""
+        return identity_of(self, (self.has_posterior, self.scaling_factor, self.shift_factor))
+
+    def moments_shape(self, image_size: int) -> tuple[int, int, int]:
+        channels, rows, columns = self.latent_shape(image_size)
+        return (2 if self.has_posterior else 1) * channels, rows, columns
+
     @torch.no_grad()
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def moments(self, images: Tensor) -> Tensor:
         if len(images) == 0:  # which the attention of AutoencoderKL cannot take
             rows, columns = (side // self.downscale for side in images.shape[2:])
-            return images.new_empty(0, self.latent_channels, rows, columns)
+            return images.new_empty(0, self.moments_shape(self.downscale)[0], rows, columns)
         encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
-        if hasattr(encoded, "latents"):  # AutoencoderTiny
-            z = encoded.latents
-        elif self.sample_posterior:
-            z = encoded.latent_dist.sample(generator)
-        else:
-            z = encoded.latent_dist.mode()
-        return (z.to(images.dtype) - self.shift_factor) * self.scaling_factor
+        kept = encoded.latent_dist.parameters if self.has_posterior else encoded.latents
+        return kept.to(images.dtype)
+
+    def sample(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        z = moments
+        if self.has_posterior:
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+            posterior = DiagonalGaussianDistribution(moments)
+            z = posterior.sample(generator) if self.sample_posterior else posterior.mode()
+        return (z - self.shift_factor) * self.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class LitTransfusion(lightning.LightningModule):
 
         Also returns the timesteps of the images that are learned.
         """
-        images = self.codec.encode(batch.images, generator)  # (N, C, H, W)
+        images = self.latents_of(batch.images, generator)  # (N, C, H, W)
         timesteps = self.noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         output = net(
@@ -140,6 +140,12 @@ class LitTransfusion(lightning.LightningModule):
         target = self.noise.target(images, noise, timesteps).index_select(0, batch.learned_images)
         terms = transfusion_loss(output.logits, labels, prediction, target, self.image_loss_weight)
         return terms, timesteps.index_select(0, batch.learned_images)
+
+    def latents_of(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """What a batch holds, pixels (N, 3, S, S) or what the codec has kept of them (N, K, h, w) → (N, C, H, W)."""
+        if images.shape[1:] == (3, self.image_size, self.image_size):  # `prepare` keeps nothing that has this shape
+            return self.codec.encode(images, generator)
+        return self.codec.sample(images.to(torch.promote_types(images.dtype, torch.float32)), generator)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         # Randomness is a function of the step, so that a run that was stopped goes on exactly as if it had not been.

@@ -26,3 +26,35 @@ def make_pictures():
         return folder
 
     return make_pictures
+
+
+@pytest.fixture(scope="session")
+def save_vae():
+    """Writes a small autoencoder of random weights, other ones for another seed, and returns its folder as text."""
+
+    def save_vae(folder, kind="AutoencoderKL", seed=0):
+        import diffusers
+        import torch
+
+        parts = {
+            "AutoencoderKL": {
+                "block_out_channels": (4, 8, 8),  # shrinks by 4
+                "down_block_types": ("DownEncoderBlock2D",) * 3,
+                "up_block_types": ("UpDecoderBlock2D",) * 3,
+                "norm_num_groups": 2,
+                "latent_channels": 5,
+                "scaling_factor": 0.3,
+            },
+            "AutoencoderTiny": {  # shrinks by 8
+                "encoder_block_out_channels": (4, 4, 4, 4),
+                "decoder_block_out_channels": (4, 4, 4, 4),
+                "num_encoder_blocks": (1, 1, 1, 1),
+                "num_decoder_blocks": (1, 1, 1, 1),
+                "latent_channels": 6,
+            },
+        }
+        torch.manual_seed(seed)
+        getattr(diffusers, kind)(**parts[kind]).save_pretrained(folder)
+        return str(folder)
+
+    return save_vae

@@ -81,7 +81,7 @@ def test_shares_of_nought_and_one_have_no_exception(tokenizer, recipe, kind):
     assert all(map(kind, documents(recipe, tokenizer, 300)))
 
 
-@pytest.mark.parametrize("name", ["caption_first", "caption_dropout", "instruction_dropout"])
+@pytest.mark.parametrize("name", ["caption_first", "caption_dropout", "instruction_dropout", "mirror"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_share_outside_nought_to_one_is_refused(name, value):
     with pytest.raises(InputError, match=f"{name} {value}"):
@@ -168,6 +168,53 @@ def test_document_depends_on_the_generator_alone(tokenizer):
     torch.manual_seed(1)  # the global state has no say
     assert [made(seed) for seed in range(20)] == before
     assert len({str(document) for document in before}) > 3
+
+
+# Mirrored pictures
+
+SIDES = torch.arange(12.0).reshape(3, 2, 2)
+
+
+@pytest.mark.parametrize("mirror", [0.3, 1.0])
+def test_share_of_pictures_that_are_mirrored(tokenizer, mirror):
+    made = documents(Recipe(mirror=mirror), tokenizer, example=EXAMPLE._replace(image=SIDES))
+    images = [document.images[0].latents for document in made]
+    assert all(torch.equal(image, SIDES) or torch.equal(image, SIDES.flip(-1)) for image in images)
+    flipped = sum(torch.equal(image, SIDES.flip(-1)) for image in images) / len(images)
+    assert flipped == pytest.approx(mirror, abs=three_sigma(mirror))
+
+
+def test_mirror_image_of_what_is_encoded_is_what_was_kept_of_it(tokenizer):
+    example = Example(SIDES.half(), CAPTIONS, mirror_image=SIDES.half() + 100)
+    (document,) = documents(Recipe(mirror=1.0), tokenizer, 1, example)
+    assert torch.equal(document.images[0].latents, SIDES.half() + 100)
+
+
+def test_both_pictures_of_an_edit_are_mirrored_or_neither(tokenizer):
+    example = EditExample(SIDES, CAPTIONS, SIDES + 100)
+    pairs = [[image.latents for image in made.images] for made in documents(Recipe(mirror=0.5), tokenizer, 50, example)]
+    found = {torch.equal(given, SIDES.flip(-1)) for given, _ in pairs}
+    assert found == {True, False}
+    assert all(torch.equal(after, before + 100) for before, after in pairs)
+
+
+@pytest.mark.parametrize(
+    ("example", "draw"),
+    [
+        (EXAMPLE, lambda g: (torch.rand(2, generator=g), torch.randint(3, (), generator=g))),
+        (
+            EditExample(IMAGE, CAPTIONS, IMAGE),
+            lambda g: (torch.rand((), generator=g), torch.randint(3, (), generator=g)),
+        ),
+    ],
+    ids=["pair", "edit"],
+)
+def test_nothing_is_drawn_for_it_where_nothing_is_mirrored(tokenizer, example, draw):
+    """So that runs which began before go on as they were."""
+    ours, expected = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    Recipe().document(example, tokenizer, 100, ours)
+    draw(expected)
+    assert torch.equal(ours.get_state(), expected.get_state())
 
 
 # Edits (paper, 4.5)

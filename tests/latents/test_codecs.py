@@ -107,6 +107,41 @@ def test_kl_sample_follows_the_generator(kl):
     assert not torch.equal(codec.encode(images(), generator(3)), codec.encode(images(), generator(4)))
 
 
+def test_encoding_is_a_draw_from_kept_moments_to_the_bit_of_diffusers_own(kl):
+    codec = VAE(kl[0])
+    with torch.no_grad():  # by what it has loaded: weights at other places of the memory give other last bits
+        posterior = codec.autoencoder.encode(images()).latent_dist
+    moments = codec.moments(images())
+    assert torch.equal(moments, torch.cat([posterior.mean, posterior.logvar], 1))
+    assert moments.shape[1:] == codec.moments_shape(16) == (10, 4, 4)
+    expected = (posterior.sample(generator(3)) - 0.2) * 0.3
+    assert torch.equal(codec.sample(moments, generator(3)), expected)
+    assert torch.equal(codec.encode(images(), generator(3)), expected)
+
+
+def test_draws_spread_as_the_log_variance_says(kl):
+    codec = VAE(kl[0])
+    moments = torch.zeros(2000, 10, 1, 1)
+    moments[:, :5, 0, 0] = mean = torch.linspace(-2, 2, 5)
+    moments[:, 5:, 0, 0] = log_variance = torch.linspace(-3, 1, 5)
+    first, second = (codec.sample(moments, generator(seed)) for seed in (0, 1))
+    assert not torch.equal(first, second)
+    z = first[..., 0, 0] / 0.3 + 0.2
+    torch.testing.assert_close(z.std(0), (0.5 * log_variance).exp(), rtol=0.06, atol=0)
+    torch.testing.assert_close(z.mean(0), mean, rtol=0, atol=0.12)
+    assert torch.equal(
+        VAE(kl[0], sample_posterior=False).sample(moments)[..., 0, 0], (mean.expand(2000, 5) - 0.2) * 0.3
+    )
+
+
+def test_noise_of_a_draw_is_that_of_float32_under_autocast(kl):
+    """As it is where the moments are read from shards."""
+    codec = VAE(kl[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = codec.encode(images(), generator())
+    torch.testing.assert_close(found, codec.encode(images(), generator()), rtol=0.02, atol=0.01)
+
+
 def test_kl_without_a_shift_in_its_config(tmp_path):
     model = tiny_kl(scaling_factor=2.0)
     assert model.config.shift_factor is None
@@ -146,6 +181,55 @@ def test_tiny_is_that_of_diffusers_shifted_and_scaled(tmp_path):
     assert latents.shape == (2, *codec.latent_shape(16)) == (2, 6, 2, 2)
 
 
+def test_moments_of_tiny_are_its_latents_before_they_are_scaled(tmp_path):
+    model = tiny_taesd(scaling_factor=2.0, shift_factor=0.1)
+    model.save_pretrained(tmp_path)
+    codec = VAE(str(tmp_path))
+    with torch.no_grad():
+        z = model.encode(images()).latents
+    torch.testing.assert_close(codec.moments(images()), z)
+    assert codec.moments_shape(16) == codec.latent_shape(16)
+    assert torch.equal(codec.sample(z, generator()), (z - 0.1) * 2.0)
+
+
+# Which codec it is
+
+
+def test_identity_is_of_the_weights_and_the_scale_and_not_of_the_place(kl, broken, tmp_path_factory):
+    path, model = kl
+    own = VAE(path).identity()
+    assert own.startswith("VAE-") and len(own) == len("VAE-") + 12
+    elsewhere = tmp_path_factory.mktemp("pipeline")
+    model.save_pretrained(elsewhere / "vae")
+    assert VAE(str(elsewhere), subfolder="vae", sample_posterior=False).identity() == own
+    assert VAE(str(broken)).identity() != own  # the same weights, scaled in another way
+    with torch.no_grad():
+        model.encoder.conv_in.bias[0] += 1e-3
+        model.save_pretrained(elsewhere / "vae")
+        model.encoder.conv_in.bias[0] -= 1e-3
+    assert VAE(str(elsewhere), subfolder="vae").identity() != own
+
+
+class Halved(Codec):
+    """One of a user's own, as the first version of the base class asked for."""
+
+    latent_channels, downscale = 3, 1
+
+    def __init__(self, by: float = 2.0) -> None:
+        super().__init__()
+        self.by = by
+
+    def encode(self, images, generator=None):
+        return images / self.by
+
+
+def test_codec_of_ones_own_that_only_encodes_still_does():
+    assert torch.equal(Halved().encode(images(), generator()), images() / 2)
+    with pytest.raises(NotImplementedError):
+        Halved().moments(images())
+    assert Halved().identity() == Halved(2.0).identity() != Halved(3.0).identity()
+
+
 # What holds for each
 
 
@@ -171,6 +255,7 @@ def test_a_codec_is_frozen_wherever_it_is(codec):
 
 def test_no_images_give_no_latents_and_back(codec):
     latents = codec.encode(images(0))
+    assert codec.moments(images(0)).shape == (0, *codec.moments_shape(16))
     assert latents.shape == (0, *codec.latent_shape(16))
     assert codec.decode(latents).shape == (0, 3, 16, 16)
 

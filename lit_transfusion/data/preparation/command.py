@@ -18,14 +18,26 @@ from torch.utils.data import DataLoader
 
 from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.feed import as_it_is
+from lit_transfusion.data.preparation.encoding import encoded_shards, record
 from lit_transfusion.data.preparation.maker import Made, ShardMaker
 from lit_transfusion.data.preparation.progress import following
 from lit_transfusion.data.readers import open_reader
 from lit_transfusion.data.readers.choice import Kind
 from lit_transfusion.data.shards import ShardFolder
 from lit_transfusion.data.shards.files import whole_file
-from lit_transfusion.data.shards.layout import INDEX, KIND, PREPARING, ROWS, SKIPPED, VERSION
+from lit_transfusion.data.shards.layout import (
+    INDEX,
+    KIND,
+    MOMENTS,
+    MOMENTS_ROW,
+    PREPARING,
+    ROW,
+    ROWS,
+    SKIPPED,
+    VERSION,
+)
 from lit_transfusion.errors import InputError
+from lit_transfusion.latents import Codec
 
 SETTINGS = "settings.json"
 
@@ -43,6 +55,7 @@ def prepare(
     image_column: str | None = None,
     caption_column: str | None = None,
     format: Literal["webp", "png", "jpg"] = "webp",
+    codec: Codec | None = None,
     shard_size: int = 5000,
     max_skipped: float = 0.05,
     num_workers: int | None = None,
@@ -69,7 +82,9 @@ def prepare(
         caption_column: Of a Hugging Face data set, or in the .json of WebDataset; null: caption, text or captions.
         format: webp and png keep every pixel; webp is smaller and at 256 pixels faster to read, png is known to more
             programs. jpg changes pixels a little for a third of the space.
-        shard_size: Pictures of a shard.
+        codec: Encodes each picture and its mirror image, on a GPU if there is one, and keeps the result beside the
+            picture, so that training on latents never encodes: VAE, with --codec.path. Null keeps the pictures alone.
+        shard_size: Pictures of a shard. A shard that is not finished when the command is stopped is made anew.
         max_skipped: Largest share of the input that may be of no use, in [0, 1]; beyond it, the command stops.
         num_workers: Processes; 0 works in this one, null takes one for each CPU. The result is the same.
         seed: Chooses the order.
@@ -89,6 +104,7 @@ def prepare(
         "input": {"kind": kind, "paths": input, **given},
         "image_size": image_size,
         "format": format,
+        "codec": None if codec is None else record(codec, image_size),
         "shard_size": shard_size,
         "seed": seed,
         "listing": reader.fingerprint(),
@@ -97,13 +113,13 @@ def prepare(
     if (folder / INDEX).exists():
         check_finished(folder, settings)
         return
-    maker = ShardMaker(reader, folder, image_size, format, shard_size, seed)
+    maker = ShardMaker(reader, folder, image_size, format, shard_size, seed, encoded=codec is not None)
     with alone(folder):
         if (folder / INDEX).exists():  # made by the process that was waited for
             check_finished(folder, settings)
             return
         begin(folder, settings)
-        make_missing(maker, max_skipped, workers(num_workers, len(maker)))
+        make_missing(maker, max_skipped, workers(num_workers, len(maker) if codec is None else len(maker.order)), codec)
         finish(maker, settings)
 
 
@@ -117,11 +133,11 @@ def check(image_size: int, shard_size: int, max_skipped: float, num_workers: int
         raise InputError(f"max_skipped {max_skipped} is not a share between 0 and 1")
 
 
-def workers(wanted: int | None, shards: int) -> int:
-    """How many processes: no more than there are shards."""
+def workers(wanted: int | None, most: int) -> int:
+    """How many processes: no more than there are shards, or whatever each of them works at."""
     if wanted is None:
         wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(wanted, shards)
+    return min(wanted, most)
 
 
 @contextmanager
@@ -159,10 +175,12 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
 def compare(folder: Path, before: dict[str, Any], settings: dict[str, Any]) -> None:
     """Refuses to go on with other settings. Where the input lies may have changed, what it holds may not."""
     for key, value in settings.items():
-        if key not in ("input", "listing") and before.get(key) != value:
+        known = before.get(key)
+        if key == "codec":  # wherever its weights lie
+            known, value = (said and said["identity"] for said in (known, value))
+        if key not in ("input", "listing") and known != value:
             raise InputError(
-                f"--output {folder} was made with {key} {before.get(key)}, not {value}; go on with that, or give a new "
-                "folder"
+                f"--output {folder} was made with {key} {known}, not {value}; go on with that, or give a new folder"
             )
     if before["listing"] != settings["listing"]:
         paths = " ".join(before["input"]["paths"])
@@ -171,7 +189,7 @@ def compare(folder: Path, before: dict[str, Any], settings: dict[str, Any]) -> N
         )
 
 
-def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int) -> None:
+def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec: Codec | None) -> None:
     """Make the shards that are not finished. Stops as soon as it is certain that too much is skipped."""
     total = len(maker.reader) + len(maker.reader.left_out)
     skipped = list(maker.reader.left_out)
@@ -183,19 +201,22 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int) -> Non
         else:
             missing.append(shard)
     check_skipped(skipped, total, max_skipped)
-    loader = DataLoader(
-        maker,
-        sampler=missing,
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=1 if num_workers else None,
-        collate_fn=as_it_is,
-        in_order=False,
-    )
+    if codec is None:
+        all_made = DataLoader(
+            maker,
+            sampler=missing,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=1 if num_workers else None,
+            collate_fn=as_it_is,
+            in_order=False,
+        )
+    else:
+        all_made = encoded_shards(maker, missing, codec, num_workers)
     kept = "what is finished is kept: run the same command again to go on"
     with following(len(maker.order), lambda: maker.done.value) as write_line:
         try:
-            for made in loader:
+            for made in all_made:
                 if isinstance(made, str):
                     raise InputError(f"{made}; {kept}")
                 skipped += made.skipped
@@ -233,6 +254,7 @@ def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
     if len(skipped) == len(maker.reader) + len(maker.reader.left_out):
         raise InputError(f"not one picture can be used: {in_words(skipped)}")
     rows = np.concatenate([maker.rows(shard) for shard in range(len(maker))])
+    rows = rows[np.argsort(rows["fraction"], kind="stable")]
     index = {
         "kind": KIND,
         **settings,
@@ -240,8 +262,10 @@ def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
         "skipped": dict(Counter(one.reason for one in skipped).most_common()),
         "shards": [{name: value for name, value in made._asdict().items() if name != "skipped"} for made in shards],
     }
-    with whole_file(folder / ROWS) as file:
-        np.lib.format.write_array(file, rows[np.argsort(rows["fraction"], kind="stable")])
+    parts = {ROWS: ROW, MOMENTS: MOMENTS_ROW} if maker.encoded else {ROWS: ROW}
+    for name, dtype in parts.items():
+        with whole_file(folder / name) as file:
+            np.lib.format.write_array(file, rows[list(dtype.names)].astype(dtype))
     with whole_file(folder / SKIPPED) as file:
         file.writelines(json.dumps(one._asdict()).encode() + b"\n" for one in skipped)
     with whole_file(folder / INDEX) as file:
@@ -254,9 +278,15 @@ def report(folder: Path, index: dict[str, Any]) -> None:
     shards = index["shards"]
     megabytes = sum(shard["bytes"] for shard in shards) / 1e6
     side = index["image_size"]
+    codec = index.get("codec")
+    made_by, options = "", f"--data.source Shards --data.source.init_args.path {folder} --data.image_size {side}"
+    if codec:
+        made_by = f", encoded by {codec['identity']},"
+        options += f" --data.codec {codec['class_path']}"
+        options += "".join(f" --data.codec.init_args.{name} {value}" for name, value in codec["init_args"].items())
     print(
-        f"{folder}: {index['num_examples']} pictures of {side} x {side} in {len(shards)} shards, {megabytes:.0f} MB; "
-        f"train with --data.source Shards --data.source.init_args.path {folder} --data.image_size {side}"
+        f"{folder}: {index['num_examples']} pictures of {side} x {side}{made_by} in {len(shards)} shards, "
+        f"{megabytes:.0f} MB; train with {options}"
     )
     if index["skipped"]:
         table = Table("skipped, because", "pictures")

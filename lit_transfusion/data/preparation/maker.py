@@ -2,11 +2,13 @@
 
 import io
 import json
+from collections.abc import Iterable
 from multiprocessing import Value
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_transfusion.data.document import Skipped
@@ -15,6 +17,7 @@ from lit_transfusion.data.readers import Reader
 from lit_transfusion.data.shards import ShardWriter
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING, tar_name
+from lit_transfusion.data.shards.writer import picture_file
 from lit_transfusion.errors import InputError
 
 
@@ -26,6 +29,16 @@ class Made(NamedTuple):
     bytes: int
     sha256: str
     skipped: list[Skipped]
+
+
+class Picture(NamedTuple):
+    """What goes into a shard."""
+
+    key: str
+    name: str  # as its owner would look for it
+    content: bytes  # of the picture file
+    captions: tuple[str, ...]
+    moments: Tensor | None = None  # (2, K, h, w) float16, of the picture and of its mirror image
 
 
 class ShardMaker(Dataset):
@@ -41,6 +54,7 @@ class ShardMaker(Dataset):
         format: Of the pictures in the tars.
         shard_size: Pictures of the input that go into one shard, those that are skipped included.
         seed: Chooses the permutation.
+        encoded: Whether the moments of the pictures go into the shards, too.
     """
 
     def __init__(
@@ -51,12 +65,14 @@ class ShardMaker(Dataset):
         format: Literal["webp", "png", "jpg"],
         shard_size: int,
         seed: int,
+        encoded: bool = False,
     ) -> None:
         self.reader = reader
         self.folder = folder
         self.image_size = image_size
         self.format = format
         self.shard_size = shard_size
+        self.encoded = encoded
         self.order = np.random.default_rng(seed).permutation(len(reader))
         self.done = Value("q", 0)  # pictures looked at, by all processes
 
@@ -64,15 +80,30 @@ class ShardMaker(Dataset):
         return -(-len(self.order) // self.shard_size)
 
     def __getitem__(self, shard: int) -> Made | str:
-        """Errors are said in words: as an exception, a worker's would come with a traceback."""
+        return self.make(shard, map(self.read, self.part(shard)))
+
+    def make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> Made | str:
+        """A shard of the pictures that belong to it, or those that there are in their place. Errors are said in words:
+        as an exception, a worker's would come with a traceback."""
         try:
-            return self._make(shard)
+            return self._make(shard, pictures)
         except InputError as error:
             return str(error)
 
     def part(self, shard: int) -> range:
         """Positions in the order that belong to a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.order)))
+
+    def read(self, number: int) -> Picture | Skipped:
+        """What is at a position in the order."""
+        item = self.reader[int(self.order[number])]
+        if isinstance(item, Skipped):
+            return item
+        try:
+            pixels = read_pixels(item.file, self.image_size)
+        except ValueError as error:
+            return Skipped(item.name, str(error))
+        return Picture(item.key, item.name, picture_file(pixels, self.format), item.captions)
 
     def made(self, shard: int) -> Made | None:
         """What is known of a shard, if it is finished and its tar still has the size that it was written with."""
@@ -87,16 +118,15 @@ class ShardMaker(Dataset):
     def rows(self, shard: int) -> np.ndarray:
         return np.load(self._note(shard, "npy"))
 
-    def _make(self, shard: int) -> Made:
+    def _make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> Made:
         skipped = []
         with whole_file(self.folder / tar_name(shard)) as file:
-            writer = ShardWriter(file, shard, self.format)
-            for number in self.part(shard):
-                item = self._read(int(self.order[number]))
-                if isinstance(item, Skipped):
-                    skipped.append(item)
+            writer = ShardWriter(file, shard, self.format, self.encoded)
+            for number, picture in zip(self.part(shard), pictures, strict=True):
+                if isinstance(picture, Skipped):
+                    skipped.append(picture)
                 else:
-                    writer.add(number, *item)
+                    writer.add(number, picture.key, picture.content, picture.captions, picture.moments)
                 with self.done.get_lock():
                     self.done.value += 1
             writer.close()
@@ -108,16 +138,6 @@ class ShardMaker(Dataset):
         with whole_file(self._note(shard, "json")) as file:
             file.write(json.dumps(made._asdict()).encode())
         return made
-
-    def _read(self, index: int) -> tuple[str, Any, tuple[str, ...]] | Skipped:
-        """(key, pixels, captions) of an item."""
-        item = self.reader[index]
-        if isinstance(item, Skipped):
-            return item
-        try:
-            return item.key, read_pixels(item.file, self.image_size), item.captions
-        except ValueError as error:
-            return Skipped(item.name, str(error))
 
     def _note(self, shard: int, suffix: str) -> Path:
         return self.folder / PREPARING / f"{shard:05d}.{suffix}"

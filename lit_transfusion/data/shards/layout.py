@@ -5,6 +5,7 @@ import numpy as np
 KIND = "lit_transfusion shards"
 VERSION = 1  # of the layout; raised when older code could not read it
 INDEX, ROWS, SKIPPED, PREPARING = "index.json", "index.npy", "skipped.jsonl", ".preparing"
+MOMENTS = "moments.npy"
 BLOCK = 512  # bytes that tars are made of
 
 ROW = np.dtype(
@@ -17,6 +18,14 @@ ROW = np.dtype(
         ("checksum", "<u4"),  # crc32 from the picture's first byte to the json's last
     ]
 )
+
+MOMENTS_ROW = np.dtype(
+    [
+        ("moments_bytes", "<i4"),
+        ("moments_checksum", "<u4"),  # crc32 from the json's first byte to the moments' last
+    ]
+)
+ENCODED_ROW = np.dtype(ROW.descr + MOMENTS_ROW.descr)
 
 # What Pillow is told. Of 256 x 256 photographs, WebP without loss takes 95 kB, 5 ms to write and 1.7 ms to read; PNG
 # 118 kB, 6 ms and 2.4 ms; JPEG, which changes the pixels, 39 kB, 0.4 ms and 0.9 ms (one core).
@@ -35,6 +44,12 @@ def padded(size: int) -> int:
 def span(row: np.void) -> int:
     """Bytes from the picture's first to the json's last: what one read has to take."""
     return padded(int(row["picture_bytes"])) + BLOCK + int(row["json_bytes"])
+
+
+def moments_place(row: np.void, moments_row: np.void) -> tuple[int, int]:
+    """Where the json begins in its tar, and the bytes from there to the moments' last: what one read has to take."""
+    start = int(row["offset"]) + padded(int(row["picture_bytes"])) + BLOCK
+    return start, padded(int(row["json_bytes"])) + BLOCK + int(moments_row["moments_bytes"])
 
 
 def tar_name(shard: int) -> str:

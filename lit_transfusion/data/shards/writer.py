@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from lit_transfusion.data.shards.layout import BLOCK, FORMATS, ROW, padded
+from lit_transfusion.data.shards.layout import BLOCK, ENCODED_ROW, FORMATS, ROW, padded
 from lit_transfusion.data.sources.base import fraction
 
 
@@ -23,24 +23,38 @@ class ShardWriter:
         file: The tar, open for writing, empty.
         shard: Its number.
         format: Of the pictures.
+        encoded: Whether each picture comes with its moments.
     """
 
-    def __init__(self, file: BinaryIO, shard: int, format: Literal["webp", "png", "jpg"] = "webp") -> None:
+    def __init__(
+        self, file: BinaryIO, shard: int, format: Literal["webp", "png", "jpg"] = "webp", encoded: bool = False
+    ) -> None:
         self.file = file
         self.shard = shard
         self.format = format
+        self.encoded = encoded
         self.size = 0  # bytes written
         self._digest = hashlib.sha256()
         self._rows: list[tuple] = []
 
-    def add(self, number: int, key: str, pixels: Tensor, captions: Sequence[str]) -> None:
-        """Add a picture, uint8 (3, S, S), with its captions. `number` becomes the name of its two members."""
-        picture = encoded(pixels, self.format)
+    def add(
+        self, number: int, key: str, picture: bytes, captions: Sequence[str], moments: Tensor | None = None
+    ) -> None:
+        """Add the content of a picture file with its captions, and moments float16 (2, K, h, w) if they are kept.
+
+        `number` becomes the name of its members.
+        """
         text = json.dumps({"key": key, "captions": list(captions)}).encode()  # in ASCII, whatever the key is made of
         members = member(f"{number:09d}.{self.format}", picture) + member(f"{number:09d}.json", text)
-        sample = members[BLOCK : BLOCK + padded(len(picture)) + BLOCK + len(text)]
-        where = self.size + BLOCK, self.shard, len(picture), len(text), zlib.crc32(sample)
-        self._rows.append((fraction(key, 0), *where))
+        start_of_text = BLOCK + padded(len(picture)) + BLOCK
+        checksum = zlib.crc32(members[BLOCK : start_of_text + len(text)])
+        row = fraction(key, 0), self.size + BLOCK, self.shard, len(picture), len(text), checksum
+        if moments is not None:
+            array = array_file(moments)
+            start_of_array = len(members) + BLOCK
+            members += member(f"{number:09d}.moments.npy", array)
+            row += len(array), zlib.crc32(members[start_of_text : start_of_array + len(array)])
+        self._rows.append(row)
         self._write(members)
 
     def close(self) -> None:
@@ -54,8 +68,8 @@ class ShardWriter:
 
     @property
     def rows(self) -> np.ndarray:
-        """Where the examples lie, in the order in which they were added: (n,) of `layout.ROW`."""
-        return np.array(self._rows, dtype=ROW)
+        """Where the examples lie, in the order in which they were added: (n,) of `layout.ROW` or `ENCODED_ROW`."""
+        return np.array(self._rows, dtype=ENCODED_ROW if self.encoded else ROW)
 
     def _write(self, content: bytes) -> None:
         self.file.write(content)
@@ -70,7 +84,14 @@ def member(name: str, content: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(padded(len(content)) - len(content))
 
 
-def encoded(pixels: Tensor, format: str) -> bytes:
+def array_file(array: Tensor) -> bytes:
+    """The content of a .npy file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array.numpy())
+    return buffer.getvalue()
+
+
+def picture_file(pixels: Tensor, format: str) -> bytes:
     """uint8 (3, S, S) → the content of a picture file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, **FORMATS[format])

@@ -9,6 +9,14 @@ from torch.utils.data import Dataset
 from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
 
 
+class Encoding(NamedTuple):
+    """Whose moments a source yields in place of pictures."""
+
+    identity: str  # of the codec (latents/base.py)
+    codec: str  # its class and arguments, in words
+    path: str  # where they are kept
+
+
 class Stream(NamedTuple):
     """Examples that training goes through epoch by epoch, on their own."""
 
@@ -33,6 +41,7 @@ class Source(Dataset):
 
     images_per_example: int = 1  # 2 in a source of edits, 0 in one of texts; of a mix, the most that there are
     has_texts: bool = False  # whether texts are among the examples, of which each line and space counts
+    encoding: Encoding | None = None  # None: its pictures are pixels; of a mix, that of the first source
 
     def __init__(self, image_size: int = 64) -> None:
         self.image_size = image_size
@@ -45,7 +54,8 @@ class Source(Dataset):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Example | EditExample | TextExample | Skipped:
-        """The example at `index`, its images (3, image_size, image_size) in [-1, 1]; or why there is none."""
+        """The example at `index`, its images (3, image_size, image_size) in [-1, 1] or as `encoding` says; or why there
+        is none."""
         raise NotImplementedError
 
     def captions(self) -> list[str]:
@@ -63,7 +73,7 @@ class Source(Dataset):
 
     @property
     def pictures(self) -> "Source":
-        """What is drawn from and shown: the whole, or of a mix the first source that has pictures."""
+        """What is drawn from and shown, in pixels: the whole, or of a mix the first source that has pictures."""
         return self
 
 

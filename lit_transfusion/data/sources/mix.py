@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Literal
 
 from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
-from lit_transfusion.data.sources.base import Source, Stream
+from lit_transfusion.data.sources.base import Encoding, Source, Stream
 from lit_transfusion.errors import InputError
 
 
@@ -83,5 +83,9 @@ class Mix(Source):
         return self.sources
 
     @property
+    def encoding(self) -> Encoding | None:
+        return next(iter(self.sources.values())).encoding
+
+    @property
     def pictures(self) -> Source:
-        return next(iter(self.sources.values()))
+        return next(iter(self.sources.values())).pictures

@@ -6,8 +6,8 @@ from typing import Literal
 
 from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.images import to_unit_range
-from lit_transfusion.data.shards.folder import ShardFolder
-from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.shards.folder import EncodedSample, Sample, ShardFolder
+from lit_transfusion.data.sources.base import Encoding, Source
 from lit_transfusion.errors import InputError
 
 MOST_READ = 20_000  # examples whose captions a tokenizer is trained on
@@ -18,7 +18,7 @@ class Shards(Source):
 
     The pictures have been cropped and resized already: those of a folder are, to the last bit, what `ImageCaptions`
     makes of the folder, and the same ones are held out. An example is one read of a tar. Memory does not grow with
-    their number.
+    their number. If they were encoded, too, training has the codec's work from there.
 
     Args:
         path: The folder that `prepare` has made.
@@ -26,12 +26,15 @@ class Shards(Source):
             they were prepared with.
         val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. Which
             ones depends on their names alone, where they came from.
+        latents: Yield what the codec has kept of the pictures, if `prepare` had one, which must be the run's own; else
+            the pictures.
     """
 
-    def __init__(self, path: str = "", image_size: int = 64, val_fraction: float = 0.05) -> None:
+    def __init__(self, path: str = "", image_size: int = 64, val_fraction: float = 0.05, latents: bool = True) -> None:
         super().__init__(image_size)
         self.path = path
         self.val_fraction = val_fraction
+        self.latents = latents
         if not path:
             raise InputError("Shards has no path: set path to a folder that `prepare` has made")
         if not 0 <= val_fraction < 1:
@@ -44,6 +47,10 @@ class Shards(Source):
                 f"data.image_size to {prepared}, or prepare the pictures again with --image_size {image_size}"
             )
         self._start, self._stop = 0, len(self._shards)
+        if latents and (codec := self._shards.codec):
+            arguments = " ".join(f"{name}={value}" for name, value in codec["init_args"].items())
+            named = f"{codec['class_path']} ({arguments})" if arguments else codec["class_path"]
+            self.encoding = Encoding(codec["identity"], named, path)
 
     def split(self, name: Literal["train", "val"]) -> "Shards":
         size = len(self._shards)
@@ -61,10 +68,20 @@ class Shards(Source):
     def __getitem__(self, index: int) -> Example | Skipped:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} examples")
-        sample = self._shards[self._start + index]
-        if isinstance(sample, Skipped):
-            return sample
-        return Example(to_unit_range(sample.pixels), sample.captions)
+        row = self._start + index
+        sample = self._shards.encoded(row) if self.encoding else self._shards[row]
+        match sample:
+            case EncodedSample():
+                return Example(sample.image, sample.captions, sample.mirror_image)
+            case Sample():
+                return Example(to_unit_range(sample.pixels), sample.captions)
+        return sample
+
+    @property
+    def pictures(self) -> "Shards":
+        pixels = copy.copy(self)
+        pixels.encoding = None
+        return pixels
 
     def captions(self) -> list[str]:
         """Those of all examples, or of 20,000 that are spread evenly over them."""

@@ -1,0 +1,456 @@
+"""Shards with the latents of an autoencoder: what is kept, what training makes of it, and whom it is refused to."""
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tarfile
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lit_transfusion import cli
+from lit_transfusion.data.datamodule import TransfusionData
+from lit_transfusion.data.document import Example, Skipped
+from lit_transfusion.data.preparation import encoding, maker
+from lit_transfusion.data.preparation.command import prepare
+from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.shards import layout
+from lit_transfusion.data.shards.files import OpenFiles
+from lit_transfusion.data.sources import ImageCaptions, Mix, Shapes, Shards, TextCorpus
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.metric import Subject
+from lit_transfusion.latents import VAE, Codec, Pixels
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize
+from lit_transfusion.training.lit_module import LitTransfusion
+
+REPOSITORY = Path(__file__).parents[2]
+COUNT, SIZE = 20, 16
+SMALL = {"image_size": SIZE, "shard_size": 6, "num_workers": 0}
+FLOAT16 = {"rtol": 1e-3, "atol": 1e-4}  # what it rounds away
+
+
+@pytest.fixture(scope="module")
+def pictures(make_pictures, tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("pictures") / "in", COUNT)
+
+
+@pytest.fixture(scope="module")
+def vae(save_vae, tmp_path_factory):
+    return save_vae(tmp_path_factory.mktemp("vae") / "vae")
+
+
+@pytest.fixture(scope="module")
+def codec(vae):
+    return VAE(vae)
+
+
+@pytest.fixture(scope="module")
+def prepared(pictures, codec, tmp_path_factory):
+    output = tmp_path_factory.mktemp("prepared") / "out"
+    prepare([str(pictures)], str(output), codec=codec, **SMALL)
+    return output
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(call):
+    """The message of the InputError, which has to be one line."""
+    with pytest.raises(InputError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def data_of(source, codec, **options):
+    options = {"image_size": SIZE, "sequence_length": 80, "batch_size": 2, "vocab_size": 300} | options
+    return TransfusionData(source, codec, **options)
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+def test_kept_is_what_the_autoencoder_says_of_each_picture_and_of_its_mirror_image(
+    pictures, save_vae, tmp_path, monkeypatch, kind
+):
+    """In batches of three, one picture of which cannot be used."""
+    monkeypatch.setattr(encoding, "MOST_AT_ONCE", 3)
+    folder = shutil.copytree(pictures, tmp_path / "in")
+    (folder / "3.png").write_bytes(b"no picture")
+    codec = VAE(save_vae(tmp_path / "vae", kind))
+    prepare([str(folder)], str(tmp_path / "out"), codec=codec, **SMALL, max_skipped=0.1)
+    shards = Shards(str(tmp_path / "out"), SIZE)
+    pixels = shards.pictures
+    assert len(shards) == COUNT - 1
+    for i in range(len(shards)):
+        example = shards[i]
+        assert example.captions == pixels[i].captions
+        assert example.image.dtype == torch.float16 and example.image.shape == codec.moments_shape(SIZE)
+        for kept, picture in ((example.image, pixels[i].image), (example.mirror_image, pixels[i].image.flip(-1))):
+            with torch.no_grad():
+                encoded = codec.autoencoder.encode(picture[None])
+            expected = encoded.latent_dist.parameters if kind == "AutoencoderKL" else encoded.latents
+            torch.testing.assert_close(kept.float(), expected[0], **FLOAT16)
+        assert (example.mirror_image - example.image.flip(-1)).abs().max() > 0.01  # which is another thing
+
+
+def test_pictures_are_still_those_of_the_folder_to_the_last_bit(pictures, prepared):
+    expected = ImageCaptions(str(pictures), SIZE)
+    expected = {example.captions: example.image for example in (expected[i] for i in range(COUNT))}
+    for shards in (Shards(str(prepared), SIZE, latents=False), Shards(str(prepared), SIZE).pictures):
+        found = {example.captions: example.image for example in (shards[i] for i in range(COUNT))}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[captions], expected[captions]) for captions in expected)
+
+
+def test_tars_are_plain_ones_with_a_third_member(prepared):
+    """By the standard library and numpy."""
+    rows, moments_rows = np.load(prepared / "index.npy"), np.load(prepared / "moments.npy")
+    assert rows.dtype == layout.ROW and len(rows) == len(moments_rows) == COUNT
+    shards = Shards(str(prepared), SIZE)
+    for i, (row, moments_row) in enumerate(zip(rows, moments_rows, strict=True)):
+        with tarfile.open(prepared / f"{row['shard']:05d}.tar", "r:") as tar:
+            members = tar.getmembers()
+            first = [member.offset_data for member in members].index(row["offset"])
+            picture, text, moments = members[first : first + 3]
+            stem = picture.name.removesuffix(".webp")
+            assert (text.name, moments.name) == (f"{stem}.json", f"{stem}.moments.npy")
+            array = np.load(io.BytesIO(tar.extractfile(moments).read()))
+            assert moments.size == moments_row["moments_bytes"]
+            assert tuple(json.load(tar.extractfile(text))["captions"]) == shards[i].captions
+        assert array.dtype == np.float16 and array.shape == (2, 10, 4, 4)
+        assert np.array_equal(array[0], shards[i].image) and np.array_equal(array[1], shards[i].mirror_image)
+
+
+def test_index_says_what_encoded_them(prepared, codec, vae):
+    said = json.loads((prepared / "index.json").read_text())["codec"]
+    assert said == {
+        "identity": codec.identity(),
+        "class_path": "VAE",
+        "init_args": {"path": vae},
+        "shape": [2, 10, 4, 4],
+    }
+
+
+def test_example_is_one_read_of_what_is_needed(prepared, monkeypatch):
+    reads, read = [], OpenFiles.read
+
+    def counted(self, path, offset, size):
+        reads.append((offset, size))
+        return read(self, path, offset, size)
+
+    monkeypatch.setattr(OpenFiles, "read", counted)
+    shards = Shards(str(prepared), SIZE)
+    (row, moments_row) = shards._shards.rows[5], shards._shards.moments_rows[5]
+    assert isinstance(shards[5], Example) and isinstance(shards.pictures[5], Example)
+    latents, picture = reads
+    assert picture == (row["offset"], layout.span(row))
+    assert latents[0] > row["offset"] + row["picture_bytes"]  # without the picture
+    assert latents[1] < moments_row["moments_bytes"] + row["json_bytes"] + 3 * layout.BLOCK
+
+
+def test_flipped_bit_in_the_latents_is_skipped_and_found_by_prepare(pictures, prepared, codec, tmp_path):
+    mine = shutil.copytree(prepared, tmp_path / "mine")
+    shards = Shards(str(mine), SIZE)
+    start, size = layout.moments_place(shards._shards.rows[3], shards._shards.moments_rows[3])
+    tar = mine / f"{shards._shards.rows[3]['shard']:05d}.tar"
+    content = bytearray(tar.read_bytes())
+    content[start + size - 1] ^= 4
+    tar.write_bytes(content)
+    found = [shards[i] for i in range(COUNT)]
+    assert [i for i, example in enumerate(found) if isinstance(example, Skipped)] == [3]
+    assert found[3].reason == "damaged in its shard"
+    assert isinstance(shards.pictures[3], Example)
+    message = refused(lambda: prepare([str(pictures)], str(mine), codec=codec, **SMALL))
+    assert f"the content of {tar.name} is not what was written" in message
+
+
+def test_folder_of_before_there_were_codecs_is_read_and_checked_as_ever(pictures, tmp_path, capsys):
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    del index["codec"]
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    assert Shards(str(tmp_path / "out"), SIZE).encoding is None
+    assert Shards(str(tmp_path / "out"), SIZE)[0].image.shape == (3, SIZE, SIZE)
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
+    assert "is finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["index.npy", "moments.npy"])
+def test_index_of_another_folder_or_none(prepared, tmp_path, name):
+    mine = shutil.copytree(prepared, tmp_path / "mine")
+    np.save(mine / name, np.load(mine / name)[:-1])
+    assert refused(lambda: Shards(str(mine), SIZE)).startswith(f"{mine / name} does not belong to")
+    (mine / name).unlink()
+    assert refused(lambda: Shards(str(mine), SIZE)).startswith(f"{mine / name} cannot be read")
+
+
+def test_picture_whose_latents_are_no_numbers_is_skipped(pictures, save_vae, tmp_path):
+    codec = VAE(save_vae(tmp_path / "vae"))
+    codec.autoencoder.quant_conv.weight.data *= 1e7
+    message = refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **SMALL))
+    assert "encoded to numbers beyond float16" in message and str(pictures) in message
+
+
+# The same result, however it is made
+
+
+def test_workers_that_read_change_nothing(pictures, prepared, codec, tmp_path):
+    prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **{**SMALL, "num_workers": 2})
+    assert contents(tmp_path / "out") == contents(prepared)
+
+
+@pytest.mark.parametrize("survived", [0, 9, 19])
+def test_killed_without_warning_and_started_again(pictures, prepared, codec, tmp_path, monkeypatch, survived):
+    read, seen = maker.read_pixels, []
+
+    def read_or_die(*arguments):
+        if len(seen) == survived:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen.append(arguments)
+        return read(*arguments)
+
+    monkeypatch.setattr(maker, "read_pixels", read_or_die)
+    options = {"codec": codec, **SMALL}
+    arguments = [str(pictures)], str(tmp_path / "out")
+    child = multiprocessing.get_context("fork").Process(target=prepare, args=arguments, kwargs=options)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert len(list((tmp_path / "out").glob("*.tar"))) == survived // 6
+    monkeypatch.undo()
+    prepare(*arguments, **options)
+    assert contents(tmp_path / "out") == contents(prepared)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_input_that_fails_while_it_is_read_is_said_in_words(pictures, codec, tmp_path, monkeypatch, num_workers):
+    def fail(*_):
+        raise InputError("the tar has changed")
+
+    monkeypatch.setattr(maker.ShardMaker, "read", fail)
+    options = {"codec": codec, **SMALL, "num_workers": num_workers}
+    message = refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), **options))
+    assert message.startswith("the tar has changed; what is finished is kept")
+
+
+def test_memory_that_is_full_is_said_in_words(pictures, save_vae, tmp_path, monkeypatch):
+    codec = VAE(save_vae(tmp_path / "vae"))
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 MiB")
+
+    monkeypatch.setattr(codec, "moments", full)
+    message = refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **SMALL))
+    assert "too little free memory to encode 12 images at once" in message and "what is finished is kept" in message
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_finished_folder_is_that_of_one_codec_wherever_its_weights_lie(pictures, prepared, vae, save_vae, tmp_path):
+    moved = VAE(str(shutil.copytree(vae, tmp_path / "moved")))
+    prepare([str(pictures)], str(prepared), codec=moved, **SMALL)  # checks it
+    other = VAE(save_vae(tmp_path / "other", seed=1))
+    before = contents(prepared)
+    message = refused(lambda: prepare([str(pictures)], str(prepared), codec=other, **SMALL))
+    assert f"was made with codec {moved.identity()}, not {other.identity()}" in message
+    message = refused(lambda: prepare([str(pictures)], str(prepared), **SMALL))
+    assert f"was made with codec {moved.identity()}, not None" in message
+    assert contents(prepared) == before
+
+
+# Codecs of which nothing can be kept
+
+
+class Own(Codec):
+    latent_channels, downscale = 3, 1
+
+    def encode(self, images, generator=None):
+        return images / 2
+
+
+@pytest.mark.parametrize(
+    ("make", "image_size", "said"),
+    [
+        (Pixels, SIZE, "--codec Pixels makes nothing of a picture that shards do not hold; leave it out"),
+        (Own, SIZE, "--codec Own encodes in one step, of which nothing can be kept"),
+        (VAE, 18, "image_size 18 is not a multiple of 4"),
+    ],
+)
+def test_codec_that_cannot_be_used(pictures, vae, tmp_path, make, image_size, said):
+    codec = make(vae) if make is VAE else make()
+    options = {**SMALL, "image_size": image_size}
+    assert said in refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **options))
+    assert not (tmp_path / "out").exists()
+
+
+# Training
+
+
+@pytest.fixture
+def module(codec, tokenizer):
+    return LitTransfusion(
+        tokenizer,
+        codec,
+        SIZE,
+        LinearPatcher(5, 16, 2),
+        Bidirectional(),
+        DDPM(),
+        partial(torch.optim.AdamW, lr=1e-3),
+        partial(torch.optim.lr_scheduler.ConstantLR),
+        size=TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
+        ema_decay=None,
+    )
+
+
+def batches(source, codec, tokenizer, count=3, **options):
+    data = data_of(source, codec, **options)
+    data.tokenizer = tokenizer
+    return list(islice(data.train_dataloader(), count))
+
+
+def test_training_on_kept_latents_is_training_on_the_fly(prepared, codec, tokenizer, module):
+    """The same documents, noise and losses, to what float16 rounds away."""
+    kept = batches(Shards(str(prepared), SIZE), codec, tokenizer)
+    fresh = batches(Shards(str(prepared), SIZE, latents=False), codec, tokenizer)
+    for ours, theirs in zip(kept, fresh, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.image_ids, theirs.image_ids)
+        assert ours.images.shape == (len(theirs.images), 10, 4, 4) and len(theirs.images) > 0
+        found, expected = module.latents_of(ours.images, generator()), codec.encode(theirs.images, generator())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, **FLOAT16)
+        assert not torch.allclose(found, module.latents_of(ours.images, generator(1)), atol=0.01)
+        losses = [module.losses(module.net, batch, generator())[0].total for batch in (ours, theirs)]
+        torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
+
+
+def test_mirrored_documents_hold_what_was_kept_of_the_mirror_image(prepared, codec, tokenizer, module):
+    recipe = Recipe(mirror=1.0)
+    kept = batches(Shards(str(prepared), SIZE), codec, tokenizer, recipe=recipe)
+    fresh = batches(Shards(str(prepared), SIZE, latents=False), codec, tokenizer, recipe=recipe)
+    for ours, theirs in zip(kept, fresh, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)
+        torch.testing.assert_close(ours.images.float(), codec.moments(theirs.images), **FLOAT16)
+
+
+def test_workers_send_latents_on_as_they_are(prepared, codec, tokenizer):
+    source = Shards(str(prepared), SIZE)
+    here, there = (batches(source, codec, tokenizer, num_workers=n) for n in (0, 2))
+    assert all(torch.equal(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_another_codec_than_the_runs_is_refused_with_the_fix(prepared, codec, vae, save_vae, tmp_path):
+    source = Shards(str(prepared), SIZE)
+    for other in (VAE(save_vae(tmp_path / "other", seed=1)), Pixels()):
+        message = refused(lambda other=other: data_of(source, other))
+        assert message == (
+            f"{prepared} holds latents of the codec {codec.identity()}, and data.codec is {other.identity()}: set "
+            f"data.codec to VAE (path={vae}), or data.source.init_args.latents to false to encode the pictures again"
+        )
+        assert data_of(Shards(str(prepared), SIZE, latents=False), other).image_shape == (3, SIZE, SIZE)
+    mean = VAE(str(shutil.copytree(vae, tmp_path / "moved")), sample_posterior=False)  # the same weights
+    assert data_of(source, mean).image_shape == (10, 4, 4)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "all.txt").write_text("\n\n".join(f"text number {i}" for i in range(40)))
+    return TextCorpus(str(tmp_path / "texts"), documents="block")
+
+
+def test_mix_holds_latents_or_pixels_and_shows_pixels(prepared, codec, texts, make_pipeline):
+    shards = Shards(str(prepared), SIZE, val_fraction=0.3)
+    mixed = Mix({"drawn": Shapes(SIZE), "kept": shards}, image_size=SIZE)
+    assert refused(lambda: data_of(mixed, codec)) == (
+        "data.source mixes latents (kept) with pictures that are to be encoded (drawn): set "
+        "data.source.init_args.sources.kept.init_args.latents to false, or prepare both with the same --codec"
+    )
+    message = refused(lambda: data_of(mixed, Pixels()))
+    assert "or data.source.init_args.sources.kept.init_args.latents to false" in message
+    mixed = Mix({"text": texts, "kept": shards}, image_size=SIZE)
+    data = data_of(mixed, codec)
+    assert {batch.images.shape[1:] for batch in islice(data.train_dataloader(), 10)} == {(10, 4, 4)}
+    pictures, written = data.val_dataloader()
+    assert next(iter(pictures)).images.shape[1:] == next(iter(written)).images.shape[1:] == (10, 4, 4)
+    # What is shown, predicted and measured is pixels.
+    assert mixed.pictures.split("val")[0].image.shape == (3, SIZE, SIZE)
+    assert next(iter(data.predict_dataloader())).images.shape[1:] == (3, SIZE, SIZE)
+    subject = Subject(make_pipeline(), mixed, num_examples=3)
+    assert subject.pictures.shape == (3, 3, SIZE, SIZE) and subject.pictures.dtype == torch.float32
+
+
+# By the command line
+
+
+def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--input", str(pictures), "--output", "shards", "--image_size", str(SIZE), "--num_workers", "0"]
+    cli.main(["prepare", *words, "--codec", "VAE", "--codec.path", vae])
+    said = capsys.readouterr().out.strip()
+    shown = {"num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 2}
+    checkpoints = {"dirpath": "run/checkpoints", "every_n_train_steps": 1, "save_last": "link"}
+    callbacks = {
+        "ModelCheckpoint": checkpoints,
+        "ShowSamples": shown,
+        "Throughput": {},
+        "WritePredictions": {},
+        "RunDirectory": {},
+    }
+    config = {
+        "base": str(REPOSITORY / "configs" / "default.yaml"),
+        "trainer": {
+            "default_root_dir": "run",
+            "max_steps": 2,
+            "val_check_interval": 2,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "callbacks": [{"class_path": name, "init_args": arguments} for name, arguments in callbacks.items()],
+        },
+        "model": {
+            "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+            "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 2}},
+            "sampling": {"num_inference_steps": 2, "max_new_tokens": 2},
+        },
+        "data": {"sequence_length": 64, "batch_size": 1, "vocab_size": 300, "recipe": {"mirror": 0.5}},
+    }
+    Path("small.yaml").write_text(yaml.safe_dump(config))
+    options = said.partition("train with ")[2].split()  # as `prepare` advises
+    encode, encoded = VAE.moments, []
+    monkeypatch.setattr(VAE, "moments", lambda self, images: (encoded.append(len(images)), encode(self, images))[1])
+    cli.main(["fit", "--config", "small.yaml", *options, "--data.source.init_args.val_fraction", "0.2"])
+    assert encoded and max(encoded) == 1  # those to be described, when they are shown
+    assert sorted(path.name for path in Path("run/samples").iterdir()) == [
+        f"{name}_000002.png" for name in ("captions", "denoising", "samples")
+    ]
+    metrics = next(Path("run/metrics").rglob("metrics.csv")).read_text()
+    assert "throughput/images_per_second" in metrics and "val/loss_image" in metrics
+    cli.main(["predict", "--config", "run/config.yaml", "--ckpt_path", "last"])
+    assert Path("run/predictions/drawn_0000.png").exists()
+    capsys.readouterr()
+    words = ["--ckpt", "run/checkpoints/last.ckpt", "--num_examples", "3", "--num_inference_steps", "2"]
+    cli.main(["evaluate", *words, "--metrics", "Perplexity"])
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_codec_that_is_misspelt_or_not_there_is_said_in_one_line(pictures, tmp_path, capsys):
+    words = ["prepare", "--input", str(pictures), "--output", str(tmp_path / "out")]
+    for codec, said in ((["VEA"], "there is no class VEA; known: "), (["VAE", "--codec.path", "x"], "VAE path 'x'")):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words, "--codec", *codec])
+        message = capsys.readouterr().err.strip()
+        assert caught.value.code == 2 and message.startswith("error: ") and "\n" not in message and said in message
