@@ -78,7 +78,8 @@ class Throughput(lightning.Callback):
     Tokens and patches without padding, images, milliseconds that a step waits for its data, the most memory so far, and
     the operations per second that could not be avoided (`model/flops.py`); under bf16 on a GPU whose peak is known,
     also their share of it (MFU). Validation, drawing samples and writing checkpoints are not counted as time.
-    Of a mix of sources, also the share that each has had in the positions since the start (`data/share_NAME`).
+    Of a mix of sources, also the share that each has had in the positions since the start of this process, or since
+    the weights changed (`data/share_NAME`).
     """
 
     def __init__(self) -> None:
