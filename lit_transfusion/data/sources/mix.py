@@ -34,7 +34,7 @@ class Mix(Source):
 
     def __init__(
         self,
-        sources: dict[str, Source] | None = None,
+        sources: dict[str, Source] = {},  # noqa: B006 (never written to; `| None` would hide the errors of sources)
         weights: dict[str, float] | None = None,
         image_size: int = 64,
         later: dict[int, dict[str, float]] | None = None,
