@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_transfusion.data.preparation.command import prepare
+from lit_transfusion.data.train_tokenizer import train_tokenizer
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.command import evaluate
 from lit_transfusion.evaluation.edit_test import score_edits
@@ -21,12 +22,13 @@ from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.benchmark import draw_benchmark
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
-from lit_transfusion.lightning_cli import TransfusionCLI, one_line, run_lightning
+from lit_transfusion.lightning_cli import SourceFile, TransfusionCLI, one_line, run_lightning
 from lit_transfusion.playground.command import playground
 from lit_transfusion.studies.command import ablate
 
 TOOLS = {  # need no trainer
     "prepare": prepare,
+    "train_tokenizer": train_tokenizer,
     "generate": generate,
     "evaluate": evaluate,
     "ablate": ablate,
@@ -43,6 +45,7 @@ Transfusion: one Transformer that writes text and draws images.
 
 Train
   prepare         pictures, once, into fast shards      prepare --input DIR --output SHARDS
+  train_tokenizer captions and texts into a vocabulary  train_tokenizer --config CONFIG --output tokenizer.model
   fit             train                                 fit --config configs/quickstart.yaml
   validate        losses on the held-out pictures       validate --config runs/NAME/config.yaml --ckpt_path last
   test            the same, logged as test              test --config runs/NAME/config.yaml --ckpt_path last
@@ -83,7 +86,11 @@ def tool_parser(name: str) -> ArgumentParser:
     tool = TOOLS[name]
     description = inspect.getdoc(tool).partition("\n\nArgs:")[0]
     parser = ArgumentParser(prog=f"lit_transfusion {name}", description=description, exit_on_error=False)
-    if "config" not in inspect.signature(tool).parameters:
+    options = inspect.signature(tool).parameters
+    if "source" in options:
+        said = "YAML file of a run, whose data.source is meant, or one with options of this command."
+        parser.add_argument("--config", action=SourceFile, help=said)
+    elif "config" not in options:
         parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options of this command.")
     parser.add_function_arguments(tool, as_group=False, as_positional=False, sub_configs=True)
     return parser

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from lit_transfusion.composition import compose
-from lit_transfusion.data import sources  # noqa: F401 (so that YAML can name them)
 from lit_transfusion.data.datamodule import TransfusionData
+from lit_transfusion.data.sources import Source
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import Metric
 from lit_transfusion.latents import Codec
@@ -51,6 +51,27 @@ class ConfigFile(ActionConfigFile):
             except (ArgumentError, TypeError, ValueError) as error:
                 raise InputError(f"{path}: {one_line(error)}") from error
             parser.arm_found = parser.arm_found or "arm" in content
+
+
+class SourceFile(ActionConfigFile):
+    """A --config file of a tool that has a source: that of a run, which says under `data` what it is, or one with the
+    tool's own options."""
+
+    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+        parts = compose(values)
+        if any("data" in content for _, content in parts):
+            parts = [(path, content.get("data") or {}) for path, content in parts]
+            sizes = [data["image_size"] for _, data in parts if "image_size" in data]
+            parts = [
+                (path, {key: data[key] for key in ("source", "vocab_size") if key in data}) for path, data in parts
+            ]
+            # As in a run, whose link wins over the sources that the files name one after the other.
+            parts += [(values, {"source": {"init_args": {"image_size": size}}}) for size in sizes[-1:]]
+        for path, content in parts:
+            try:
+                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
+            except (ArgumentError, TypeError, ValueError) as error:
+                raise InputError(f"{path}: {one_line(error)}") from error
 
 
 class TransfusionCLI(LightningCLI):
@@ -229,6 +250,8 @@ def known_classes(key: str) -> list[str]:
         hint = Metric
     elif key == "codec":  # of `prepare`
         hint = Codec
+    elif key == "source":  # of `train_tokenizer`
+        hint = Source
     base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
     return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
 

@@ -305,6 +305,10 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
         (["predict", "--help"], ["Who sees whom"]),
         (["fit", "--model.patcher.help", "UNetPatcher"], ["Features of the coarsest level"]),
         (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
+        (
+            ["train_tokenizer", "--help"],
+            ["Train a SentencePiece tokenizer", "--source SOURCE", "whose data.source is meant"],
+        ),
         (["export", "--help"], ["Write a folder with all that", "takes the averaged weights", "--output OUTPUT"]),
         (["playground", "--help"], ["Open a page for the browser", "It has no password", "--port PORT"]),
         (
@@ -365,6 +369,7 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
         (["fit", "--config", "small.yaml", "--data.recipe.caption_first", "2"], ["caption_first 2"]),
         (["fit", "--config", "small.yaml", "--data.tokenizer_model", "none.model"], ["none.model not found"]),
         (["fit", "--config", "small.yaml", "--data.source", "ImageCaptions"], ["ImageCaptions", "path"]),
+        (["fit", "--config", str(REPOSITORY / "configs" / "text_and_shapes.yaml")], ["TextCorpus has no path"]),
         pytest.param(
             *(["fit", "--config", "small.yaml", "--trainer.accelerator", "gpu"], ["gpu"]),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),

@@ -28,7 +28,8 @@ class TransfusionData(lightning.LightningDataModule):
         patch_size: Side of a patch in latent pixels (set by the model's patcher).
         sequence_length: Positions L of a row. Longer rows waste less on padding; an example's images and text must fit.
         batch_size: Rows B of a batch, on each device.
-        tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's; null trains one on the captions.
+        tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's or one of `train_tokenizer`; null trains
+            one on the captions.
         vocab_size: Largest vocabulary of a tokenizer that is trained, its 256 bytes and 3 controls included.
         num_workers: Processes that make documents; 0 makes them in the training process. The batches are the same.
         open_rows: Rows that packing keeps open at once; more waste less padding.

@@ -52,11 +52,11 @@ class PackedLoader:
 
     Workers only make documents, which come back in the order they were asked for; packing is done here. So the stream
     does not depend on the number of workers, and where it stands is a few numbers: the epoch, how many of its
-    documents are used up, and which ones wait in rows that are not full.
+    documents are used up, which ones wait in rows that are not full, and how many batches there were.
 
     Where the source is a mix of several, each goes through epochs of its own. The next document is taken from the one
     that has given the fewest positions for its weight: how long a document is, is known only when it has been made, so
-    the choice is made here, by what was taken so far.
+    the choice is made here, by what was taken so far. Weights may change after so many batches.
 
     Args:
         documents: What to pack.
@@ -101,10 +101,14 @@ class PackedLoader:
                 raise InputError(f"{stream.examples} cannot be shared out to {world_size} processes")
         self.skipped: Counter[str] = Counter()
         self.cut = 0  # documents whose text was cut to what a row has room for
-        self.positions = [0] * len(self.streams)  # of the documents that each stream has given
+        self.positions = [0] * len(self.streams)  # of the documents that each stream has given by its present weight
         self.seconds = 0.0  # spent in here, while training waited
-        places = [{"name": s.name, "epoch": 0, "used": 0, "pieces": 0, "served": 0.0} for s in self.streams]
-        self._state: dict[str, Any] = {"streams": places, "open": []}  # after the batch handed out last
+        places = [
+            {"name": stream.name, "epoch": 0, "used": 0, "pieces": 0, "weight": stream.weight, "served": 0.0}
+            for stream in self.streams
+        ]
+        # After the batch handed out last. `served` is positions by weight, since the weights are what they are.
+        self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}
         self._state_before = self._state  # before it
 
     def __iter__(self) -> Iterator[PackedBatch]:
@@ -118,7 +122,12 @@ class PackedLoader:
             yield batch
 
     def _batches(self) -> Iterator[PackedBatch]:
+        for stream in self.streams:
+            if not stream.indices:
+                self._end_epoch(stream, 0, usable=False)
         places = [dict(place) for place in self._state["streams"]]
+        batches = self._state["batches"]
+        self._weigh(places, batches)
         packer = FirstFit(self.length, self.open_rows)
         packer.rows = [[self._sized(tuple(piece)) for piece in row] for row in self._state["open"]]
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
@@ -130,7 +139,8 @@ class PackedLoader:
         ] = []  # full rows: fewer than a batch, none when one is handed out
         usable = [place["used"] + place["pieces"] > 0 for place in places]  # whether its epoch has given anything
         while True:
-            number = min(range(len(places)), key=lambda number: places[number]["served"])
+            in_use = (number for number, place in enumerate(places) if place["weight"])
+            number = min(in_use, key=lambda number: places[number]["served"])
             stream, place = self.streams[number], places[number]
             made = feed.take(number)
             if made is None:
@@ -145,7 +155,7 @@ class PackedLoader:
                 continue
             usable[number] = True
             length = len(made.document.tokens)
-            place["served"] += length / stream.weight
+            place["served"] += length / place["weight"]
             self.positions[number] += length
             if made.document.cut:
                 self._count_cut(made.key)
@@ -153,10 +163,11 @@ class PackedLoader:
             if row is not None:
                 closed.append(row)
             if len(closed) == self.batch_size:
-                batch, closed = closed, []
+                batch, closed, batches = closed, [], batches + 1
                 if self.endless:  # validation starts at the first example each time
-                    self._remember(places, packer)
+                    self._remember(places, packer, batches)
                 yield self._collate(batch)
+                self._weigh(places, batches)
         self._end_epoch(stream, place["epoch"], usable[number])
         closed += packer.flush()
         for start in range(0, len(closed), self.batch_size):
@@ -186,10 +197,16 @@ class PackedLoader:
                 f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
                 "continue with the same, in the same order, or start from its weights with model.init_from"
             )
+        if "batches" not in own:  # written before weights could change
+            if any(stream.later for stream in self.streams):
+                log.warning("the checkpoint does not say how many batches there were; `later` counts from here")
+            places = zip(own["streams"], self.streams, strict=True)
+            own = own | {"streams": [place | {"weight": stream.weight} for place, stream in places], "batches": 0}
         self._state = self._state_before = own
 
     def shares(self) -> dict[str, float]:
-        """Of a mix, the share of each source in the positions of the documents since this process began."""
+        """Of a mix, the share of each source in the positions of the documents since this process began, or since the
+        weights changed."""
         total = max(sum(self.positions), 1)
         return {s.name: count / total for s, count in zip(self.streams, self.positions, strict=True) if s.name}
 
@@ -216,11 +233,25 @@ class PackedLoader:
         document = self.documents[piece[:2]][piece[2]]
         return len(document.tokens), (piece, document)
 
-    def _remember(self, places: list[dict[str, Any]], packer: FirstFit) -> None:
+    def _weigh(self, places: list[dict[str, Any]], batches: int) -> None:
+        """Give each stream the weight that it has after so many batches. Where that is another than before, all count
+        from here, so that one which was left out so far has nothing to catch up on."""
+        weights = [stream.weight_after(batches) for stream in self.streams]
+        if weights == [place["weight"] for place in places]:
+            return
+        for place, weight in zip(places, weights, strict=True):
+            place |= {"weight": weight, "served": 0.0}
+        self.positions = [0] * len(places)
+        if self.rank == 0:
+            shares = ", ".join(f"{place['name']} {place['weight']:.3g}" for place in places)
+            log.info("after %d batches, the shares are now %s", batches, shares)
+
+    def _remember(self, places: list[dict[str, Any]], packer: FirstFit, batches: int) -> None:
         self._state_before = self._state
         self._state = {
             "streams": [dict(place) for place in places],
             "open": [[piece for _, (piece, _) in row] for row in packer.rows],
+            "batches": batches,
         }
 
     def _collate(self, rows: list[list[tuple[Piece, FlatDocument]]]) -> PackedBatch:

@@ -38,7 +38,14 @@ class Tokenizer:
             raise InputError(f"{path} is not a SentencePiece model") from None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, verbatim: bool = False) -> "Tokenizer":
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        verbatim: bool = False,
+        like_llama: bool = False,
+        character_coverage: float = 1.0,
+    ) -> "Tokenizer":
         """Train byte-pair encoding on `texts` with byte fallback, so that any text can be written.
 
         The vocabulary is smaller than `vocab_size` where the texts do not hold that many pieces. The result depends
@@ -49,9 +56,14 @@ class Tokenizer:
             vocab_size: Most pieces, the bytes and controls included.
             verbatim: Keep each space, line end and form of a letter, as texts need; captions are on one line, with
                 single spaces.
+            like_llama: Each digit is a piece, and runs of spaces can be pieces, as in Llama 2's.
+            character_coverage: Share of all characters whose letters have pieces of their own, in [0.98, 1]; rarer
+                letters are written as bytes.
         """
         model = io.BytesIO()
-        exact = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if verbatim else {}
+        options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if verbatim else {}
+        if like_llama:
+            options |= {"split_digits": True, "allow_whitespace_only_pieces": True}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
@@ -60,15 +72,15 @@ class Tokenizer:
                 vocab_size=vocab_size,
                 hard_vocab_limit=False,
                 byte_fallback=True,
-                character_coverage=1.0,
+                character_coverage=character_coverage,
                 num_threads=1,
                 minloglevel=2,
-                **exact,
+                **options,
             )
         except RuntimeError as error:
-            raise InputError(
-                f"no tokenizer of {vocab_size} pieces could be trained on these captions: {error}"
-            ) from None
+            # After the place in SentencePiece and what it checked there, which is all that it says of no texts.
+            reason = str(error).rpartition("] ")[2] or "there are none"
+            raise InputError(f"no tokenizer of {vocab_size} pieces could be trained on these texts: {reason}") from None
         return cls(model.getvalue())
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -78,3 +90,7 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of `token_ids`; the markers of images are left out."""
         return self._pieces.decode([i for i in token_ids if i < self.boi])
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether a token is one byte of a letter that has no piece of its own."""
+        return token_id < self.boi and self._pieces.is_byte(token_id)

@@ -79,7 +79,7 @@ class Throughput(lightning.Callback):
     the operations per second that could not be avoided (`model/flops.py`); under bf16 on a GPU whose peak is known,
     also their share of it (MFU). Validation, drawing samples and writing checkpoints are not counted as time.
     Also the share of the rows that is filled (`data/fill`) and, of a mix of sources, the share that each has had in the
-    positions since the start (`data/share_NAME`).
+    positions since the start of this process, or since the weights changed (`data/share_NAME`).
     """
 
     def __init__(self) -> None:

@@ -221,6 +221,16 @@ def test_workers_may_change_when_a_run_goes_on(make_loader):
     assert_equal(resumed(make_loader(source), make_loader(source, num_workers=2), 4, 6), whole)
 
 
+@pytest.mark.parametrize("open_rows", [1, 2, 7])
+def test_open_rows_may_change_when_a_run_goes_on(make_loader, open_rows):
+    source = Numbered(23)
+    fresh = make_loader(source, open_rows=open_rows)
+    seen = numbers(resumed(make_loader(source, open_rows=5), fresh, 4, 30))
+    waiting = [piece[1] for row in fresh.state_dict()["ranks"][0]["open"] for piece in row]
+    counts = torch.tensor(seen + waiting).bincount()
+    assert len(counts) == 23 and counts.max() - counts.min() <= 1
+
+
 def test_batch_that_was_made_but_not_taken_is_not_lost(make_loader):
     """The state is that of the last batch that was handed out."""
     loader = make_loader(Numbered(23))

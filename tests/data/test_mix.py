@@ -51,11 +51,12 @@ class Labelled(DocumentSet):
         return documents
 
 
-def labelled_loader(tokenizer, sizes, weights=None, **options):
+def labelled_loader(tokenizer, sizes, weights=None, later=None, **options):
     """A mix of sources of these sizes, named a, b, …"""
     names = "abcdef"[: len(sizes)]
     sources = {name: Made(size) for name, size in zip(names, sizes, strict=True)}
-    source = Mix(sources, dict(zip(names, weights, strict=True)) if weights else None)
+    by_name = {since: dict(zip(names, weights, strict=True)) for since, weights in (later or {}).items()}
+    source = Mix(sources, dict(zip(names, weights, strict=True)) if weights else None, later=by_name)
     documents = Labelled(source, Recipe(), tokenizer, 1, LENGTH, 0)
     return PackedLoader(documents, 4, LENGTH, (3, 2, 2), **options)
 
@@ -184,6 +185,143 @@ def test_run_that_goes_on_with_other_weights_has_the_new_shares_at_once(tokenize
     second.load_state_dict(first.state_dict())
     assert shares(islice(second, 60), second) == pytest.approx([0.1, 0.9], abs=0.05)  # open rows hold the old shares
     assert list(second.shares().values()) == pytest.approx([0.1, 0.9], abs=0.002)
+
+
+# Weights that change
+
+CHANGES = [
+    ((0.9, 0.1), {40: (0.2, 0.8)}),
+    ((1, 0), {40: (0.5, 0.5)}),  # b is used only later
+    ((3, 1), {40: (0, 1)}),  # a is used no more
+    ((0, 1), {20: (2, 3), 40: (1, 0)}),
+]
+
+
+@pytest.mark.parametrize(("weights", "later"), CHANGES)
+def test_shares_are_kept_on_both_sides_of_a_change(tokenizer, weights, later):
+    """But for the documents that waited in rows when it came."""
+    loader = labelled_loader(tokenizer, (900, 700), weights, later, open_rows=2)
+    iterator = iter(loader)
+    begins = [0, *later]
+    for begin, end, wanted in zip(begins, [*begins[1:], 110], [weights, *later.values()], strict=True):
+        batches = [next(iterator) for _ in range(begin, end)]
+        wanted = [weight / sum(wanted) for weight in wanted]
+        assert shares(batches[3 if begin else 0 :], loader) == pytest.approx(wanted, abs=0.01)
+        assert list(loader.shares().values()) == pytest.approx(wanted, abs=0.01)  # since the change
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_source_of_weight_0_is_never_served(tokenizer, num_workers):
+    later = {5: (1, 1, 0), 12: (0, 1, 1)}
+    loader = labelled_loader(tokenizer, (300, 200, 100), (1, 0, 0), later, num_workers=num_workers)
+    iterator, waited = iter(loader), []
+    for in_use, count in (({0}, 5), ({0, 1}, 7), ({1, 2}, 9)):
+        found = labels(next(iterator) for _ in range(count))
+        stream = {label: next(i for i, s in enumerate(loader.streams) if label[1] in s.indices) for label in found}
+        assert {stream[label] for label in found if label not in waited} == in_use
+        waited = [tuple(piece) for row in loader._state["open"] for piece in row]
+
+
+def test_source_that_comes_later_has_nothing_to_catch_up_on(tokenizer):
+    """Also one that was used before, and left out for a while."""
+    loader = labelled_loader(tokenizer, (300, 300), (1, 1), {20: (1, 0), 60: (1, 1)}, open_rows=1)
+    iterator = iter(loader)
+    list(islice(iterator, 63))
+    assert shares(islice(iterator, 6), loader) == pytest.approx([0.5, 0.5], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("stop", "num_workers"), [(0, 0), (1, 0), (11, 0), (12, 0), (13, 0), (14, 0), (19, 0), (20, 0), (29, 0), (12, 2)]
+)
+def test_run_goes_on_exactly_around_a_change(tokenizer, stop, num_workers):
+    def make(num_workers=0):
+        later = {12: (1, 2, 0), 20: (0, 1, 3)}
+        return labelled_loader(tokenizer, (120, 30, 70), (1, 1, 0), later, num_workers=num_workers)
+
+    whole = list(islice(make(), 32))
+    first, second = make(), make(num_workers)
+    before = list(islice(first, stop))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert_equal(before + list(islice(second, 32 - stop)), whole)
+
+
+def test_change_is_what_stopping_and_going_on_with_other_weights_is(tokenizer):
+    sizes, first, second = (120, 80), (3, 1), (1, 4)
+    changing = labelled_loader(tokenizer, sizes, first, {9: second})
+    stopped, other = labelled_loader(tokenizer, sizes, first), labelled_loader(tokenizer, sizes, second)
+    batches = list(islice(stopped, 9))
+    other.load_state_dict(stopped.state_dict())
+    assert_equal(batches + list(islice(other, 20)), list(islice(changing, 29)))
+
+
+def test_batch_that_is_given_back_is_not_counted(tokenizer):
+    def make():
+        return labelled_loader(tokenizer, (120, 80), (1, 0), {6: (0, 1)})
+
+    first, second = make(), make()
+    batches = list(islice(first, 6))  # the last of which is not used
+    first.give_back()
+    second.load_state_dict(first.state_dict())
+    assert_equal(batches[:5] + list(islice(second, 9)), list(islice(make(), 14)))
+
+
+def test_each_rank_counts_its_own_batches(tokenizer):
+    for rank in (0, 1):
+        loader = labelled_loader(tokenizer, (120, 80), (1, 0), {3: (0, 1)}, rank=rank, world_size=2, open_rows=1)
+        batches = list(islice(loader, 6))
+        assert shares(batches[:3], loader) == [1, 0] and shares(batches[4:], loader) == [0, 1]
+
+
+def test_checkpoint_without_a_number_of_batches_is_continued(tokenizer, caplog):
+    """As it was written before weights could change."""
+
+    def earlier(loader):
+        (own,) = json.loads(json.dumps(loader.state_dict()))["ranks"]
+        own.pop("batches")
+        for place in own["streams"]:
+            place.pop("weight")
+        return {"ranks": [own]}
+
+    first, second = (labelled_loader(tokenizer, (120, 80), (3, 1)) for _ in range(2))
+    batches = list(islice(first, 7))
+    second.load_state_dict(earlier(first))
+    assert_equal(batches + list(islice(second, 7)), list(islice(labelled_loader(tokenizer, (120, 80), (3, 1)), 14)))
+    assert not caplog.messages
+    third = labelled_loader(tokenizer, (120, 80), (3, 1), {4: (0, 1)})
+    third.load_state_dict(earlier(first))
+    (message,) = caplog.messages
+    assert "`later` counts from here" in message
+    iterator = iter(third)
+    for wanted in ([0.75, 0.25], [0, 1]):
+        list(islice(iterator, 4))
+        assert list(third.shares().values()) == pytest.approx(wanted, abs=0.05)
+
+
+def test_source_without_examples_is_named_before_it_is_used(tokenizer):
+    for sizes in ((5, 0), (0, 5)):
+        name = "ab"[sizes.index(0)]
+        weights = [float(size > 0) for size in sizes]
+        with pytest.raises(InputError, match=f"not one of the 0 examples of {name} can be used"):
+            next(iter(labelled_loader(tokenizer, sizes, weights, {9: (1, 1)})))
+
+
+@pytest.mark.parametrize(
+    ("weights", "later", "message"),
+    [
+        ((1, 1), {0: {"a": 1, "b": 1}}, r"later\[0\] is not a number of batches above 0; see weights"),
+        ((1, 1), {-5: {"a": 1, "b": 1}}, r"later\[-5\] is not a number of batches"),
+        ((1, 1), {9: {"a": 1, "c": 1}}, r"later\[9\] names c, and there is no such source; there are a, b"),
+        ((1, 1), {9: {"a": 1}}, r"later\[9\] says nothing of b; give each source a weight, 0 to leave it out"),
+        ((1, 1), {9: {"a": 1, "b": -1}}, r"in later\[9\], the weight of b is -1"),
+        ((1, 1), {9: {"a": 1, "b": float("nan")}}, r"in later\[9\], the weight of b is nan"),
+        ((1, 1), {9: {"a": 0, "b": 0}}, r"in later\[9\], all weights are 0"),
+        ((0, 0), {9: {"a": 1, "b": 1}}, "in weights, all weights are 0"),
+        ((1, 0), {9: {"a": 1, "b": 0}}, "the weight of b is 0; leave out what is not to be used"),
+    ],
+)
+def test_change_that_cannot_be_is_refused(weights, later, message):
+    with pytest.raises(InputError, match=message):
+        Mix({"a": Made(3), "b": Made(3)}, dict(zip("ab", weights, strict=True)), later=later)
 
 
 # Texts and pictures, as they are trained on

@@ -256,7 +256,9 @@ def test_run_on_texts_and_pictures_continued_equals_an_uninterrupted_one(folder,
         (tmp_path / f"{number}.txt").write_text(f"text {number} of some words\n" * (number + 1))
     sources = {"text": {"class_path": "TextCorpus", "init_args": {"path": str(tmp_path), "val_fraction": 0.1}}}
     sources["pairs"] = {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}}
-    mixed = {"class_path": "Mix", "init_args": {"sources": sources, "weights": {"text": 0.4, "pairs": 0.6}}}
+    later = {number: {"text": share, "pairs": 1 - share} for number, share in ((2, 0.7), (4, 0.2))}
+    given = {"sources": sources, "weights": {"text": 0.4, "pairs": 0.6}, "later": later}
+    mixed = {"class_path": "Mix", "init_args": given}
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump({"data": {"source": mixed}}))
     options = "--config", str(tmp_path / "mixed.yaml")
     uninterrupted = fit(tmp_path / "uninterrupted", *options)

@@ -23,10 +23,15 @@ class Stream(NamedTuple):
     name: str  # in a mix
     weight: float  # its share of all that is trained on, by positions
     indices: range  # in the source
+    later: tuple[tuple[int, float], ...] = ()  # (batches, the weight that it has after so many), rising
 
     @property
     def examples(self) -> str:
         return f"{len(self.indices)} examples" + (f" of {self.name}" if self.name else "")
+
+    def weight_after(self, batches: int) -> float:
+        """The weight by which it is served once so many batches have been handed out."""
+        return next((weight for since, weight in reversed(self.later) if since <= batches), self.weight)
 
 
 class Source(Dataset):

@@ -18,31 +18,33 @@ class Mix(Source):
     from the source that is furthest behind. Each source goes through epochs of its own, so that a small one comes round
     more often. Where training goes on from a checkpoint with other weights, the new shares hold from there.
 
+    Weights may change at given points of a run, as for the last 1 % of the paper's largest model (4.4), which saw more
+    of the images that look best. Documents that waited in open rows by then, `data.open_rows` rows of them at most, are
+    still handed out after it.
+
     Args:
         sources: The sources, each by a name of yours.
-        weights: The share of each, in any unit; empty for equal shares.
+        weights: The share of each, in any unit; empty for equal shares. 0 for one that is used only later.
         image_size: Side of the square pictures that all of them yield, in pixels, whatever they themselves say (set by
             the data module's `image_size`).
+        later: Weights that take over after so many batches of a process, counted from the start of the run, also over
+            a stop: {99000: {old: 0, new: 1}}. With trainer.accumulate_grad_batches k, a step is k batches; the number
+            of devices does not matter. 0 leaves a source out from there.
     """
 
     def __init__(
-        self, sources: dict[str, Source] | None = None, weights: dict[str, float] | None = None, image_size: int = 64
+        self,
+        sources: dict[str, Source] = {},  # noqa: B006 (never written to; `| None` would hide the errors of sources)
+        weights: dict[str, float] | None = None,
+        image_size: int = 64,
+        later: dict[int, dict[str, float]] | None = None,
     ) -> None:
         super().__init__(image_size)
         if not sources:
             raise InputError("Mix has no sources: set sources to one or more of them, each under a name of yours")
         self.weights = weights or dict.fromkeys(sources, 1.0)
-        if unknown := self.weights.keys() - sources.keys():
-            raise InputError(
-                f"Mix: weights names {min(unknown)}, and there is no such source; there are {', '.join(sources)}"
-            )
-        for name, source in sources.items():
-            if name not in self.weights:
-                raise InputError(f"Mix: weights says nothing of {name}; give each source a weight, or none")
-            if not 0 < self.weights[name] < math.inf:
-                raise InputError(f"Mix: the weight of {name} is {self.weights[name]}; leave out what is not to be used")
-            if isinstance(source, Mix):
-                raise InputError(f"Mix: {name} is itself a mix; name its sources beside the others")
+        self.later = dict(sorted((later or {}).items()))
+        self._check(sources)
         # Pictures come first, so that whoever looks at the first examples sees them.
         ordered = sorted(sources, key=lambda name: (sources[name].images_per_example != 1, sources[name].has_texts))
         self.sources = {name: copy.copy(sources[name]) for name in ordered}
@@ -72,9 +74,11 @@ class Mix(Source):
         return [caption for source in self.sources.values() for caption in source.captions()]
 
     def streams(self) -> list[Stream]:
-        total, streams, start = sum(self.weights.values()), [], 0
+        streams, start = [], 0
         for name, source in self.sources.items():
-            streams.append(Stream(name, self.weights[name] / total, range(start, start + len(source))))
+            later = tuple((since, share_of(name, weights)) for since, weights in self.later.items())
+            indices = range(start, start + len(source))
+            streams.append(Stream(name, share_of(name, self.weights), indices, later))
             start += len(source)
         return streams
 
@@ -89,3 +93,30 @@ class Mix(Source):
     @property
     def pictures(self) -> Source:
         return next(iter(self.sources.values())).pictures
+
+    def _check(self, sources: dict[str, Source]) -> None:
+        told = {"weights": self.weights} | {f"later[{since}]": weights for since, weights in self.later.items()}
+        for key, weights in told.items():
+            if unknown := weights.keys() - sources.keys():
+                raise InputError(
+                    f"Mix: {key} names {min(unknown)}, and there is no such source; there are {', '.join(sources)}"
+                )
+            for name in sources:
+                if name not in weights:
+                    raise InputError(f"Mix: {key} says nothing of {name}; give each source a weight, 0 to leave it out")
+                if not 0 <= weights[name] < math.inf:
+                    raise InputError(f"Mix: in {key}, the weight of {name} is {weights[name]}; set it to 0 or more")
+            if not any(weights.values()):
+                raise InputError(f"Mix: in {key}, all weights are 0; give one source at least a weight above 0")
+        for since in self.later:
+            if since < 1:
+                raise InputError(f"Mix: later[{since}] is not a number of batches above 0; see weights for the start")
+        for name, source in sources.items():
+            if not any(weights[name] for weights in told.values()):
+                raise InputError(f"Mix: the weight of {name} is 0; leave out what is not to be used")
+            if isinstance(source, Mix):
+                raise InputError(f"Mix: {name} is itself a mix; name its sources beside the others")
+
+
+def share_of(name: str, weights: dict[str, float]) -> float:
+    return weights[name] / sum(weights.values())
