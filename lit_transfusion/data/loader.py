@@ -66,9 +66,15 @@ class PackedLoader:
         open_rows: Rows that first-fit packing keeps open.
         num_workers: Processes that make documents; 0 makes them here.
         endless: Go on for ever in shuffled order (training), or once through in order (validation).
-        rank: Which of `world_size` equal shares of the documents is this process's.
+        rank: Which of `world_size` equal shares of the documents is this process's. Where they cannot be equal, the
+            first ranks have one example more of each epoch: none is left out, and none given out twice.
         world_size: Number of processes.
         name: What validation calls its losses, where there is more than one loader.
+        max_skipped: Largest share of an epoch's examples of a source that may be of no use, in [0, 1], each rank for
+            those that are its own. Validation only counts: of a few held-out examples, one is a large share.
+
+    Raises:
+        InputError: As soon as it is certain that more of an epoch is skipped, or when all of it was.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class PackedLoader:
         rank: int = 0,
         world_size: int = 1,
         name: str = "",
+        max_skipped: float = 1.0,
     ) -> None:
         self.documents = documents
         self.batch_size = batch_size
@@ -94,6 +101,7 @@ class PackedLoader:
         self.rank = rank
         self.world_size = world_size
         self.name = name
+        self.max_skipped = max_skipped
         # Without an end to it, nothing is mixed by weight: all is gone through once.
         self.streams = documents.source.streams() if endless else [Stream("", 1.0, range(len(documents.source)))]
         for stream in self.streams:
@@ -103,7 +111,9 @@ class PackedLoader:
         self.cut = 0  # documents whose text was cut to what a row has room for
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given
         self.seconds = 0.0  # spent in here, while training waited
-        places = [{"name": s.name, "epoch": 0, "used": 0, "pieces": 0, "served": 0.0} for s in self.streams]
+        places = [
+            {"name": s.name, "epoch": 0, "used": 0, "pieces": 0, "served": 0.0, "skipped": {}} for s in self.streams
+        ]
         self._state: dict[str, Any] = {"streams": places, "open": []}  # after the batch handed out last
         self._state_before = self._state  # before it
 
@@ -120,7 +130,7 @@ class PackedLoader:
     def _batches(self) -> Iterator[PackedBatch]:
         places = [dict(place) for place in self._state["streams"]]
         packer = FirstFit(self.length, self.open_rows)
-        packer.rows = [[self._sized(tuple(piece)) for piece in row] for row in self._state["open"]]
+        packer.rows = [list(filter(None, map(self._sized, row))) for row in self._state["open"]]
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
         for number, place in enumerate(places):
             for _ in range(place["pieces"]):
@@ -137,11 +147,11 @@ class PackedLoader:
                 break
             if made.key[0] != place["epoch"]:
                 self._end_epoch(stream, place["epoch"], usable[number])
-                place |= {"epoch": made.key[0], "used": 0}
+                place |= {"epoch": made.key[0], "used": 0, "skipped": {}}
                 usable[number] = False
             place |= {"used": place["used"] + 1, "pieces": 0} if made.last else {"pieces": made.piece + 1}
             if isinstance(made.document, Skipped):
-                self._skip(made.document)
+                self._skip(made.document, stream, place)
                 continue
             usable[number] = True
             length = len(made.document.tokens)
@@ -186,6 +196,7 @@ class PackedLoader:
                 f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
                 "continue with the same, in the same order, or start from its weights with model.init_from"
             )
+        own["streams"] = [{"skipped": {}} | place for place in own["streams"]]  # of an earlier version, not counted
         self._state = self._state_before = own
 
     def shares(self) -> dict[str, float]:
@@ -211,10 +222,14 @@ class PackedLoader:
                 return
             epoch, start = epoch + 1, self.rank
 
-    def _sized(self, piece: Piece) -> tuple[int, tuple[Piece, FlatDocument]]:
-        """What waits in an open row, made again."""
-        document = self.documents[piece[:2]][piece[2]]
-        return len(document.tokens), (piece, document)
+    def _sized(self, piece: Piece) -> tuple[int, tuple[Piece, FlatDocument]] | None:
+        """What waits in an open row, made again; None if it cannot be used any more."""
+        epoch, index, number = piece
+        documents = self.documents[epoch, index]
+        if isinstance(documents, Skipped):
+            self._count_skipped(documents)
+            return None
+        return len(documents[number].tokens), ((epoch, index, number), documents[number])
 
     def _remember(self, places: list[dict[str, Any]], packer: FirstFit) -> None:
         self._state_before = self._state
@@ -227,10 +242,27 @@ class PackedLoader:
         documents = [[document for _, document in row] for row in rows]
         return collate(documents, self.length, self.documents.tokenizer.pad, self.image_shape)
 
-    def _skip(self, skipped: Skipped) -> None:
+    def _count_skipped(self, skipped: Skipped) -> None:
         if not self.skipped[skipped.reason]:
             log.warning("skipped %s: %s (more of this kind are only counted)", skipped.name, skipped.reason)
         self.skipped[skipped.reason] += 1
+
+    def _skip(self, skipped: Skipped, stream: Stream, place: dict[str, Any]) -> None:
+        """Count it, in the epoch too, which may go on after a stop."""
+        self._count_skipped(skipped)
+        name, reason = skipped
+        count, first = place["skipped"].get(reason, (0, name))
+        place["skipped"] = place["skipped"] | {reason: [count + 1, first]}  # the state holds the one before
+        total = sum(count for count, _ in place["skipped"].values())
+        own = len(range(self.rank, len(stream.indices), self.world_size))
+        if self.endless and total > self.max_skipped * own:
+            listed = ", ".join(f"{n} {reason} (first: {first})" for reason, (n, first) in place["skipped"].items())
+            process = "" if self.world_size == 1 else f" ({own} of them this process's)"
+            raise InputError(
+                f"{total} of the {stream.examples}{process} cannot be used, which is more than the share of "
+                f"{self.max_skipped:g} that data.max_skipped allows: {listed}; mend them, or allow more and go on with "
+                "--ckpt_path last"
+            )
 
     def _count_cut(self, key: Key) -> None:
         if not self.cut:
