@@ -128,8 +128,10 @@ def test_ranks_share_the_training_documents_and_validate_on_the_same():
 def test_share_that_may_be_skipped_is_a_share(share):
     with pytest.raises(InputError, match=rf"data\.max_skipped {share} is not a share between 0 and 1"):
         data(max_skipped=share)
+
+
+def test_share_that_may_be_skipped_is_handed_on():
     assert data(max_skipped=0.2).train_dataloader().max_skipped == 0.2
-    assert data().train_dataloader().max_skipped == 0.05
 
 
 def test_seed_is_the_datas():
