@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lit_transfusion.data.feed import Feed, Key
 from lit_transfusion.data.order import mix, shuffled
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
 from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.sharing import START, shared_out
 from lit_transfusion.data.sources.base import Source, Stream
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
@@ -111,9 +112,7 @@ class PackedLoader:
         self.cut = 0  # documents whose text was cut to what a row has room for
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given
         self.seconds = 0.0  # spent in here, while training waited
-        places = [
-            {"name": s.name, "epoch": 0, "used": 0, "pieces": 0, "served": 0.0, "skipped": {}} for s in self.streams
-        ]
+        places = [{"name": stream.name, **START} for stream in self.streams]
         self._state: dict[str, Any] = {"streams": places, "open": []}  # after the batch handed out last
         self._state_before = self._state  # before it
 
@@ -132,24 +131,28 @@ class PackedLoader:
         packer = FirstFit(self.length, self.open_rows)
         packer.rows = [list(filter(None, map(self._sized, row))) for row in self._state["open"]]
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
-        for number, place in enumerate(places):
-            for _ in range(place["pieces"]):
-                feed.take(number)
         closed: list[
             list[tuple[Piece, FlatDocument]]
         ] = []  # full rows: fewer than a batch, none when one is handed out
-        usable = [place["used"] + place["pieces"] > 0 for place in places]  # whether its epoch has given anything
+        # Whether its epoch has given anything.
+        usable = [place["base"] + place["used"] + place["pieces"] > 0 for place in places]
         while True:
             number = min(range(len(places)), key=lambda number: places[number]["served"])
             stream, place = self.streams[number], places[number]
             made = feed.take(number)
             if made is None:
                 break
-            if made.key[0] != place["epoch"]:
-                self._end_epoch(stream, place["epoch"], usable[number])
-                place |= {"epoch": made.key[0], "used": 0, "skipped": {}}
-                usable[number] = False
-            place |= {"used": place["used"] + 1, "pieces": 0} if made.last else {"pieces": made.piece + 1}
+            todo = place["todo"]
+            if made.piece < (todo[0][2] if todo else place["pieces"]) and not made.last:
+                continue  # was given before a stop
+            if todo:
+                place["todo"] = todo[1:] if made.last else [[*made.key, made.piece + 1], *todo[1:]]
+            else:
+                if made.key[0] != place["epoch"]:
+                    self._end_epoch(stream, place["epoch"], usable[number])
+                    place |= {"epoch": made.key[0], "base": 0, "used": 0, "skipped": {}}
+                    usable[number] = False
+                place |= {"used": place["used"] + 1, "pieces": 0} if made.last else {"pieces": made.piece + 1}
             if isinstance(made.document, Skipped):
                 self._skip(made.document, stream, place)
                 continue
@@ -181,23 +184,20 @@ class PackedLoader:
         return {"ranks": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state["ranks"]) != self.world_size:
-            raise InputError(
-                f"the checkpoint was written by {len(state['ranks'])} processes and this run has {self.world_size}: "
-                "continue with the same number of devices, or start from its weights with model.init_from"
-            )
-        own = state["ranks"][self.rank]
-        if "used" in own:  # written before sources could be mixed and texts split
-            place = {"name": "", "epoch": own["epoch"], "used": own["used"], "pieces": 0, "served": 0.0}
-            own = {"streams": [place], "open": [[(*key, 0) for key in row] for row in own["open"]]}
-        theirs, mine = [place["name"] for place in own["streams"]], [stream.name for stream in self.streams]
+        """Go on from there. With as many processes as before, the stream is the same; with more or fewer, each document
+        of the epoch that has not come yet comes once, from one of them."""
+        ranks = [current(state) for state in state["ranks"]]
+        theirs = [place["name"] for place in ranks[0]["streams"]]
+        mine = [stream.name for stream in self.streams]
         if theirs != mine:
             raise InputError(
                 f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
                 "continue with the same, in the same order, or start from its weights with model.init_from"
             )
-        own["streams"] = [{"skipped": {}} | place for place in own["streams"]]  # of an earlier version, not counted
-        self._state = self._state_before = own
+        if len(ranks) != self.world_size:
+            log.info("of %d processes, the documents are shared out to %d", len(ranks), self.world_size)
+            ranks = shared_out(ranks, self.streams, self._order, self.world_size)
+        self._state = self._state_before = ranks[self.rank]
 
     def shares(self) -> dict[str, float]:
         """Of a mix, the share of each source in the positions of the documents since this process began."""
@@ -211,16 +211,18 @@ class PackedLoader:
     def _keys(self, stream: Stream, place: dict[str, Any]) -> Iterator[Key]:
         """The examples of a stream from the given place on, in the order in which they are used."""
         indices, epoch = stream.indices, place["epoch"]
-        start = self.rank + place["used"] * self.world_size
+        start = place["base"] + self.rank + place["used"] * self.world_size
+        yield from [(epoch, index) for epoch, index, _ in place["todo"]]
         while indices:
-            order = range(len(indices))
-            if self.endless:
-                order = shuffled(len(indices), mix(self.documents.seed, epoch, indices.stop))
+            order = self._order(stream, epoch) if self.endless else range(len(indices))
             for number in range(start, len(indices), self.world_size):
                 yield epoch, indices[order[number]]
             if not self.endless:
                 return
             epoch, start = epoch + 1, self.rank
+
+    def _order(self, stream: Stream, epoch: int) -> Sequence[int]:
+        return shuffled(len(stream.indices), mix(self.documents.seed, epoch, stream.indices.stop))
 
     def _sized(self, piece: Piece) -> tuple[int, tuple[Piece, FlatDocument]] | None:
         """What waits in an open row, made again; None if it cannot be used any more."""
@@ -283,6 +285,14 @@ class PackedLoader:
             log.warning("by the end of epoch %d, of %s skipped: %s", epoch, stream.examples, self._reasons())
         if self.cut:
             log.warning("by the end of epoch %d, of %s cut: %d", epoch, stream.examples, self.cut)
+
+
+def current(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a process as it is written now, of one that an earlier version may have written."""
+    if "used" in state:  # before sources could be mixed and texts split
+        place = {"name": "", "epoch": state["epoch"], "used": state["used"]}
+        state = {"streams": [place], "open": [[(*key, 0) for key in row] for row in state["open"]]}
+    return state | {"streams": [START | place for place in state["streams"]]}
 
 
 def told(names: list[str]) -> str:

@@ -78,7 +78,7 @@ class FirstFit:
                 row.append((length, item))
                 return None
         closed = None
-        if len(self.rows) == self.open_rows:
+        if len(self.rows) >= self.open_rows:  # more, where a run goes on with fewer
             fullest = filled.index(max(filled))
             closed = [item for _, item in self.rows.pop(fullest)]
         self.rows.append([(length, item)])

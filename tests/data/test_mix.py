@@ -108,6 +108,51 @@ def test_each_document_of_an_epoch_comes_once(tokenizer, size, num_workers, resu
     assert Counter(found) == Counter(expected)
 
 
+def in_turn(tokenizer, sizes, shares_of_an_epoch) -> list[tuple[int, int, int]]:
+    """The documents of the first epoch of each source, by as many processes as there are shares: each makes as many
+    batches as its share says, and then others go on; the last ones until nothing of the epoch is left."""
+    batches_of_all = 3 * sum(sizes) * 15 // LENGTH // 4 // 2  # about, of an epoch
+    found, state = [], None
+    for paces in shares_of_an_epoch:
+        loaders = [labelled_loader(tokenizer, sizes, rank=rank, world_size=len(paces)) for rank in range(len(paces))]
+        for loader, pace in zip(loaders, paces, strict=True):
+            if state is not None:
+                loader.load_state_dict(json.loads(json.dumps(state)))
+            batches = iter(loader)
+            if pace is not None:
+                found += labels(islice(batches, int(pace * batches_of_all / len(paces))))
+            while pace is None and left(loader):
+                found += labels([next(batches)])
+        state = {"ranks": [loader.state_dict()["ranks"][0] for loader in loaders]}
+    return [label for label in found if label[0] == 0]
+
+
+def left(loader) -> bool:
+    """Whether something of the first epoch is still to come."""
+    (state,) = loader.state_dict()["ranks"]
+    to_come = [item for row in state["open"] for item in row]
+    to_come += [item for place in state["streams"] for item in place["todo"]]
+    epochs = {place["epoch"] for place in state["streams"]} | {epoch for epoch, *_ in to_come}
+    return 0 in epochs
+
+
+@pytest.mark.parametrize(
+    "shares_of_an_epoch",
+    [
+        [(0.3,), (None, None)],
+        [(0.3, 0.5), (None,)],
+        [(0.2, 0.4), (None, None, None)],
+        [(0.1, 0.3, 0.4), (0.1, 0.3), (0.0, 0.1, 0.1), (None,)],
+        [(0.1, 2.5), (None, None, None)],  # the second is in another epoch than the first
+    ],
+)
+def test_each_document_of_an_epoch_comes_once_though_the_number_of_processes_changes(tokenizer, shares_of_an_epoch):
+    sizes = (91, 40)
+    expected = [(0, index, piece) for index in range(sum(sizes)) for piece in range(3 if index % 10 == 0 else 1)]
+    found = in_turn(tokenizer, sizes, shares_of_an_epoch)
+    assert Counter(found) == Counter(expected)
+
+
 def test_short_source_comes_round_and_a_long_one_does_not_wait(tokenizer):
     found = labels(islice(labelled_loader(tokenizer, (11, 500)), 30))
     short = Counter((epoch, index) for epoch, index, piece in found if index < 11 and piece == 0)

@@ -20,7 +20,7 @@ from test_resume import assert_same_end, config, metrics
 
 from lit_transfusion.data.preparation.command import prepare
 
-STEPS = 40
+STEPS, EVERY = 40, 3  # EVERY: steps from one checkpoint to the next
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
@@ -55,7 +55,7 @@ def written(tmp_path, mixed):
         callbacks = [c for c in content["trainer"]["callbacks"] if not c["class_path"].endswith("Witness")]
         for callback in callbacks:
             if callback["class_path"] == "ModelCheckpoint":
-                callback["init_args"]["every_n_train_steps"] = 3
+                callback["init_args"]["every_n_train_steps"] = EVERY
         callbacks += [{"class_path": "killed_run.Witness"}, {"class_path": "LimitThreads"}]
         content["trainer"] |= {"max_steps": STEPS, "val_check_interval": 7, "callbacks": callbacks, **trainer}
         content["data"]["source"] = mixed
@@ -88,7 +88,11 @@ def assert_same_runs(killed: Path, whole: Path, ranks: int = 1) -> None:
             assert seen == expected[step], (rank, step)
         assert {step for step, *_ in steps(killed, rank)} == expected.keys()
     assert_same_end(killed, whole)
-    assert metrics(killed) == metrics(whole)
+    kept, expected = metrics(killed), metrics(whole)
+    # Lightning logs a step after its checkpoint: killed in between, that row is lost, for the next start is behind it.
+    lost = expected.keys() - kept.keys()
+    assert all((step + 1) % EVERY == 0 for step in lost)
+    assert kept == {step: row for step, row in expected.items() if step not in lost}
 
 
 def test_killed_in_the_midst_and_continued_equals_an_uninterrupted_one(written, tmp_path):
