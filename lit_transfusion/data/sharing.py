@@ -21,6 +21,7 @@ def shared_out(
     Processes use up their shares at their own pace, so that what is used is not the beginning of an epoch. Up to the
     example that the fastest has come to, what the others have not used is listed, as (epoch, index, pieces that are
     used), and shared out; behind it, the epoch goes on in new shares. Documents in open rows are shared out by rows.
+    Skips of the epoch are counted anew.
 
     Args:
         ranks: The states of all processes, as `PackedLoader` keeps them.
