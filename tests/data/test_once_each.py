@@ -77,7 +77,7 @@ def first_epoch(make, rank: int, stops: dict[int, int], num_workers: int, tokeni
         if count in stops:
             batches.close()
             file = io.BytesIO()
-            torch.save({"ranks": [state if number == rank else None for number in range(RANKS)]}, file)
+            torch.save({"ranks": [state] * RANKS}, file)
             file.seek(0)
             loader = make(rank, stops.pop(count))
             loader.load_state_dict(torch.load(file, weights_only=True))
