@@ -119,8 +119,14 @@ class TransfusionCLI(LightningCLI):
         if ckpt_path != "last":
             return
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
-        if not any(folder.glob("last*.ckpt")):
+        if any(path.exists() for path in folder.glob("last*.ckpt")):
+            return
+        # A run that was killed while it moved the link has none, or one to the checkpoint that it had just removed.
+        checkpoints = [path for path in folder.glob("*.ckpt") if path.exists()]
+        if not checkpoints:
             raise InputError(f"--ckpt_path last: there is no checkpoint in {folder}")
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime_ns)
+        self.config_init[self.subcommand].ckpt_path = str(newest)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let what the checkpoint says win over the YAML and the command line."""

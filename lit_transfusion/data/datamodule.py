@@ -34,6 +34,8 @@ class TransfusionData(lightning.LightningDataModule):
         num_workers: Processes that make documents; 0 makes them in the training process. The batches are the same.
         open_rows: Rows that packing keeps open at once; more waste less padding.
         seed: Of order, choice of caption, and dropout.
+        max_skipped: Largest share of a source that may be of no use in an epoch of training, in [0, 1]; as soon as more
+            is skipped, the run stops with the reasons.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class TransfusionData(lightning.LightningDataModule):
         num_workers: int = 0,
         open_rows: int = 16,
         seed: int = 0,
+        max_skipped: float = 0.05,
     ) -> None:
         super().__init__()
         self.source = source
@@ -64,6 +67,7 @@ class TransfusionData(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.open_rows = open_rows
         self.seed = seed
+        self.max_skipped = max_skipped
         self._check()
 
     @cached_property
@@ -138,12 +142,15 @@ class TransfusionData(lightning.LightningDataModule):
             rank=self.trainer.global_rank if shared else 0,
             world_size=self.trainer.world_size if shared else 1,
             name=name,
+            max_skipped=self.max_skipped,
         )
 
     def _check(self) -> None:
         for name, least in (("batch_size", 1), ("open_rows", 1), ("num_workers", 0), ("patch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} {getattr(self, name)} is less than {least}")
+        if not 0 <= self.max_skipped <= 1:
+            raise InputError(f"data.max_skipped {self.max_skipped} is not a share between 0 and 1")
         if self.source.image_size != self.image_size:
             raise InputError(f"data.image_size is {self.image_size}, but the source yields {self.source.image_size}")
         _, height, width = self.codec.latent_shape(self.image_size)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lit_transfusion.data.feed import Feed, Key
 from lit_transfusion.data.order import mix, shuffled
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
 from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.sharing import START, shared_out
 from lit_transfusion.data.sources.base import Source, Stream
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
@@ -66,9 +67,15 @@ class PackedLoader:
         open_rows: Rows that first-fit packing keeps open.
         num_workers: Processes that make documents; 0 makes them here.
         endless: Go on for ever in shuffled order (training), or once through in order (validation).
-        rank: Which of `world_size` equal shares of the documents is this process's.
+        rank: Which of `world_size` equal shares of the documents is this process's. Where they cannot be equal, the
+            first ranks have one example more of each epoch: none is left out, and none given out twice.
         world_size: Number of processes.
         name: What validation calls its losses, where there is more than one loader.
+        max_skipped: Largest share of an epoch's examples of a source that may be of no use, in [0, 1], each rank for
+            those that are its own. Validation only counts: of a few held-out examples, one is a large share.
+
+    Raises:
+        InputError: As soon as it is certain that more of an epoch is skipped, or when all of it was.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class PackedLoader:
         rank: int = 0,
         world_size: int = 1,
         name: str = "",
+        max_skipped: float = 1.0,
     ) -> None:
         self.documents = documents
         self.batch_size = batch_size
@@ -94,6 +102,7 @@ class PackedLoader:
         self.rank = rank
         self.world_size = world_size
         self.name = name
+        self.max_skipped = max_skipped
         # Without an end to it, nothing is mixed by weight: all is gone through once.
         self.streams = documents.source.streams() if endless else [Stream("", 1.0, range(len(documents.source)))]
         for stream in self.streams:
@@ -103,10 +112,7 @@ class PackedLoader:
         self.cut = 0  # documents whose text was cut to what a row has room for
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given by its present weight
         self.seconds = 0.0  # spent in here, while training waited
-        places = [
-            {"name": stream.name, "epoch": 0, "used": 0, "pieces": 0, "weight": stream.weight, "served": 0.0}
-            for stream in self.streams
-        ]
+        places = [{"name": stream.name, "weight": stream.weight, **START} for stream in self.streams]
         # After the batch handed out last. `served` is positions by weight, since the weights are what they are.
         self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}
         self._state_before = self._state  # before it
@@ -129,15 +135,13 @@ class PackedLoader:
         batches = self._state["batches"]
         self._weigh(places, batches)
         packer = FirstFit(self.length, self.open_rows)
-        packer.rows = [[self._sized(tuple(piece)) for piece in row] for row in self._state["open"]]
+        packer.rows = [list(filter(None, map(self._sized, row))) for row in self._state["open"]]
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
-        for number, place in enumerate(places):
-            for _ in range(place["pieces"]):
-                feed.take(number)
         closed: list[
             list[tuple[Piece, FlatDocument]]
         ] = []  # full rows: fewer than a batch, none when one is handed out
-        usable = [place["used"] + place["pieces"] > 0 for place in places]  # whether its epoch has given anything
+        # Whether its epoch has given anything.
+        usable = [place["base"] + place["used"] + place["pieces"] > 0 for place in places]
         while True:
             in_use = (number for number, place in enumerate(places) if place["weight"])
             number = min(in_use, key=lambda number: places[number]["served"])
@@ -145,13 +149,19 @@ class PackedLoader:
             made = feed.take(number)
             if made is None:
                 break
-            if made.key[0] != place["epoch"]:
-                self._end_epoch(stream, place["epoch"], usable[number])
-                place |= {"epoch": made.key[0], "used": 0}
-                usable[number] = False
-            place |= {"used": place["used"] + 1, "pieces": 0} if made.last else {"pieces": made.piece + 1}
+            todo = place["todo"]
+            if made.piece < (todo[0][2] if todo else place["pieces"]) and not made.last:
+                continue  # was given before a stop
+            if todo:
+                place["todo"] = todo[1:] if made.last else [[*made.key, made.piece + 1], *todo[1:]]
+            else:
+                if made.key[0] != place["epoch"]:
+                    self._end_epoch(stream, place["epoch"], usable[number])
+                    place |= {"epoch": made.key[0], "base": 0, "used": 0, "skipped": {}}
+                    usable[number] = False
+                place |= {"used": place["used"] + 1, "pieces": 0} if made.last else {"pieces": made.piece + 1}
             if isinstance(made.document, Skipped):
-                self._skip(made.document)
+                self._skip(made.document, stream, place)
                 continue
             usable[number] = True
             length = len(made.document.tokens)
@@ -182,27 +192,25 @@ class PackedLoader:
         return {"ranks": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state["ranks"]) != self.world_size:
+        """Go on from there. With as many processes as before, the stream is the same; with more or fewer, each document
+        of the epoch that has not come yet comes once, from one of them."""
+        ranks, (own, *_) = state["ranks"], self._state["streams"]
+        if ranks[0].keys() != self._state.keys() or ranks[0]["streams"][0].keys() != own.keys():
             raise InputError(
-                f"the checkpoint was written by {len(state['ranks'])} processes and this run has {self.world_size}: "
-                "continue with the same number of devices, or start from its weights with model.init_from"
+                "the checkpoint was written by another version of lit_transfusion, which kept its place in the data in "
+                "another way: start from its weights with model.init_from"
             )
-        own = state["ranks"][self.rank]
-        if "used" in own:  # written before sources could be mixed and texts split
-            place = {"name": "", "epoch": own["epoch"], "used": own["used"], "pieces": 0, "served": 0.0}
-            own = {"streams": [place], "open": [[(*key, 0) for key in row] for row in own["open"]]}
-        theirs, mine = [place["name"] for place in own["streams"]], [stream.name for stream in self.streams]
+        theirs = [place["name"] for place in ranks[0]["streams"]]
+        mine = [stream.name for stream in self.streams]
         if theirs != mine:
             raise InputError(
                 f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
                 "continue with the same, in the same order, or start from its weights with model.init_from"
             )
-        if "batches" not in own:  # written before weights could change
-            if any(stream.later for stream in self.streams):
-                log.warning("the checkpoint does not say how many batches there were; `later` counts from here")
-            places = zip(own["streams"], self.streams, strict=True)
-            own = own | {"streams": [place | {"weight": stream.weight} for place, stream in places], "batches": 0}
-        self._state = self._state_before = own
+        if len(ranks) != self.world_size:
+            log.info("of %d processes, the documents are shared out to %d", len(ranks), self.world_size)
+            ranks = shared_out(ranks, self.streams, self._order, self.world_size)
+        self._state = self._state_before = ranks[self.rank]
 
     def shares(self) -> dict[str, float]:
         """Of a mix, the share of each source in the positions of the documents since this process began, or since the
@@ -217,21 +225,27 @@ class PackedLoader:
     def _keys(self, stream: Stream, place: dict[str, Any]) -> Iterator[Key]:
         """The examples of a stream from the given place on, in the order in which they are used."""
         indices, epoch = stream.indices, place["epoch"]
-        start = self.rank + place["used"] * self.world_size
+        start = place["base"] + self.rank + place["used"] * self.world_size
+        yield from [(epoch, index) for epoch, index, _ in place["todo"]]
         while indices:
-            order = range(len(indices))
-            if self.endless:
-                order = shuffled(len(indices), mix(self.documents.seed, epoch, indices.stop))
+            order = self._order(stream, epoch) if self.endless else range(len(indices))
             for number in range(start, len(indices), self.world_size):
                 yield epoch, indices[order[number]]
             if not self.endless:
                 return
             epoch, start = epoch + 1, self.rank
 
-    def _sized(self, piece: Piece) -> tuple[int, tuple[Piece, FlatDocument]]:
-        """What waits in an open row, made again."""
-        document = self.documents[piece[:2]][piece[2]]
-        return len(document.tokens), (piece, document)
+    def _order(self, stream: Stream, epoch: int) -> Sequence[int]:
+        return shuffled(len(stream.indices), mix(self.documents.seed, epoch, stream.indices.stop))
+
+    def _sized(self, piece: Piece) -> tuple[int, tuple[Piece, FlatDocument]] | None:
+        """What waits in an open row, made again; None if it cannot be used any more."""
+        epoch, index, number = piece
+        documents = self.documents[epoch, index]
+        if isinstance(documents, Skipped):
+            self._count_skipped(documents)
+            return None
+        return len(documents[number].tokens), ((epoch, index, number), documents[number])
 
     def _weigh(self, places: list[dict[str, Any]], batches: int) -> None:
         """Give each stream the weight that it has after so many batches. Where that is another than before, all count
@@ -258,10 +272,27 @@ class PackedLoader:
         documents = [[document for _, document in row] for row in rows]
         return collate(documents, self.length, self.documents.tokenizer.pad, self.image_shape)
 
-    def _skip(self, skipped: Skipped) -> None:
+    def _count_skipped(self, skipped: Skipped) -> None:
         if not self.skipped[skipped.reason]:
             log.warning("skipped %s: %s (more of this kind are only counted)", skipped.name, skipped.reason)
         self.skipped[skipped.reason] += 1
+
+    def _skip(self, skipped: Skipped, stream: Stream, place: dict[str, Any]) -> None:
+        """Count it, in the epoch too, which may go on after a stop."""
+        self._count_skipped(skipped)
+        name, reason = skipped
+        count, first = place["skipped"].get(reason, (0, name))
+        place["skipped"] = place["skipped"] | {reason: [count + 1, first]}  # the state holds the one before
+        total = sum(count for count, _ in place["skipped"].values())
+        own = len(range(self.rank, len(stream.indices), self.world_size))
+        if self.endless and total > self.max_skipped * own:
+            listed = ", ".join(f"{n} {reason} (first: {first})" for reason, (n, first) in place["skipped"].items())
+            process = "" if self.world_size == 1 else f" ({own} of them this process's)"
+            raise InputError(
+                f"{total} of the {stream.examples}{process} cannot be used, which is more than the share of "
+                f"{self.max_skipped:g} that data.max_skipped allows: {listed}; mend them, or allow more and go on with "
+                "--ckpt_path last"
+            )
 
     def _count_cut(self, key: Key) -> None:
         if not self.cut:

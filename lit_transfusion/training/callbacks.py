@@ -303,6 +303,14 @@ class RunDirectory(lightning.Callback):
         log.info("%.2fM parameters: %s", sum(millions.values()), parts)
         log.info("the run is kept in %s", folder)
 
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        """Write down what was logged before a checkpoint: a run that is killed goes on from there, and would not log it
+        again. (Of the last step before it, Lightning logs after the checkpoint.)"""
+        keeper = trainer.checkpoint_callback
+        if isinstance(keeper, ModelCheckpoint) and keeper._last_global_step_saved == trainer.global_step:
+            for logger in trainer.loggers:
+                logger.save()
+
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Keep the last step: where it is no multiple of the interval, last.ckpt would stay at an earlier one. (A
         checkpoint that is judged by what it monitors waits for the validation.)"""

@@ -124,6 +124,16 @@ def test_ranks_share_the_training_documents_and_validate_on_the_same():
     assert len(streams["val"][0]) == len(streams["val"][1]) and all(map(torch.equal, *streams["val"]))
 
 
+@pytest.mark.parametrize("share", [-0.1, 5])
+def test_share_that_may_be_skipped_is_a_share(share):
+    with pytest.raises(InputError, match=rf"data\.max_skipped {share} is not a share between 0 and 1"):
+        data(max_skipped=share)
+
+
+def test_share_that_may_be_skipped_is_handed_on():
+    assert data(max_skipped=0.2).train_dataloader().max_skipped == 0.2
+
+
 def test_seed_is_the_datas():
     streams = [[b.tokens for b in islice(data(seed=seed).train_dataloader(), 3)] for seed in (0, 0, 1)]
     assert all(map(torch.equal, streams[0], streams[1]))

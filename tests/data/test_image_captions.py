@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from lit_transfusion.data.document import Example, Skipped
+from lit_transfusion.data.loader import DocumentSet
+from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.image_captions import ImageCaptions
 from lit_transfusion.errors import InputError
 
@@ -96,6 +98,14 @@ def test_picture_that_has_gone_since(tmp_path):
     source = ImageCaptions(str(tmp_path))
     file.unlink()
     assert source[0] == Skipped(str(file), "does not exist")
+
+
+@pytest.mark.parametrize("unit", ["many words ", "x", "你"])
+def test_caption_of_a_hundred_thousand_characters_is_cut_to_its_row(tmp_path, tokenizer, unit):
+    put_picture(tmp_path, "a.png", unit * (100_000 // len(unit)))
+    documents = DocumentSet(ImageCaptions(str(tmp_path), 4), Recipe(caption_dropout=0.0), tokenizer, 4, 64, seed=0)
+    (document,) = documents[0, 0]
+    assert len(document.tokens) == 64 and document.cut
 
 
 # Captions in a metadata file

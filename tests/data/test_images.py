@@ -158,6 +158,26 @@ def test_truncated_picture(format):
         read_pixels(io.BytesIO(data[: len(data) // 2]), 16)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_picture_of_which_some_bytes_are_others(monkeypatch, format):
+    """It is decoded to something, or refused like all that are broken, whatever the byte was for."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    draws = np.random.default_rng(0)
+    data = saved(Image.fromarray(draws.integers(0, 256, (24, 24, 3), dtype=np.uint8)), format).getvalue()
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for place in draws.integers(0, len(data), draws.integers(1, 6)):
+            damaged[place] = draws.integers(256)
+        try:
+            assert read_pixels(io.BytesIO(damaged), 8).shape == (3, 8, 8)
+        except ValueError as error:
+            assert str(error) in ("cannot be read", "larger than 1 megapixels")
+            refused += 1
+    assert refused or format == "BMP"
+
+
 @pytest.mark.parametrize("data", [b"", b"<html>404 Not Found</html>", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_picture(tmp_path, data):
     file = tmp_path / "picture.jpg"

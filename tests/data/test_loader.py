@@ -243,10 +243,14 @@ def test_batch_that_was_made_but_not_taken_is_not_lost(make_loader):
     assert_equal([*taken, next(iter(fresh))], list(islice(make_loader(Numbered(23)), 4)))
 
 
-def test_other_number_of_ranks_is_refused(make_loader):
-    state = make_loader(Numbered(8)).state_dict()
-    with pytest.raises(InputError, match="by 1 processes and this run has 2"):
-        make_loader(Numbered(8), rank=1, world_size=2).load_state_dict(state)
+def test_rows_beyond_fewer_open_ones_are_closed(make_loader):
+    """One would wait for ever for exactly as many as are allowed."""
+    loader = make_loader(Numbered(23), open_rows=6)
+    before = list(islice(loader, 1))
+    fresh = make_loader(Numbered(23), open_rows=2)
+    fresh.load_state_dict(loader.state_dict())
+    counts = torch.tensor(numbers(before + list(islice(fresh, 30)))).bincount()
+    assert len(counts) == 23 and counts.max() - counts.min() <= 2
 
 
 def test_each_rank_takes_its_own_state(make_loader):
@@ -316,14 +320,80 @@ def test_captions_that_are_cut_are_counted_and_told_once(make_loader, caplog, to
     assert "text of example 0 is cut" in first and "of 10 examples cut: 10" in summary
 
 
-def test_state_of_an_earlier_version_is_continued(make_loader):
-    """As it was written before sources could be mixed: only the first of several streams."""
-    source = Numbered(23, unusable=UNUSABLE)
-    loader = make_loader(source)
-    list(islice(loader, 6))
-    (state,) = loader.state_dict()["ranks"]
-    (place,) = state["streams"]
-    keys = [[key[:2] for key in row] for row in state["open"]]
-    fresh = make_loader(source)
-    fresh.load_state_dict({"ranks": [{"epoch": place["epoch"], "used": place["used"], "open": keys}]})
-    assert_equal(list(islice(fresh, 6)), list(islice(make_loader(source), 12))[6:])
+@pytest.mark.parametrize("part", ["batches", "used"])
+def test_state_of_another_version_is_refused(make_loader, part):
+    (state,) = make_loader(Numbered(5)).state_dict()["ranks"]
+    for known in (state, state["streams"][0]):
+        known.pop(part, None)
+    with pytest.raises(InputError, match=r"another version of lit_transfusion.*model\.init_from"):
+        make_loader(Numbered(5)).load_state_dict({"ranks": [state]})
+
+
+# More skipped than is allowed
+
+
+def damaged(source, order, places):
+    """At these places in the order of the first epoch."""
+    source.unusable = dict.fromkeys((order[place] for place in places), "cannot be read")
+    return source
+
+
+@pytest.fixture
+def order(make_sequence):
+    """Of the first epoch of 40 pictures."""
+    return numbers(islice(make_sequence(Numbered(40)), 40))
+
+
+def test_as_much_may_be_skipped_in_each_epoch_as_is_allowed(make_sequence, order):
+    loader = make_sequence(damaged(Numbered(40), order, (3, 4)), max_skipped=0.05)
+    assert len(list(islice(loader, 3 * 38))) == 3 * 38 and loader.skipped == {"cannot be read": 6}
+
+
+def test_one_more_stops_the_run_as_soon_as_it_is_certain(make_sequence, order):
+    source = damaged(Numbered(40), order, (3, 6, 9))
+    source.unusable[order[6]] = "does not exist"
+    seen = []
+    with pytest.raises(InputError) as caught:
+        seen.extend(make_sequence(source, max_skipped=0.05))
+    assert numbers(seen) == [n for n in order[:8] if n not in source.unusable]  # and one waits in a row
+    assert str(caught.value).startswith(
+        "3 of the 40 examples cannot be used, which is more than the share of 0.05 that data.max_skipped allows: "
+        f"2 cannot be read (first: picture {order[3]}), 1 does not exist (first: picture {order[6]}); mend them"
+    )
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_what_was_skipped_before_a_stop_counts(make_sequence, order, stop):
+    def make(max_skipped=0.05):
+        return make_sequence(damaged(Numbered(40), order, (3, 4, 12)), max_skipped=max_skipped)
+
+    message = rf"3 cannot be read \(first: picture {order[3]}\)"
+    with pytest.raises(InputError, match=message):
+        resumed(make(), make(), stop, 40)
+    seen = numbers(resumed(make(), make(max_skipped=0.075), stop, 37 - stop))  # it may go on where more is allowed
+    assert sorted(seen) == sorted(set(order) - {order[3], order[4], order[12]})
+
+
+def test_each_rank_counts_its_own_share(make_sequence, order):
+    source = damaged(Numbered(40), order, (0, 2))  # both are rank 0's, of its 20
+    assert len(list(islice(make_sequence(source, rank=1, world_size=2, max_skipped=0.05), 19))) == 19
+    with pytest.raises(InputError, match=r"2 of the 40 examples \(20 of them this process's\) cannot be used"):
+        next(iter(make_sequence(source, rank=0, world_size=2, max_skipped=0.05)))
+
+
+def test_all_but_one_may_be_skipped_if_that_is_allowed_and_validation_only_counts(make_loader):
+    source = Numbered(40, unusable=dict.fromkeys(range(39), "cannot be read"))
+    assert set(numbers(islice(make_loader(source, max_skipped=1.0), 3))) == {39}
+    assert numbers(make_loader(source, max_skipped=0.0, endless=False)) == [39]
+
+
+def test_picture_that_waits_in_an_open_row_and_vanishes_is_left_out(make_loader):
+    """The rest of what waited is still read."""
+    loader = make_loader(Numbered(23))
+    before = numbers(islice(loader, 2))
+    waiting = [index for row in loader.state_dict()["ranks"][0]["open"] for _, index, _ in row]
+    fresh = make_loader(Numbered(23, unusable={waiting[0]: "does not exist"}))
+    fresh.load_state_dict(loader.state_dict())
+    after = numbers(islice(fresh, 8))
+    assert fresh.skipped["does not exist"] >= 1
+    assert set(before + after) == set(range(23)) - {waiting[0]}

@@ -109,6 +109,45 @@ def test_each_document_of_an_epoch_comes_once(tokenizer, size, num_workers, resu
     assert Counter(found) == Counter(expected)
 
 
+def in_turn(tokenizer, sizes, numbers_of_rows) -> list[tuple[int, int, int]]:
+    """The documents of the first epoch of each source, by as many processes as there are numbers: each gives so many
+    rows, and then others go on; the last ones (None) until nothing of the epoch is left."""
+    found, state = [], None
+    for numbers in numbers_of_rows:
+        ranks = range(len(numbers))
+        loaders = [labelled_loader(tokenizer, sizes, rank=rank, world_size=len(ranks)) for rank in ranks]
+        for loader, number in zip(loaders, numbers, strict=True):
+            loader.batch_size, loader.open_rows = 1, 3
+            if state is not None:
+                loader.load_state_dict(json.loads(json.dumps(state)))
+            batches = iter(loader)
+            while left(loader) if number is None else number > 0:
+                found += labels([next(batches)])
+                number = None if number is None else number - 1
+        state = {"ranks": [loader.state_dict()["ranks"][0] for loader in loaders]}
+    return [label for label in found if label[0] == 0]
+
+
+def left(loader) -> bool:
+    """Whether something of the first epoch is still to come."""
+    (state,) = loader.state_dict()["ranks"]
+    to_come = [item for row in state["open"] for item in row]
+    to_come += [item for place in state["streams"] for item in place["todo"]]
+    epochs = {place["epoch"] for place in state["streams"]} | {epoch for epoch, *_ in to_come}
+    return 0 in epochs
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_document_of_an_epoch_comes_once_though_the_number_of_processes_changes(tokenizer, seed):
+    """Some stop in the midst of an example, some an epoch ahead of others, some before what others left is used up."""
+    draws, sizes = random.Random(seed), (240, 130)  # some 60 rows
+    most = 40 if seed % 4 == 0 else 10  # rows of a process
+    numbers = [[draws.randint(0, most) for _ in range(draws.randint(1, 3))] for _ in range(draws.randint(1, 3))]
+    numbers.append([None] * (len(numbers[-1]) % 3 + 1))
+    expected = [(0, index, piece) for index in range(sum(sizes)) for piece in range(3 if index % 10 == 0 else 1)]
+    assert Counter(in_turn(tokenizer, sizes, numbers)) == Counter(expected)
+
+
 def test_short_source_comes_round_and_a_long_one_does_not_wait(tokenizer):
     found = labels(islice(labelled_loader(tokenizer, (11, 500)), 30))
     short = Counter((epoch, index) for epoch, index, piece in found if index < 11 and piece == 0)
@@ -270,31 +309,6 @@ def test_each_rank_counts_its_own_batches(tokenizer):
         loader = labelled_loader(tokenizer, (120, 80), (1, 0), {3: (0, 1)}, rank=rank, world_size=2, open_rows=1)
         batches = list(islice(loader, 6))
         assert shares(batches[:3], loader) == [1, 0] and shares(batches[4:], loader) == [0, 1]
-
-
-def test_checkpoint_without_a_number_of_batches_is_continued(tokenizer, caplog):
-    """As it was written before weights could change."""
-
-    def earlier(loader):
-        (own,) = json.loads(json.dumps(loader.state_dict()))["ranks"]
-        own.pop("batches")
-        for place in own["streams"]:
-            place.pop("weight")
-        return {"ranks": [own]}
-
-    first, second = (labelled_loader(tokenizer, (120, 80), (3, 1)) for _ in range(2))
-    batches = list(islice(first, 7))
-    second.load_state_dict(earlier(first))
-    assert_equal(batches + list(islice(second, 7)), list(islice(labelled_loader(tokenizer, (120, 80), (3, 1)), 14)))
-    assert not caplog.messages
-    third = labelled_loader(tokenizer, (120, 80), (3, 1), {4: (0, 1)})
-    third.load_state_dict(earlier(first))
-    (message,) = caplog.messages
-    assert "`later` counts from here" in message
-    iterator = iter(third)
-    for wanted in ([0.75, 0.25], [0, 1]):
-        list(islice(iterator, 4))
-        assert list(third.shares().values()) == pytest.approx(wanted, abs=0.05)
 
 
 def test_source_without_examples_is_named_before_it_is_used(tokenizer):

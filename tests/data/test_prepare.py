@@ -8,6 +8,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -189,6 +191,34 @@ def test_disk_that_is_full_is_said_and_what_is_finished_is_kept(pictures, undist
     assert not list(out.glob(".*.partial"))
     prepare([str(pictures)], str(out), **SMALL)
     assert contents(out) == undisturbed
+
+
+def mounted(folder, size):
+    """Whether a file system of `size` bytes could be put there, or the one that is there be given that size."""
+    option = f"size={size}" if not os.path.ismount(folder) else f"remount,size={size}"
+    command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(folder)]
+    return shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
+def test_disk_without_space_is_said_and_what_is_finished_is_kept(pictures, tmp_path):
+    """A real one, which whoever may mount can have: unlike a limit on sizes, it is full for small files, too."""
+    options = {**SMALL, "image_size": 64}
+    prepare([str(pictures)], str(tmp_path / "undisturbed"), **options)
+    undisturbed = contents(tmp_path / "undisturbed")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not mounted(disk, 16 * 4096 + 5 * len(undisturbed["00000.tar"]) // 2):
+        pytest.skip("needs to mount")
+    try:
+        message = refused([str(pictures)], str(disk / "out"), image_size=64)
+        assert "cannot be written: No space left on device" in message
+        assert 0 < len(list((disk / "out").glob("*.tar"))) < 4 and not list((disk / "out").glob(".*.partial"))
+        assert mounted(disk, 2**24)
+        prepare([str(pictures)], str(disk / "out"), **options)
+        assert contents(disk / "out") == undisturbed
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_second_process_waits_for_the_first(pictures, undisturbed, tmp_path, caplog):

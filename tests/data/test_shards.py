@@ -14,7 +14,7 @@ from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.shards import files, layout
-from lit_transfusion.data.sources import ImageCaptions, Shards
+from lit_transfusion.data.sources import ImageCaptions, Mix, Shards
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Pixels
 
@@ -208,6 +208,12 @@ def test_fraction_out_of_range(prepared, val_fraction):
 def test_another_image_size_is_refused_with_both(prepared):
     message = error_of(prepared, image_size=32)
     assert "16 x 16" in message and "data.image_size is 32" in message and "--image_size 32" in message
+
+
+def test_size_that_a_mix_is_of_need_not_be_said_again(prepared):
+    assert Mix({"pictures": Shards(str(prepared))}, image_size=16)[0].image.shape == (3, 16, 16)
+    with pytest.raises(InputError, match=r"holds pictures of 16 x 16, and data\.image_size is 32"):
+        Mix({"pictures": Shards(str(prepared))}, image_size=32)
 
 
 def test_another_version(mine):

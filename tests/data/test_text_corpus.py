@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import resource
 import time
 import tracemalloc
 
@@ -240,6 +241,20 @@ def test_corpus_that_cannot_be_written_has_its_index_in_the_cache(write, folder,
     for _ in range(2):
         assert texts(TextCorpus(path)) == ["x"]
     assert len(list(tmp_path.glob("cache/lit_transfusion/*/*/index.json"))) == 1
+
+
+def test_disk_that_is_full_while_the_index_is_made_is_said_and_nothing_is_left(write, folder):
+    """The limit on a file's size lets a write fail as a full disk does."""
+    path = write(a_jsonl=rows(500))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+    try:
+        with pytest.raises(InputError, match=r"the index of .*texts cannot be made in .*: .*File too large"):
+            TextCorpus(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(folder.glob(".lit_transfusion/*"))
+    assert len(all_texts(TextCorpus(path))) == 500
 
 
 def test_process_that_comes_second_takes_the_index_of_the_first(write, folder, monkeypatch):

@@ -112,6 +112,18 @@ def test_stopped_and_continued_run_equals_an_uninterrupted_one(fit, tmp_path):
 
 
 @pytest.mark.slow
+def test_run_of_two_processes_goes_on_with_one_and_of_one_with_two(fit):
+    """What they read is looked at in tests/data/test_mix.py."""
+    none = "--trainer.limit_val_batches", "0"
+    fit("run", "--trainer.max_steps", "1", *none)
+    fit("run", "--ckpt_path", "last", "--trainer.max_steps", "2", "--trainer.devices", "1", *none)
+    folder = fit("run", "--ckpt_path", "last", "--trainer.max_steps", "3", *none)
+    states = [checkpoint(folder, step)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0] for step in (2, 3)]
+    assert [len(state["ranks"]) for state in states] == [1, 2]
+    assert checkpoint(folder, 3)["global_step"] == 3
+
+
+@pytest.mark.slow
 def test_ctrl_c_stops_both_processes_and_leaves_a_checkpoint(make_config, tmp_path):
     config = make_config("run", max_steps=100_000, val_check_interval=100_000)
     command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(config)]

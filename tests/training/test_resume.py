@@ -185,6 +185,27 @@ def test_run_continued_after_a_crash_goes_back_to_its_last_checkpoint(whole, fol
     assert_same_end(folder, whole[0])
 
 
+@pytest.mark.parametrize("call", ["remove", "symlink"])
+def test_run_killed_while_last_is_moved_goes_on_from_the_newest_checkpoint(whole, folder, monkeypatch, call):
+    """Lightning removes the one before, then the link to it, and then makes the link anew."""
+    original, last = getattr(os, call), "last.ckpt"
+
+    def die(*arguments, **options):
+        if str(arguments[-1]).endswith(last) and list((folder / "checkpoints").glob("*step=4*")):
+            raise Killed
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, die)
+        before = fit(folder, stop=(STEPS + 1, "killed"))
+    assert [step for step, *_ in before] == [1, 2, 3, 4]
+    assert not (folder / "checkpoints" / last).exists()
+    after = fit(folder, "--ckpt_path", "last")
+    assert_same(before + after, whole[1])
+    assert_same_end(folder, whole[0])
+    assert torch.load(folder / "checkpoints" / last, weights_only=True)["global_step"] == STEPS
+
+
 def test_preempted_run_is_saved(whole, folder):
     before = fit(folder, stop=(3, "preempted"))
     after = fit(folder, "--ckpt_path", "last")

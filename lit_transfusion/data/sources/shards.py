@@ -22,16 +22,17 @@ class Shards(Source):
 
     Args:
         path: The folder that `prepare` has made.
-        image_size: Side of the square pictures (set by the data module's `image_size`), which must be the one that
-            they were prepared with.
+        image_size: Side of the square pictures, which must be the one that they were prepared with (set by the data
+            module's `image_size`); null takes that one.
         val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. Which
             ones depends on their names alone, where they came from.
         latents: Yield what the codec has kept of the pictures, if `prepare` had one, which must be the run's own; else
             the pictures.
     """
 
-    def __init__(self, path: str = "", image_size: int = 64, val_fraction: float = 0.05, latents: bool = True) -> None:
-        super().__init__(image_size)
+    def __init__(
+        self, path: str = "", image_size: int | None = None, val_fraction: float = 0.05, latents: bool = True
+    ) -> None:
         self.path = path
         self.val_fraction = val_fraction
         self.latents = latents
@@ -40,17 +41,26 @@ class Shards(Source):
         if not 0 <= val_fraction < 1:
             raise InputError(f"Shards: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._shards = ShardFolder(path)
-        prepared = self._shards.index["image_size"]
-        if prepared != image_size:
-            raise InputError(
-                f"{path} holds pictures of {prepared} x {prepared}, and data.image_size is {image_size}: set "
-                f"data.image_size to {prepared}, or prepare the pictures again with --image_size {image_size}"
-            )
+        super().__init__(self._shards.index["image_size"] if image_size is None else image_size)
         self._start, self._stop = 0, len(self._shards)
         if latents and (codec := self._shards.codec):
             arguments = " ".join(f"{name}={value}" for name, value in codec["init_args"].items())
             named = f"{codec['class_path']} ({arguments})" if arguments else codec["class_path"]
             self.encoding = Encoding(codec["identity"], named, path)
+
+    @property
+    def image_size(self) -> int:
+        return self._shards.index["image_size"]
+
+    @image_size.setter
+    def image_size(self, image_size: int) -> None:
+        """Also what a mix does, which knows the size only when its sources have been made."""
+        prepared = self._shards.index["image_size"]
+        if prepared != image_size:
+            raise InputError(
+                f"{self.path} holds pictures of {prepared} x {prepared}, and data.image_size is {image_size}: set "
+                f"data.image_size to {prepared}, or prepare the pictures again with --image_size {image_size}"
+            )
 
     def split(self, name: Literal["train", "val"]) -> "Shards":
         size = len(self._shards)

@@ -128,9 +128,9 @@ def text_index(path: Path, options: TextOptions) -> TextIndex:
             build(unfinished, path, options)
             unfinished.chmod(0o755)
             os.rename(unfinished, place / key)
-        except OSError:
+        except OSError as error:
             if not (place / key / "index.json").is_file():  # that of another process, which was faster
-                raise
+                raise InputError(f"the index of {path} cannot be made in {place}: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return load(place / key)

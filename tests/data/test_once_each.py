@@ -1,0 +1,117 @@
+"""Every document of an epoch once, over all ranks, workers and stops: real texts, packed, and read back from the rows.
+
+A document is known by the hash of its text. Which epoch it was made for is put behind it as one more token, since the
+epochs of the ranks overlap: what waits in open rows when an epoch is over comes in the batches of the next.
+"""
+
+import hashlib
+import io
+import json
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from lit_transfusion.data.document import IGNORE_INDEX, TEXT
+from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.data.sources import TextCorpus
+
+LENGTH, BATCH_SIZE, RANKS = 256, 8, 2
+
+
+class Dated(DocumentSet):
+    """Documents with the number of their epoch as their last token."""
+
+    def __getitem__(self, key):
+        return [
+            document._replace(
+                tokens=[*document.tokens, key[0]],
+                labels=[*document.labels, IGNORE_INDEX],
+                image_ids=[*document.image_ids, TEXT],
+            )
+            for document in super().__getitem__(key)
+        ]
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Texts of a few words, no two alike, in a .jsonl; and the hash of each."""
+
+    def corpus(count: int) -> tuple[TextCorpus, list[str]]:
+        words = random.Random(0)
+        texts = [f"{i} {' '.join(words.choices(('red', 'circle', 'two'), k=i % 9))}".strip() for i in range(count)]
+        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return TextCorpus(str(tmp_path / "texts.jsonl"), val_fraction=0.0), [digest(text) for text in texts]
+
+    return corpus
+
+
+def read_back(batch, tokenizer) -> list[tuple[int, str]]:
+    """(epoch, hash of the text) of each document in the rows of a batch."""
+    found = []
+    for tokens, ids, length in zip(batch.tokens, batch.document_ids, batch.lengths.tolist(), strict=True):
+        for document in tokens[:length].split(ids[:length].unique_consecutive(return_counts=True)[1].tolist()):
+            *text, epoch = document.tolist()
+            assert text[0] == tokenizer.bos and text[-1] == tokenizer.eos
+            found.append((epoch, digest(tokenizer.decode(text[1:-1]))))
+    return found
+
+
+def first_epoch(make, rank: int, stops: dict[int, int], num_workers: int, tokenizer) -> list[str]:
+    """What a rank reads until nothing of its first epoch is left to come. `stops`: after so many batches the run is
+    stopped, its state goes through a file, and it goes on with so many workers."""
+    loader, found, count = make(rank, num_workers), [], 0
+    batches = iter(loader)
+    while True:
+        (state,) = loader.state_dict()["ranks"]
+        epochs = {epoch for row in state["open"] for epoch, *_ in row} | {place["epoch"] for place in state["streams"]}
+        if 0 not in epochs:
+            assert not stops
+            return [text for epoch, text in found if epoch == 0]
+        if count in stops:
+            batches.close()
+            file = io.BytesIO()
+            torch.save({"ranks": [state] * RANKS}, file)
+            file.seek(0)
+            loader = make(rank, stops.pop(count))
+            loader.load_state_dict(torch.load(file, weights_only=True))
+            batches = iter(loader)
+        found += read_back(next(batches), tokenizer)
+        count += 1
+
+
+STOPS = {0.1: 2, 0.5: 0, 0.9: 1}  # at such a share of the epoch: to go on with so many workers
+
+
+@pytest.mark.parametrize(
+    ("size", "stops"),
+    [
+        pytest.param(601, {0.4: 0}, id="601 resumed"),
+        pytest.param(20_000, {}, marks=pytest.mark.slow, id="20000"),
+        pytest.param(20_000, STOPS, marks=pytest.mark.slow, id="20000 resumed"),
+        pytest.param(20_001, STOPS, marks=pytest.mark.slow, id="20001 resumed"),
+    ],
+)
+def test_every_text_of_an_epoch_is_read_once_by_one_of_two_ranks_with_two_workers(corpus, tokenizer, size, stops):
+    """With 601 texts, one rank has 301 and the other 300: none is left out, none is given out twice to even it out."""
+    source, expected = corpus(size)
+    documents = Dated(source, Recipe(), tokenizer, 1, LENGTH - 1, seed=3)
+
+    def make(rank, num_workers):
+        return PackedLoader(
+            documents, BATCH_SIZE, LENGTH, (3, 2, 2), num_workers=num_workers, rank=rank, world_size=RANKS
+        )
+
+    batches_of_rank = sum(len(documents[0, i][0].tokens) for i in range(0, size, 7)) * 7 / RANKS / LENGTH / BATCH_SIZE
+    parts = [
+        first_epoch(make, rank, {int(at * batches_of_rank): n for at, n in stops.items()}, 2, tokenizer)
+        for rank in range(RANKS)
+    ]
+    assert [len(part) for part in parts] == [(size + 1) // 2, size // 2]
+    assert Counter(parts[0] + parts[1]) == Counter(expected) and len(set(expected)) == size

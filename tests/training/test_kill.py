@@ -1,0 +1,154 @@
+"""A run killed by SIGKILL, at a moment of no one's choice, and continued is the run that was not: bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import killed_run
+import numpy as np
+import pytest
+import yaml
+from killed_run import steps
+from PIL import Image
+from test_resume import assert_same_end, config, metrics
+
+from lit_transfusion.data.preparation.command import prepare
+
+STEPS, EVERY = 40, 3  # EVERY: steps from one checkpoint to the next
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(Path(__file__).parent))),
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Shards of two dozen pictures, and texts of which some are several documents."""
+    folder, noise = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for i in range(24):
+        Image.fromarray(noise.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / "pictures" / f"{i}.png")
+        (folder / "pictures" / f"{i}.txt").write_text(f"picture {i}\nnumber {i}")
+    prepare([str(folder / "pictures")], str(folder / "shards"), image_size=16, shard_size=10, num_workers=0)
+    lines = (json.dumps({"text": f"text {i} of some words. " * (1 + i % 7)}) for i in range(30))
+    (folder / "texts.jsonl").write_text("\n".join(lines))
+    sources = {
+        "pictures": {"class_path": "Shards", "init_args": {"path": str(folder / "shards"), "val_fraction": 0.1}},
+        "texts": {"class_path": "TextCorpus", "init_args": {"path": str(folder / "texts.jsonl"), "val_fraction": 0.1}},
+    }
+    return {"class_path": "Mix", "init_args": {"sources": sources, "weights": {"pictures": 0.6, "texts": 0.4}}}
+
+
+@pytest.fixture
+def written(tmp_path, mixed):
+    """The config of a run in `tmp_path / name`: that of test_resume.py, on the mix, for longer."""
+
+    def written(name: str, **trainer) -> str:
+        content = config(tmp_path / name, None)
+        callbacks = [c for c in content["trainer"]["callbacks"] if not c["class_path"].endswith("Witness")]
+        for callback in callbacks:
+            if callback["class_path"] == "ModelCheckpoint":
+                callback["init_args"]["every_n_train_steps"] = EVERY
+        callbacks += [{"class_path": "killed_run.Witness"}, {"class_path": "LimitThreads"}]
+        content["trainer"] |= {"max_steps": STEPS, "val_check_interval": 7, "callbacks": callbacks, **trainer}
+        content["data"]["source"] = mixed
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return written
+
+
+def going_on(folder: Path) -> list[str]:
+    """What the README says; before there is a checkpoint, the run begins anew."""
+    return ["--ckpt_path", "last"] if any((folder / "checkpoints").glob("*.ckpt")) else []
+
+
+def wait_for_step(folder: Path, step: int, alive) -> None:
+    deadline = time.monotonic() + 600
+    while max((seen[0] for seen in steps(folder)), default=0) < step:
+        assert alive(), "ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_same_runs(killed: Path, whole: Path, ranks: int = 1) -> None:
+    """What was learned in each step, however often; what is left at the end; and what the log says."""
+    for rank in range(ranks):
+        expected = {step: seen for step, *seen in steps(whole, rank)}
+        assert list(expected) == list(range(1, STEPS + 1))
+        for step, *seen in steps(killed, rank):
+            assert seen == expected[step], (rank, step)
+        assert {step for step, *_ in steps(killed, rank)} == expected.keys()
+    assert_same_end(killed, whole)
+    kept, expected = metrics(killed), metrics(whole)
+    # Lightning logs a step after its checkpoint: killed in between, that row is lost, for the next start is behind it.
+    lost = expected.keys() - kept.keys()
+    assert all((step + 1) % EVERY == 0 for step in lost)
+    assert kept == {step: row for step, row in expected.items() if step not in lost}
+
+
+def test_killed_in_the_midst_and_continued_equals_an_uninterrupted_one(written, tmp_path):
+    """Processes forked from one that has imported all, so that they start at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killed_run"])
+
+    def start(name: str, *arguments: str):
+        process = context.Process(target=killed_run.fit, args=(["--config", written(name), *arguments],))
+        process.start()
+        return process
+
+    folder, moment = tmp_path / "killed", random.Random(0)
+    whole = start("whole")
+    whole.join()
+    process = start("killed")
+    wait_for_step(folder, moment.randint(4, 20), process.is_alive)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    again = start("killed", "--ckpt_path", "last")
+    again.join()
+    assert [whole.exitcode, process.exitcode, again.exitcode] == [0, -signal.SIGKILL, 0]
+    assert_same_runs(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_workers", "devices"), [(0, 1), (2, 1), (0, 2), (2, 2)])
+def test_command_killed_again_and_again_equals_an_uninterrupted_one(written, tmp_path, num_workers, devices):
+    """The whole group of processes, after a step and some milliseconds more, and while it starts."""
+    ddp = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
+    errors = tmp_path / "errors"
+
+    def start(name: str, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", written(name, **ddp), *arguments]
+        command += ["--data.num_workers", str(num_workers)]
+        with errors.open("w") as file:
+            return subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True, stderr=file)
+
+    def kill(process: subprocess.Popen) -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+    whole = start("whole")
+    assert whole.wait(timeout=600) == 0, errors.read_text()[-3000:]
+    folder, moment = tmp_path / "killed", random.Random(f"{num_workers} {devices}")
+    done = 0
+    for most in (10, 20, 30):  # of the steps after which it is killed
+        process = start("killed", *going_on(folder))
+        done = moment.randint(done + 1, most)
+        wait_for_step(folder, done, lambda process=process: process.poll() is None)
+        time.sleep(moment.uniform(0, 0.05))
+        kill(process)
+        done = max(step for step, *_ in steps(folder))
+    process = start("killed", *going_on(folder))
+    time.sleep(moment.uniform(0, 10))
+    kill(process)
+    again = start("killed", *going_on(folder))
+    assert again.wait(timeout=600) == 0, errors.read_text()[-3000:]
+    assert_same_runs(folder, tmp_path / "whole", devices)
