@@ -1,4 +1,5 @@
-"""Data against training: tokens/s that one worker makes of shards and of a folder, and that `tiny` trains on."""
+"""Data against training: tokens/s that one worker makes of shards and of a folder and that `tiny` trains on; and what a
+VAE costs where it encodes in training."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.report import Table
 from benchmarks.timing import interleave, show
@@ -18,16 +21,17 @@ from lit_transfusion.data.document import PackedBatch
 from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.shards.layout import FORMATS
 from lit_transfusion.data.sources import ImageCaptions, Shards, Source
-from lit_transfusion.latents import Pixels
+from lit_transfusion.latents import VAE, Pixels
 from lit_transfusion.model import SIZES, Bidirectional, LinearPatcher, Transfusion
 
 BATCHES = 4  # made at once, which is long enough to be timed
+WAYS = {"down": "DownEncoder", "up": "UpDecoder"}  # of an autoencoder
 SIDE = 512  # of the photographs, about what web sets are kept at
 
 
 def run(quick: bool, device: str = "cpu") -> list[Table]:
     sizes = [(64, 8)] if quick else [(64, 8), (256, 16)]
-    return [compare(image_size, patch_size, quick) for image_size, patch_size in sizes]
+    return [*(compare(image_size, patch_size, quick) for image_size, patch_size in sizes), latents(quick)]
 
 
 def compare(image_size: int, patch_size: int, quick: bool) -> Table:
@@ -69,6 +73,43 @@ def compare(image_size: int, patch_size: int, quick: bool) -> Table:
         for name in sources:
             made = BATCHES * tokens / timing[name].median  # rows are as good as full, and of the same length
             table.add(name, show(made), f"**{made / trained:.1f}x**", show(size[name]))
+    return table
+
+
+def latents(quick: bool) -> Table:
+    """Latents of a few pictures, from a VAE of the size of Stable Diffusion's with random weights."""
+    image_size, channels, count, rounds = (64, (32, 64), 4, 2) if quick else (256, (128, 256, 512, 512), 4, 5)
+    with tempfile.TemporaryDirectory() as place, redirect_stdout(StringIO()):
+        folder, output = photographs(Path(place) / "folder", count), Path(place) / "shards"
+        torch.manual_seed(0)
+        blocks = {f"{way}_block_types": (f"{kind}Block2D",) * len(channels) for way, kind in WAYS.items()}
+        autoencoder = AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=8, **blocks)
+        autoencoder.save_pretrained(Path(place) / "vae")
+        codec = VAE(str(Path(place) / "vae"))
+        prepare([str(folder)], str(output), image_size=image_size, codec=codec, num_workers=0)
+        kept, pixels = Shards(str(output), image_size, 0), Shards(str(output), image_size, 0, latents=False)
+
+        def drawn() -> Tensor:
+            moments = torch.stack([kept[i].image for i in range(count)])
+            return codec.sample(moments.float(), torch.Generator().manual_seed(0))
+
+        def encoded() -> Tensor:
+            pictures = torch.stack([pixels[i].image for i in range(count)])
+            return codec.encode(pictures, torch.Generator().manual_seed(0))
+
+        torch.testing.assert_close(drawn(), encoded(), atol=5e-3, rtol=5e-3)
+        timing = interleave({"encoded in training": encoded, "from shards": drawn}, rounds=rounds, warmup=0)
+        millions = sum(parameter.numel() for parameter in codec.parameters()) / 1e6
+        table = Table(
+            f"Latents of pictures of {image_size} x {image_size}, {millions:.0f}M parameters in the VAE",
+            ["", "ms a picture", "ratio", "bytes a picture in the shards"],
+            notes=["Asserted before: the same latents from the same generator, but for float16."],
+        )
+        size = mean_size(output.glob("*.tar"), count)
+        for name in timing:
+            ratio = timing["encoded in training"].median / timing[name].median
+            milliseconds = 1e3 * timing[name].median / count
+            table.add(name, show(milliseconds), f"**{show(ratio)}x**", show(size) if name == "from shards" else "")
     return table
 
 
