@@ -447,7 +447,8 @@ def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_pat
     assert "perplexity" in capsys.readouterr().out
 
 
-def test_codec_that_is_misspelt_or_not_there_is_said_in_one_line(pictures, tmp_path, capsys):
+def test_codec_that_is_misspelt_or_not_there_is_said_in_one_line(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = ["prepare", "--input", str(pictures), "--output", str(tmp_path / "out")]
     for codec, said in ((["VEA"], "there is no class VEA; known: "), (["VAE", "--codec.path", "x"], "VAE path 'x'")):
         with pytest.raises(SystemExit) as caught:
