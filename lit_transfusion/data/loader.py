@@ -1,9 +1,11 @@
 """The stream of batches: documents made by workers, packed in the main process, resumable at any batch."""
 
+import copy
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,8 +16,8 @@ from lit_transfusion.data.document import PackedBatch, Skipped
 from lit_transfusion.data.feed import Feed, Key
 from lit_transfusion.data.order import mix, shuffled
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
+from lit_transfusion.data.place import Place, shared_out
 from lit_transfusion.data.recipe import Recipe
-from lit_transfusion.data.sharing import START, shared_out
 from lit_transfusion.data.sources.base import Source, Stream
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
@@ -112,9 +114,8 @@ class PackedLoader:
         self.cut = 0  # documents whose text was cut to what a row has room for
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given by its present weight
         self.seconds = 0.0  # spent in here, while training waited
-        places = [{"name": stream.name, "weight": stream.weight, **START} for stream in self.streams]
-        # After the batch handed out last. `served` is positions by weight, since the weights are what they are.
-        self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}
+        places = [asdict(Place(stream.name, stream.weight)) for stream in self.streams]
+        self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}  # after the batch handed out last
         self._state_before = self._state  # before it
 
     def __iter__(self) -> Iterator[PackedBatch]:
@@ -130,42 +131,32 @@ class PackedLoader:
     def _batches(self) -> Iterator[PackedBatch]:
         for stream in self.streams:
             if not stream.indices:
-                self._end_epoch(stream, 0, usable=False)
-        places = [dict(place) for place in self._state["streams"]]
+                self._end_epoch(stream, Place(stream.name, stream.weight))
+        places = [Place(**place) for place in copy.deepcopy(self._state["streams"])]
         batches = self._state["batches"]
         self._weigh(places, batches)
         packer = FirstFit(self.length, self.open_rows)
         packer.rows = [list(filter(None, map(self._sized, row))) for row in self._state["open"]]
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
-        closed: list[
-            list[tuple[Piece, FlatDocument]]
-        ] = []  # full rows: fewer than a batch, none when one is handed out
-        # Whether its epoch has given anything.
-        usable = [place["base"] + place["used"] + place["pieces"] > 0 for place in places]
+        closed: list[list[Any]] = []  # full rows: fewer than a batch, none when one is handed out
         while True:
-            in_use = (number for number, place in enumerate(places) if place["weight"])
-            number = min(in_use, key=lambda number: places[number]["served"])
+            number = min((n for n, place in enumerate(places) if place.weight), key=lambda n: places[n].served)
             stream, place = self.streams[number], places[number]
             made = feed.take(number)
             if made is None:
                 break
-            todo = place["todo"]
-            if made.piece < (todo[0][2] if todo else place["pieces"]) and not made.last:
-                continue  # was given before a stop
-            if todo:
-                place["todo"] = todo[1:] if made.last else [[*made.key, made.piece + 1], *todo[1:]]
-            else:
-                if made.key[0] != place["epoch"]:
-                    self._end_epoch(stream, place["epoch"], usable[number])
-                    place |= {"epoch": made.key[0], "base": 0, "used": 0, "skipped": {}}
-                    usable[number] = False
-                place |= {"used": place["used"] + 1, "pieces": 0} if made.last else {"pieces": made.piece + 1}
+            if place.has_given(made):
+                continue
+            if place.is_behind(made):
+                self._end_epoch(stream, place)
+                place.begin(made.key[0])
+            place.advance(made)
             if isinstance(made.document, Skipped):
                 self._skip(made.document, stream, place)
                 continue
-            usable[number] = True
             length = len(made.document.tokens)
-            place["served"] += length / place["weight"]
+            place.usable = True
+            place.served += length / place.weight
             self.positions[number] += length
             if made.document.cut:
                 self._count_cut(made.key)
@@ -178,7 +169,7 @@ class PackedLoader:
                     self._remember(places, packer, batches)
                 yield self._collate(batch)
                 self._weigh(places, batches)
-        self._end_epoch(stream, place["epoch"], usable[number])
+        self._end_epoch(stream, place)
         closed += packer.flush()
         for start in range(0, len(closed), self.batch_size):
             yield self._collate(closed[start : start + self.batch_size])
@@ -222,11 +213,11 @@ class PackedLoader:
         """The batch handed out last was not used: a run that goes on from here begins with it."""
         self._state = self._state_before
 
-    def _keys(self, stream: Stream, place: dict[str, Any]) -> Iterator[Key]:
+    def _keys(self, stream: Stream, place: Place) -> Iterator[Key]:
         """The examples of a stream from the given place on, in the order in which they are used."""
-        indices, epoch = stream.indices, place["epoch"]
-        start = place["base"] + self.rank + place["used"] * self.world_size
-        yield from [(epoch, index) for epoch, index, _ in place["todo"]]
+        indices, epoch = stream.indices, place.epoch
+        start = place.base + self.rank + place.used * self.world_size
+        yield from [(epoch, index) for epoch, index, _ in place.todo]
         while indices:
             order = self._order(stream, epoch) if self.endless else range(len(indices))
             for number in range(start, len(indices), self.world_size):
@@ -247,23 +238,23 @@ class PackedLoader:
             return None
         return len(documents[number].tokens), ((epoch, index, number), documents[number])
 
-    def _weigh(self, places: list[dict[str, Any]], batches: int) -> None:
+    def _weigh(self, places: list[Place], batches: int) -> None:
         """Give each stream the weight that it has after so many batches. Where that is another than before, all count
         from here, so that one which was left out so far has nothing to catch up on."""
         weights = [stream.weight_after(batches) for stream in self.streams]
-        if weights == [place["weight"] for place in places]:
+        if weights == [place.weight for place in places]:
             return
         for place, weight in zip(places, weights, strict=True):
-            place |= {"weight": weight, "served": 0.0}
+            place.weight, place.served = weight, 0.0
         self.positions = [0] * len(places)
         if self.rank == 0:
-            shares = ", ".join(f"{place['name']} {place['weight']:.3g}" for place in places)
+            shares = ", ".join(f"{place.name} {place.weight:.3g}" for place in places)
             log.info("after %d batches, the shares are now %s", batches, shares)
 
-    def _remember(self, places: list[dict[str, Any]], packer: FirstFit, batches: int) -> None:
+    def _remember(self, places: list[Place], packer: FirstFit, batches: int) -> None:
         self._state_before = self._state
         self._state = {
-            "streams": [dict(place) for place in places],
+            "streams": [asdict(place) for place in places],
             "open": [[piece for _, (piece, _) in row] for row in packer.rows],
             "batches": batches,
         }
@@ -277,16 +268,14 @@ class PackedLoader:
             log.warning("skipped %s: %s (more of this kind are only counted)", skipped.name, skipped.reason)
         self.skipped[skipped.reason] += 1
 
-    def _skip(self, skipped: Skipped, stream: Stream, place: dict[str, Any]) -> None:
+    def _skip(self, skipped: Skipped, stream: Stream, place: Place) -> None:
         """Count it, in the epoch too, which may go on after a stop."""
         self._count_skipped(skipped)
-        name, reason = skipped
-        count, first = place["skipped"].get(reason, (0, name))
-        place["skipped"] = place["skipped"] | {reason: [count + 1, first]}  # the state holds the one before
-        total = sum(count for count, _ in place["skipped"].values())
+        place.skip(skipped)
+        total = sum(count for count, _ in place.skipped.values())
         own = len(range(self.rank, len(stream.indices), self.world_size))
         if self.endless and total > self.max_skipped * own:
-            listed = ", ".join(f"{n} {reason} (first: {first})" for reason, (n, first) in place["skipped"].items())
+            listed = ", ".join(f"{count} {reason} (first: {first})" for reason, (count, first) in place.skipped.items())
             process = "" if self.world_size == 1 else f" ({own} of them this process's)"
             raise InputError(
                 f"{total} of the {stream.examples}{process} cannot be used, which is more than the share of "
@@ -306,13 +295,13 @@ class PackedLoader:
     def _reasons(self) -> str:
         return ", ".join(f"{reason}: {count}" for reason, count in self.skipped.items())
 
-    def _end_epoch(self, stream: Stream, epoch: int, usable: bool) -> None:
-        if not usable:
+    def _end_epoch(self, stream: Stream, place: Place) -> None:
+        if not place.usable:
             raise InputError(f"not one of the {stream.examples} can be used ({self._reasons() or 'no examples'})")
         if self.skipped:
-            log.warning("by the end of epoch %d, of %s skipped: %s", epoch, stream.examples, self._reasons())
+            log.warning("by the end of epoch %d, of %s skipped: %s", place.epoch, stream.examples, self._reasons())
         if self.cut:
-            log.warning("by the end of epoch %d, of %s cut: %d", epoch, stream.examples, self.cut)
+            log.warning("by the end of epoch %d, of %s cut: %d", place.epoch, stream.examples, self.cut)
 
 
 def told(names: list[str]) -> str:

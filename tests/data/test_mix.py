@@ -15,6 +15,7 @@ from lit_transfusion.data.document import TEXT, Example, TextExample
 from lit_transfusion.data.feed import Feed
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
 from lit_transfusion.data.packing import FlatDocument
+from lit_transfusion.data.place import Place
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources import Mix, ShapeEdits, Shapes, Source, TextCorpus
 from lit_transfusion.errors import InputError
@@ -59,6 +60,10 @@ def labelled_loader(tokenizer, sizes, weights=None, later=None, **options):
     source = Mix(sources, dict(zip(names, weights, strict=True)) if weights else None, later=by_name)
     documents = Labelled(source, Recipe(), tokenizer, 1, LENGTH, 0)
     return PackedLoader(documents, 4, LENGTH, (3, 2, 2), **options)
+
+
+def places_of(loader) -> list[Place]:
+    return [Place(**place) for place in loader._state["streams"]]
 
 
 def labels(batches) -> list[tuple[int, int, int]]:
@@ -157,7 +162,7 @@ def test_short_source_comes_round_and_a_long_one_does_not_wait(tokenizer):
 
 def test_sources_of_one_size_have_orders_of_their_own(tokenizer):
     loader = labelled_loader(tokenizer, (50, 50))
-    orders = [list(islice(keys, 50)) for keys in map(loader._keys, loader.streams, loader._state["streams"])]
+    orders = [list(islice(keys, 50)) for keys in map(loader._keys, loader.streams, places_of(loader))]
     assert [index for _, index in orders[0]] != [index - 50 for _, index in orders[1]]
 
 
@@ -169,7 +174,7 @@ def test_each_source_is_shared_out_to_all_ranks(tokenizer):
 def test_few_documents_are_made_ahead(tokenizer):
     """However unequal the weights."""
     loader = labelled_loader(tokenizer, (1000, 1000))
-    keys = list(map(loader._keys, loader.streams, loader._state["streams"]))
+    keys = list(map(loader._keys, loader.streams, places_of(loader)))
     feed = Feed(loader.documents, keys, num_workers=2)
     taken = [feed.take(0).key for _ in range(300)]
     assert len(set(taken)) > 200  # some have three pieces
