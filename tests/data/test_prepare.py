@@ -24,6 +24,7 @@ from lit_transfusion.data.images import read_image
 from lit_transfusion.data.preparation import maker, progress
 from lit_transfusion.data.preparation.command import prepare, workers
 from lit_transfusion.data.readers import folder as folder_reader
+from lit_transfusion.data.shards import ShardFolder
 from lit_transfusion.data.sources import ImageCaptions, Shards
 from lit_transfusion.errors import InputError
 
@@ -59,7 +60,17 @@ def refused(*arguments, **options):
 
 def test_all_that_is_left_behind(undisturbed):
     tars = {f"0000{i}.tar" for i in range(4)}
-    assert undisturbed.keys() == {"index.json", "index.npy", "skipped.jsonl", *tars}
+    assert undisturbed.keys() == {"index.json", "index.npy", "preview.png", "skipped.jsonl", *tars}
+
+
+def test_preview_shows_the_pictures(pictures, tmp_path, capsys):
+    prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
+    path = tmp_path / "out" / "preview.png"
+    assert str(path) in capsys.readouterr().out
+    pixels = ShardFolder(str(tmp_path / "out"))[0].pixels
+    scale = 112 // pixels.shape[-1]  # small pictures are enlarged
+    shown = np.asarray(Image.open(path).convert("RGB"))[6:118:scale, 6:118:scale]  # behind the margin
+    assert np.array_equal(shown, pixels.permute(1, 2, 0).numpy())
 
 
 def test_workers_make_the_same_bytes(pictures, undisturbed, tmp_path):

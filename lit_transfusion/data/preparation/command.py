@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.feed import as_it_is
+from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.preparation.encoding import encoded_shards, record
 from lit_transfusion.data.preparation.maker import Made, ShardMaker
 from lit_transfusion.data.preparation.progress import following
@@ -31,15 +33,18 @@ from lit_transfusion.data.shards.layout import (
     MOMENTS,
     MOMENTS_ROW,
     PREPARING,
+    PREVIEW,
     ROW,
     ROWS,
     SKIPPED,
     VERSION,
 )
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.latents import Codec
 
 SETTINGS = "settings.json"
+PREVIEWED = 32  # pictures
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +291,7 @@ def report(folder: Path, index: dict[str, Any]) -> None:
         options += "".join(f" --data.codec.init_args.{name} {value}" for name, value in codec["init_args"].items())
     print(
         f"{folder}: {index['num_examples']} pictures of {side} x {side}{made_by} in {len(shards)} shards, "
-        f"{megabytes:.0f} MB; train with {options}"
+        f"{megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
     )
     if index["skipped"]:
         table = Table("skipped, because", "pictures")
@@ -294,6 +299,18 @@ def report(folder: Path, index: dict[str, Any]) -> None:
             table.add_row(reason, str(count))
         Console().print(table)
         print(f"which: {folder / SKIPPED}")
+
+
+def preview(folder: Path) -> Path:
+    """A page of pictures with their captions, for whoever wants to see what became of them."""
+    path = folder / PREVIEW
+    if not path.exists():
+        shards = ShardFolder(str(folder))
+        samples = [shards[i] for i in range(min(len(shards), PREVIEWED))]
+        pictures = torch.stack([to_unit_range(sample.pixels) for sample in samples])
+        with whole_file(path) as file:
+            captioned_grid(pictures, [sample.captions[0] for sample in samples]).save(file, "PNG")
+    return path
 
 
 def check_finished(folder: Path, settings: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
     DIR/moments.npy     only if the pictures were encoded too: the sizes of their moments, row by row as in index.npy
     DIR/index.npy       a row for each picture: where it lies. Sorted by the hash of its key; memory-mapped
     DIR/index.json      version, counts, image_size, what it was made of, reasons for skips, checksums of the tars
+    DIR/preview.png     some of the pictures with their captions, to look at
     DIR/skipped.jsonl   what was not used and why: {"name": …, "reason": …} a line
     DIR/.preparing/     while it is being made: what is known of the tars that are finished
 

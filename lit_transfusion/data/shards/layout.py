@@ -5,7 +5,7 @@ import numpy as np
 KIND = "lit_transfusion shards"
 VERSION = 1  # of the layout; raised when older code could not read it
 INDEX, ROWS, SKIPPED, PREPARING = "index.json", "index.npy", "skipped.jsonl", ".preparing"
-MOMENTS = "moments.npy"
+MOMENTS, PREVIEW = "moments.npy", "preview.png"
 BLOCK = 512  # bytes that tars are made of
 
 ROW = np.dtype(
