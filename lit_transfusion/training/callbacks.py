@@ -28,6 +28,7 @@ from lit_transfusion.generation.pictures import Frames, captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import Sampling, draw, write
 from lit_transfusion.model.flops import Flops, peak_bf16
+from lit_transfusion.training.ema import AverageWeights
 
 log = logging.getLogger(__name__)
 Kind = TypeVar("Kind")
@@ -317,6 +318,9 @@ class RunDirectory(lightning.Callback):
         keeper = trainer.checkpoint_callback
         last = trainer.global_step == trainer.max_steps
         if last and isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
+            for callback in trainer.callbacks:
+                if isinstance(callback, AverageWeights):  # whose turn is after this one's, and before a checkpoint's
+                    callback.on_train_batch_end(trainer, pl_module)
             candidates = keeper._monitor_candidates(trainer)
             keeper._save_topk_checkpoint(trainer, candidates)
             keeper._save_last_checkpoint(trainer, candidates)

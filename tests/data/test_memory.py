@@ -12,6 +12,7 @@ import torch
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.shards import ShardWriter, layout
+from lit_transfusion.data.shards.writer import picture_file
 from lit_transfusion.data.sources import Shards, TextCorpus
 
 SIDE, LENGTH, BATCHES = 8, 64, 300
@@ -23,12 +24,13 @@ def shards(folder: Path, count: int) -> Shards:
     """Pictures of noise, as `prepare` would leave them."""
     folder.mkdir()
     pixels = torch.randint(256, (1 + count // 100, 3, SIDE, SIDE), dtype=torch.uint8)
+    pictures = [picture_file(one, "png") for one in pixels]
     listed, rows = [], []
     for shard, start in enumerate(range(0, count, SHARD_SIZE)):
         with (folder / layout.tar_name(shard)).open("wb") as file:
             writer = ShardWriter(file, shard, "png")
             for number in range(start, min(start + SHARD_SIZE, count)):
-                writer.add(number, f"{number}.png", pixels[number % len(pixels)], [f"picture {number}"])
+                writer.add(number, f"{number}.png", pictures[number % len(pictures)], [f"picture {number}"])
             writer.close()
         listed.append({"name": layout.tar_name(shard), "bytes": writer.size})
         rows.append(writer.rows)

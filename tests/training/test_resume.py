@@ -243,6 +243,14 @@ def test_last_step_is_kept_though_it_is_no_multiple_of_the_interval(folder):
     assert [step for step, *_ in again] == [6]
 
 
+def test_run_that_is_given_more_steps_equals_one_that_had_them_from_the_start(whole, folder):
+    """Its last checkpoint holds the average of its last step, too."""
+    schedule = "--model.scheduler.total_steps", str(STEPS)
+    fit(folder, "--trainer.max_steps", "5", *schedule)
+    fit(folder, "--ckpt_path", "last", *schedule)
+    assert_same_end(whole[0], folder)
+
+
 def test_continued_run_keeps_its_log(whole, folder):
     fit(folder, stop=(3, "callbacks"))
     fit(folder, "--ckpt_path", "last")
