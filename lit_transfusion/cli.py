@@ -105,7 +105,8 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
     for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         option, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--"):
-            filled = lists.setdefault(option, []) if element_type(hints.get(option)) else None
+            listed = element_type(hints.get(option.removesuffix("+")))  # --NAME+ adds to what stands before it
+            filled = lists.setdefault(option, []) if listed else None
             if filled is not None:
                 filled += [value] if equals else []
             elif hints.get(option) is bool and not equals and following.startswith("--"):
@@ -115,7 +116,7 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
         else:
             (words if filled is None else filled).append(word)
     for option, parts in lists.items():
-        text = element_type(hints[option]) is str  # which may hold anything; numbers and names need no quotes
+        text = element_type(hints[option.removesuffix("+")]) is str  # which may hold anything; numbers and names need no quotes
         value = json.dumps(parts) if text else f"[{', '.join(parts).strip('[]')}]"
         words.append(f"--{option}={value}")
     return words

@@ -437,6 +437,13 @@ def test_columns_and_splits_that_a_dataset_does_not_have(tmp_path):
     assert f"data set {saved} cannot be had" in error_of(saved)
 
 
+def test_mistyped_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "data/pics is not there, though the folder data is" in error_of("data/pics")
+    assert "pics is not there" in error_of("./pics")
+
+
 def test_datasets_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert 'pip install -e ".[data]"' in error_of(tmp_path, kind="hugging_face")

@@ -252,3 +252,9 @@ def test_lists_of_text_may_hold_anything():
     assert words == ['--arms=["a, b", "c \\"d\\"", "[e]"]', '--override=["--x.y", "3"]']
     words = cli.spell_out(cli.TOOLS["generate"], ["--prompt", "a circle, red"])
     assert [word for word in words if "circle" in word] and "a circle, red" in " ".join(words)
+
+
+def test_lists_that_are_added_to():
+    words = cli.spell_out(cli.TOOLS["prepare"], ["--input", "a", "--output", "o", "--input+", "b, c", "d"])
+    assert words == ["--output", "o", '--input=["a"]', '--input+=["b, c", "d"]']
+    assert cli.tool_parser("prepare").parse_args(words).input == ["a", "b, c", "d"]

@@ -66,7 +66,8 @@ def load(path: str, split: str) -> Any:
         dataset = datasets.load_from_disk(path)
     except Exception as error:  # the libraries under it raise whatever they like
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the Hugging Face data set {path} cannot be had ({reason})") from None
+        not_here = "" if Path(path).exists() else ", and there is no folder of that name here"
+        raise InputError(f"the Hugging Face data set {path} cannot be had ({reason}){not_here}") from None
     if not isinstance(dataset, datasets.DatasetDict):
         return dataset
     if split not in dataset:
