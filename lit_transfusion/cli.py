@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -116,10 +117,16 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
         else:
             (words if filled is None else filled).append(word)
     for option, parts in lists.items():
-        text = element_type(hints[option.removesuffix("+")]) is str  # which may hold anything; numbers and names need no quotes
-        value = json.dumps(parts) if text else f"[{', '.join(parts).strip('[]')}]"
+        text = element_type(hints[option.removesuffix("+")]) is str  # which may hold anything; others need no quotes
+        value = yaml_list(parts) if text else f"[{', '.join(parts).strip('[]')}]"
         words.append(f"--{option}={value}")
     return words
+
+
+def yaml_list(texts: list[str]) -> str:
+    """As JSON, but for letters beyond ASCII: YAML reads no escaped pairs, as JSON has them for emoji, and folds some
+    line breaks that are not escaped."""
+    return re.sub(r"[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(texts, ensure_ascii=False))
 
 
 def element_type(hint: Any) -> Any:

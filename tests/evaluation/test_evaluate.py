@@ -254,6 +254,12 @@ def test_lists_of_text_may_hold_anything():
     assert [word for word in words if "circle" in word] and "a circle, red" in " ".join(words)
 
 
+def test_lists_of_text_may_hold_any_letters():
+    prompt = "a\tKäfer 🗻 \\n \u2028 \"'%"
+    words = cli.spell_out(cli.TOOLS["generate"], ["--ckpt", "c", "--prompt", prompt])
+    assert cli.tool_parser("generate").parse_args(words).prompt == [prompt]
+
+
 def test_lists_that_are_added_to():
     words = cli.spell_out(cli.TOOLS["prepare"], ["--input", "a", "--output", "o", "--input+", "b, c", "d"])
     assert words == ["--output", "o", '--input=["a"]', '--input+=["b, c", "d"]']
