@@ -52,6 +52,16 @@ class Labelled(DocumentSet):
         return documents
 
 
+class Changed:
+    """Documents that something has been done to."""
+
+    def __init__(self, documents, change):
+        self.documents, self.change = documents, change
+
+    def __getitem__(self, key):
+        return self.change(self.documents, key)
+
+
 def labelled_loader(tokenizer, sizes, weights=None, later=None, **options):
     """A mix of sources of these sizes, named a, b, …"""
     names = "abcdef"[: len(sizes)]
@@ -494,6 +504,28 @@ def test_checkpoint_of_other_sources_is_refused(tokenizer):
     state = labelled_loader(tokenizer, (5, 5)).state_dict()
     with pytest.raises(InputError, match="written with a mix of a, b and this run has a mix of a, b, c"):
         labelled_loader(tokenizer, (5, 5, 5)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (4, 5)])
+def test_checkpoint_of_more_or_fewer_examples_is_refused(tokenizer, sizes):
+    state = labelled_loader(tokenizer, (5, 5)).state_dict()
+    with pytest.raises(InputError, match=r"with 5 examples where there are now [46] examples of [ab]"):
+        labelled_loader(tokenizer, sizes).load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", ["longer", "fewer"])
+def test_checkpoint_of_other_documents_is_refused(tokenizer, change):
+    """Those in open rows are made again."""
+    before, after = labelled_loader(tokenizer, (50,)), labelled_loader(tokenizer, (50,))
+    next(iter(before))
+    after.load_state_dict(before.state_dict())
+    changed = {
+        "longer": lambda documents, key: [document._replace(tokens=[0] * LENGTH) for document in documents[key]],
+        "fewer": lambda documents, key: [],
+    }
+    after.documents = Changed(after.documents, changed[change])
+    with pytest.raises(InputError, match=r"waited in an open row .* are not as they were"):
+        next(iter(after))
 
 
 def test_examples_of_a_mix_are_those_of_its_sources_pictures_first(corpus):
