@@ -138,7 +138,8 @@ def element_type(hint: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. What the user can mend is said in one line, with exit status 2."""
+    """Run the command. What the user can mend is said in one line, with exit status 2; Ctrl-C ends it with 130, as a
+    shell has it."""
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     quieten()
     try:
@@ -151,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_lightning(argv, DESCRIPTION)
     except SIGTERMException:
         sys.exit(143)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except (InputError, ArgumentError, OmegaConfBaseException, MisconfigurationException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

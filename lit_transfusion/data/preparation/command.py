@@ -222,6 +222,9 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec:
                 skipped += made.skipped
                 check_skipped(skipped, total, max_skipped)
                 write_line()
+        except KeyboardInterrupt:
+            log.info(kept)
+            raise
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):  # one was killed
                 raise
