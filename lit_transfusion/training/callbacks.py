@@ -285,6 +285,10 @@ class WritePredictions(BasePredictionWriter):
         save(captioned_grid(prediction.drawn, batch.captions), folder / f"drawn_{batch_idx:04d}.png")
         save(captioned_grid(batch.images, prediction.written), folder / f"written_{batch_idx:04d}.png")
 
+    @rank_zero_only
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        log.info("drawn and written: %s", Path(trainer.default_root_dir) / "predictions")
+
 
 class RunDirectory(lightning.Callback):
     """Keeps the tokenizer with the run, writes finished.json when all its steps are done, and says at the end where

@@ -430,6 +430,8 @@ def test_columns_and_splits_that_a_dataset_does_not_have(tmp_path):
     (saved,) = hugging_face_splits(tmp_path)
     assert "has no split val; set split to one of train, test" in error_of(saved, split="val")
     assert "has no column says; set caption_column to one of image, text, url" in error_of(saved, caption_column="says")
+    dataset().save_to_disk(tmp_path / "alone")
+    assert "without splits, and split is test; leave it out" in error_of(tmp_path / "alone", split="test")
     dataset().remove_columns("image").save_to_disk(tmp_path / "texts")
     assert "Set image_column to one of text, url" in error_of(tmp_path / "texts")
     for file in saved.rglob("*.arrow"):
