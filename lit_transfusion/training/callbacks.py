@@ -307,6 +307,13 @@ class RunDirectory(lightning.Callback):
         log.info("%.2fM parameters: %s", sum(millions.values()), parts)
         log.info("the run is kept in %s", folder)
 
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """What is saved need not be saved again before the next step: an error until then, such as of data that have
+        changed, would put a place at their beginning into the checkpoint."""
+        for keeper in trainer.checkpoint_callbacks:
+            if isinstance(keeper, ModelCheckpoint):
+                keeper._last_global_step_saved = checkpoint["global_step"]
+
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Write down what was logged before a checkpoint: a run that is killed goes on from there, and would not log it
         again. (Of the last step before it, Lightning logs after the checkpoint.)"""
