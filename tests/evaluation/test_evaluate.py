@@ -205,6 +205,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--data", "none.yaml"], ["none.yaml not found"]),
         (["--data", "empty.yaml"], ["empty.yaml names no data.source"]),
         (["--data", "unknown.yaml"], ["unknown.yaml", "Photos"]),
+        (["--data", "gone.yaml"], ["gone.yaml, data.source: no such folder: gone", "--data CONFIG.yaml"]),
         (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
         (["--ckpt", "none.ckpt"], ["none.ckpt not found"]),
         (["--ckpt", "moved.ckpt"], ["moved.ckpt", "--data CONFIG.yaml"]),
@@ -215,6 +216,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
 def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     (run.parent / "empty.yaml").write_text("data: {}")
     (run.parent / "unknown.yaml").write_text("data: {source: Photos}")
+    (run.parent / "gone.yaml").write_text("data: {source: {class_path: ImageCaptions, init_args: {path: gone}}}")
     (run.parent / "edits.yaml").write_text("data: {source: ShapeEdits}")
     (run.parent / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
     once = [] if "--metrics" in words else ["--metrics", f"{__name__}.Once"]
