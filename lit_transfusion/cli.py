@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -105,7 +106,8 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
     for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         option, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--"):
-            filled = lists.setdefault(option, []) if element_type(hints.get(option)) else None
+            listed = element_type(hints.get(option.removesuffix("+")))  # --NAME+ adds to what stands before it
+            filled = lists.setdefault(option, []) if listed else None
             if filled is not None:
                 filled += [value] if equals else []
             elif hints.get(option) is bool and not equals and following.startswith("--"):
@@ -115,10 +117,16 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
         else:
             (words if filled is None else filled).append(word)
     for option, parts in lists.items():
-        text = element_type(hints[option]) is str  # which may hold anything; numbers and names need no quotes
-        value = json.dumps(parts) if text else f"[{', '.join(parts).strip('[]')}]"
+        text = element_type(hints[option.removesuffix("+")]) is str  # which may hold anything; others need no quotes
+        value = yaml_list(parts) if text else f"[{', '.join(parts).strip('[]')}]"
         words.append(f"--{option}={value}")
     return words
+
+
+def yaml_list(texts: list[str]) -> str:
+    """As JSON, but for letters beyond ASCII: YAML reads no escaped pairs, as JSON has them for emoji, and folds some
+    line breaks that are not escaped."""
+    return re.sub(r"[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(texts, ensure_ascii=False))
 
 
 def element_type(hint: Any) -> Any:
@@ -130,7 +138,8 @@ def element_type(hint: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. What the user can mend is said in one line, with exit status 2."""
+    """Run the command. What the user can mend is said in one line, with exit status 2; Ctrl-C ends it with 130, as a
+    shell has it."""
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     quieten()
     try:
@@ -143,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_lightning(argv, DESCRIPTION)
     except SIGTERMException:
         sys.exit(143)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except (InputError, ArgumentError, OmegaConfBaseException, MisconfigurationException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,10 @@
 """Lightning's command line for our parts: configs that build on others, links between parts, and clear errors."""
 
 import argparse
+import difflib
+import inspect
 import os
+import pydoc
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -239,12 +242,30 @@ def one_line(error: Exception) -> str:
     lines = [line for line in lines if line and not line.startswith(vain)]
     message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
     keys = re.findall(r'Parser key "([\w.]+)":', message)
-    known = known_classes(keys[0]) if len(keys) == 1 else []
+    # What stands in a mix are sources, too.
+    known = known_classes(keys[0]) if keys[1:] in ([], ["sources"]) and keys else []
     there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
     message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
     message = re.sub(r"; Given value: .*", "", message) if known else message
     message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
+    message = re.sub(r"class_path '([\w.]+)': Option '[\w.]+' is not accepted(?!; known)", with_known_options, message)
+    message = re.sub(r"option '(data|model)\.(\w+)[\w.]*'(?!: is)", with_likely_option, message)
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
+
+
+def with_known_options(refused: re.Match) -> str:
+    """Of a class by its path, what its options are."""
+    cls = pydoc.locate(refused[1])
+    known = ", ".join(inspect.signature(cls).parameters) if inspect.isclass(cls) else ""
+    return f"{refused[0]}; known: {known}" if known else refused[0]
+
+
+def with_likely_option(refused: re.Match) -> str:
+    """Of the data or the model, which option was meant."""
+    section, name = refused[1], refused[2]
+    options = inspect.signature({"data": TransfusionData, "model": LitTransfusion}[section]).parameters
+    likely = difflib.get_close_matches(name, options, n=1)
+    return f"{refused[0]}: is {section}.{likely[0]} meant?" if likely else refused[0]
 
 
 def known_classes(key: str) -> list[str]:

@@ -410,7 +410,15 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
         ("model: {patcher: Pixels}", ["mine.yaml", "Pixels", "LinearPatcher, UNetPatcher"]),
         ("model: {patcher: {class_path: UNetPatcher, init_args: {width: 3}}}", ["mine.yaml", "width"]),
         ("data: {batch_size: four}", ["mine.yaml", "data.batch_size", "four"]),
-        ("data: {batchsize: 4}", ["data.batchsize"]),
+        ("data: {batchsize: 4}", ["data.batchsize", "is data.batch_size meant?"]),
+        (
+            "data: {source: {class_path: Mix, init_args: {wieghts: {a: 1}}}}",
+            ["wieghts", "known: sources, weights, image_size, later"],
+        ),
+        (
+            "data: {source: {class_path: Mix, init_args: {sources: {a: {class_path: Shard}}}}}",
+            ["no class Shard", "ImageCaptions", "Shards", "TextCorpus"],
+        ),
         ("modell: {size: nano}", ["modell.size"]),
         ("trainer: {default_root_dir: '${nothing}'}", ["nothing"]),
         ("model: {mask: Causal}\nmodel: {size: nano}", ["mine.yaml, line 3", "'model'", "line 2"]),

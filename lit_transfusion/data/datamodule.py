@@ -1,5 +1,6 @@
 """The LightningDataModule: a source, a tokenizer, a codec and a recipe become packed batches."""
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -15,6 +16,8 @@ from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
+
+log = logging.getLogger(__name__)
 
 
 class TransfusionData(lightning.LightningDataModule):
@@ -98,6 +101,9 @@ class TransfusionData(lightning.LightningDataModule):
     def val_dataloader(self) -> PackedLoader | list[PackedLoader]:
         """Of a mix, a loader for each source of which something is held out."""
         parts = {name: part.split("val") for name, part in self.source.parts.items()}
+        for name, part in parts.items():
+            if not len(part) and (self.trainer is None or self.trainer.is_global_zero):
+                log.warning("nothing is held out of %s, so that it is not validated on", name or "the source")
         loaders = [self._loader(part, endless=False, name=name) for name, part in parts.items() if len(part)]
         return loaders[0] if len(loaders) == 1 else loaders
 

@@ -114,7 +114,7 @@ class PackedLoader:
         self.cut = 0  # documents whose text was cut to what a row has room for
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given by its present weight
         self.seconds = 0.0  # spent in here, while training waited
-        places = [asdict(Place(stream.name, stream.weight)) for stream in self.streams]
+        places = [asdict(Place(stream.name, stream.weight, len(stream.indices))) for stream in self.streams]
         self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}  # after the batch handed out last
         self._state_before = self._state  # before it
 
@@ -131,12 +131,12 @@ class PackedLoader:
     def _batches(self) -> Iterator[PackedBatch]:
         for stream in self.streams:
             if not stream.indices:
-                self._end_epoch(stream, Place(stream.name, stream.weight))
+                self._end_epoch(stream, Place(stream.name, stream.weight, 0))
         places = [Place(**place) for place in copy.deepcopy(self._state["streams"])]
         batches = self._state["batches"]
         self._weigh(places, batches)
         packer = FirstFit(self.length, self.open_rows)
-        packer.rows = [list(filter(None, map(self._sized, row))) for row in self._state["open"]]
+        packer.rows = list(map(self._reopened, self._state["open"]))
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
         closed: list[list[Any]] = []  # full rows: fewer than a batch, none when one is handed out
         while True:
@@ -198,6 +198,13 @@ class PackedLoader:
                 f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
                 "continue with the same, in the same order, or start from its weights with model.init_from"
             )
+        for place, stream in zip(ranks[0]["streams"], self.streams, strict=True):
+            if place["examples"] != len(stream.indices):
+                raise InputError(
+                    f"the checkpoint was written with {place['examples']} examples where there are now "
+                    f"{stream.examples}, among which its place in the data has no meaning: continue with the data that "
+                    "it had, or start from its weights with model.init_from"
+                )
         if len(ranks) != self.world_size:
             log.info("of %d processes, the documents are shared out to %d", len(ranks), self.world_size)
             ranks = shared_out(ranks, self.streams, self._order, self.world_size)
@@ -229,14 +236,22 @@ class PackedLoader:
     def _order(self, stream: Stream, epoch: int) -> Sequence[int]:
         return shuffled(len(stream.indices), mix(self.documents.seed, epoch, stream.indices.stop))
 
-    def _sized(self, piece: Piece) -> tuple[int, tuple[Piece, FlatDocument]] | None:
-        """What waits in an open row, made again; None if it cannot be used any more."""
-        epoch, index, number = piece
-        documents = self.documents[epoch, index]
-        if isinstance(documents, Skipped):
-            self._count_skipped(documents)
-            return None
-        return len(documents[number].tokens), ((epoch, index, number), documents[number])
+    def _reopened(self, row: Sequence[Piece]) -> list[tuple[int, tuple[Piece, FlatDocument]]]:
+        """What waits in an open row, made again, with its lengths; less what cannot be used any more."""
+        waiting = []
+        for epoch, index, number in row:
+            documents = self.documents[epoch, index]
+            if isinstance(documents, Skipped):
+                self._count_skipped(documents)
+                continue
+            waiting += [((epoch, index, number), document) for document in documents[number : number + 1]]
+            if number >= len(documents) or sum(len(document.tokens) for _, document in waiting) > self.length:
+                raise InputError(
+                    "the documents that waited in an open row when the checkpoint was written are not as they were: "
+                    "continue with the data and the data.sequence_length that it had, or start from its weights with "
+                    "model.init_from"
+                )
+        return [(len(document.tokens), (piece, document)) for piece, document in waiting]
 
     def _weigh(self, places: list[Place], batches: int) -> None:
         """Give each stream the weight that it has after so many batches. Where that is another than before, all count

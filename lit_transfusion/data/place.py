@@ -16,6 +16,7 @@ class Place:
     Args:
         name: Of the stream, in a mix.
         weight: By which it is served now.
+        examples: That the stream has: among more or fewer, no number here means what it meant.
         epoch: That it is in.
         base: Examples, from the beginning of the epoch's order, that were used up before the processes were as many as
             they are; their shares begin behind them.
@@ -30,6 +31,7 @@ class Place:
 
     name: str
     weight: float
+    examples: int
     epoch: int = 0
     base: int = 0
     used: int = 0
@@ -105,7 +107,14 @@ def shared_out(
         usable = any(place.usable for place in places)
         for rank, state in enumerate(new):
             place = Place(
-                stream.name, places[0].weight, last, farthest, served=served, usable=usable, todo=todo[rank::world_size]
+                stream.name,
+                places[0].weight,
+                places[0].examples,
+                last,
+                farthest,
+                served=served,
+                usable=usable,
+                todo=todo[rank::world_size],
             )
             state["streams"].append(asdict(place))
     return new

@@ -190,6 +190,10 @@ def source_of(path: Path, image_size: int) -> Source:
         source = parser.instantiate_classes(parser.parse_object({"source": source})).source
     except ArgumentError as error:
         raise InputError(f"{path}, data.source: {error}") from None
+    except ValueError as error:  # jsonargparse wraps what a source says of data that are not where they were
+        if not isinstance(error.__cause__, InputError):
+            raise
+        raise InputError(f"{path}, data.source: {error.__cause__}, or give --data CONFIG.yaml") from None
     if source.images_per_example > 1:
         raise InputError(
             f"{path}: {type(source).__name__} yields edits, and captioned pictures are needed; see score_edits"

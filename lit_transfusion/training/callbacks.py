@@ -286,6 +286,10 @@ class WritePredictions(BasePredictionWriter):
         save(captioned_grid(prediction.drawn, batch.captions), folder / f"drawn_{batch_idx:04d}.png")
         save(captioned_grid(batch.images, prediction.written), folder / f"written_{batch_idx:04d}.png")
 
+    @rank_zero_only
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        log.info("drawn and written: %s", Path(trainer.default_root_dir) / "predictions")
+
 
 class RunDirectory(lightning.Callback):
     """Keeps the tokenizer with the run, writes finished.json when all its steps are done, and says at the end where
@@ -303,6 +307,13 @@ class RunDirectory(lightning.Callback):
         parts = ", ".join(f"{name} {count:.2f}M" for name, count in millions.items())
         log.info("%.2fM parameters: %s", sum(millions.values()), parts)
         log.info("the run is kept in %s", folder)
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """What is saved need not be saved again before the next step: an error until then, such as of data that have
+        changed, would put a place at their beginning into the checkpoint."""
+        for keeper in trainer.checkpoint_callbacks:
+            if isinstance(keeper, ModelCheckpoint):
+                keeper._last_global_step_saved = checkpoint["global_step"]
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Write down what was logged before a checkpoint: a run that is killed goes on from there, and would not log it

@@ -239,8 +239,8 @@ class LitTransfusion(lightning.LightningModule):
             raise InputError(f"this is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
         if checkpoint[KEY]["tokenizer"] != self.tokenizer.model:
             raise InputError(
-                "the checkpoint was trained with another tokenizer than this run's; set data.tokenizer_model to the "
-                "tokenizer.model in the checkpoint's run directory"
+                "the checkpoint was trained with another tokenizer than this run's (or it was made of data that have "
+                "changed since); set data.tokenizer_model to the tokenizer.model in the checkpoint's run directory"
             )
         mine, theirs = self.state_dict(), checkpoint["state_dict"]
         odd = [name for name in mine | theirs if shape_of(mine, name) != shape_of(theirs, name)]

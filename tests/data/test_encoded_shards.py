@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -397,7 +398,7 @@ def test_mix_holds_latents_or_pixels_and_shows_pixels(prepared, codec, texts, ma
 # By the command line
 
 
-def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_path, monkeypatch, capsys):
+def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     words = ["--input", str(pictures), "--output", "shards", "--image_size", str(SIZE), "--num_workers", "0"]
     cli.main(["prepare", *words, "--codec", "VAE", "--codec.path", vae])
@@ -439,7 +440,9 @@ def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_pat
     ]
     metrics = next(Path("run/metrics").rglob("metrics.csv")).read_text()
     assert "throughput/images_per_second" in metrics and "val/loss_image" in metrics
-    cli.main(["predict", "--config", "run/config.yaml", "--ckpt_path", "last"])
+    with caplog.at_level(logging.INFO):
+        cli.main(["predict", "--config", "run/config.yaml", "--ckpt_path", "last"])
+    assert "drawn and written: run/predictions" in caplog.messages
     assert Path("run/predictions/drawn_0000.png").exists()
     capsys.readouterr()
     words = ["--ckpt", "run/checkpoints/last.ckpt", "--num_examples", "3", "--num_inference_steps", "2"]

@@ -278,6 +278,7 @@ def with_metadata(folder, text, name="metadata.csv"):
         ("metadata.jsonl", '{"file": "a.png"}\n', ", line 1: no column caption (or text, captions); it has file"),
         ("metadata.jsonl", '["a.png", "a"]\n', ", line 1: not a json object"),
         ("metadata.jsonl", '{"file": 3, "text": "a"}\n', ", line 1: the name of the picture is 3"),
+        ("metadata.jsonl", f'{{"file": "{" " * 9999}"}}\n', f", line 1: the name of the picture is '{' ' * 99}; give"),
         ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1: the caption is no text: [3]"),
     ],
 )

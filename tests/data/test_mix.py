@@ -52,6 +52,16 @@ class Labelled(DocumentSet):
         return documents
 
 
+class Changed:
+    """Documents that something has been done to."""
+
+    def __init__(self, documents, change):
+        self.documents, self.change = documents, change
+
+    def __getitem__(self, key):
+        return self.change(self.documents, key)
+
+
 def labelled_loader(tokenizer, sizes, weights=None, later=None, **options):
     """A mix of sources of these sizes, named a, b, …"""
     names = "abcdef"[: len(sizes)]
@@ -428,12 +438,13 @@ def test_what_is_shown_and_measured_is_the_pictures(data, make_pipeline):
     assert len(subject.examples) == 5
 
 
-def test_held_out_texts_and_pairs_have_loaders_of_their_own(data, corpus):
+def test_held_out_texts_and_pairs_have_loaders_of_their_own(data, corpus, caplog):
     pairs, text = data().val_dataloader()
     assert (pairs.name, text.name) == ("pairs", "text")
     assert sum(len(batch.images) for batch in pairs) == 9 and not any(len(batch.images) for batch in text)
     corpus._index = corpus._index._replace(num_examples={"train": len(corpus), "val": 0})
-    assert data().val_dataloader().name == "pairs"
+    assert not caplog.messages and data().val_dataloader().name == "pairs"
+    assert caplog.messages == ["nothing is held out of text, so that it is not validated on"]
 
 
 def test_texts_alone_are_trained_on_too(data, corpus):
@@ -494,6 +505,28 @@ def test_checkpoint_of_other_sources_is_refused(tokenizer):
     state = labelled_loader(tokenizer, (5, 5)).state_dict()
     with pytest.raises(InputError, match="written with a mix of a, b and this run has a mix of a, b, c"):
         labelled_loader(tokenizer, (5, 5, 5)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (4, 5)])
+def test_checkpoint_of_more_or_fewer_examples_is_refused(tokenizer, sizes):
+    state = labelled_loader(tokenizer, (5, 5)).state_dict()
+    with pytest.raises(InputError, match=r"with 5 examples where there are now [46] examples of [ab]"):
+        labelled_loader(tokenizer, sizes).load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", ["longer", "fewer"])
+def test_checkpoint_of_other_documents_is_refused(tokenizer, change):
+    """Those in open rows are made again."""
+    before, after = labelled_loader(tokenizer, (50,)), labelled_loader(tokenizer, (50,))
+    next(iter(before))
+    after.load_state_dict(before.state_dict())
+    changed = {
+        "longer": lambda documents, key: [document._replace(tokens=[0] * LENGTH) for document in documents[key]],
+        "fewer": lambda documents, key: [],
+    }
+    after.documents = Changed(after.documents, changed[change])
+    with pytest.raises(InputError, match=r"waited in an open row .* are not as they were"):
+        next(iter(after))
 
 
 def test_examples_of_a_mix_are_those_of_its_sources_pictures_first(corpus):

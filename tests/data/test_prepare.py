@@ -453,6 +453,25 @@ def test_command_line(pictures, undisturbed, tmp_path, capsys):
     assert "is not there; set input to" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, capsys, caplog):
+    words = ["prepare", "--input", pictures, "--output", tmp_path / "out", "--image_size", 8, "--shard_size", 6]
+    words = [*map(str, words), "--num_workers", "0"]
+    make = maker.ShardMaker.__getitem__
+
+    def interrupted(self, shard):
+        if shard == 1:
+            raise KeyboardInterrupt
+        return make(self, shard)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO), pytest.raises(SystemExit) as ended:
+        patch.setattr(maker.ShardMaker, "__getitem__", interrupted)
+        cli.main(words)
+    assert ended.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "stopped"
+    assert caplog.messages[-1] == "what is finished is kept: run the same command again to go on"
+    cli.main(words)
+    assert contents(tmp_path / "out") == undisturbed
+
+
 def test_progress_is_a_bar_for_people_and_lines_for_logs(monkeypatch, capsys, caplog):
     done = iter([0, *[30] * 100])
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)

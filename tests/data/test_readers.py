@@ -430,11 +430,20 @@ def test_columns_and_splits_that_a_dataset_does_not_have(tmp_path):
     (saved,) = hugging_face_splits(tmp_path)
     assert "has no split val; set split to one of train, test" in error_of(saved, split="val")
     assert "has no column says; set caption_column to one of image, text, url" in error_of(saved, caption_column="says")
+    dataset().save_to_disk(tmp_path / "alone")
+    assert "without splits, and split is test; leave it out" in error_of(tmp_path / "alone", split="test")
     dataset().remove_columns("image").save_to_disk(tmp_path / "texts")
     assert "Set image_column to one of text, url" in error_of(tmp_path / "texts")
     for file in saved.rglob("*.arrow"):
         file.write_bytes(b"")
     assert f"data set {saved} cannot be had" in error_of(saved)
+
+
+def test_mistyped_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "data/pics is not there, though the folder data is" in error_of("data/pics")
+    assert "pics is not there" in error_of("./pics")
 
 
 def test_datasets_that_is_not_installed(tmp_path, monkeypatch):

@@ -205,6 +205,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--data", "none.yaml"], ["none.yaml not found"]),
         (["--data", "empty.yaml"], ["empty.yaml names no data.source"]),
         (["--data", "unknown.yaml"], ["unknown.yaml", "Photos"]),
+        (["--data", "gone.yaml"], ["gone.yaml, data.source: no such folder: gone", "--data CONFIG.yaml"]),
         (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
         (["--ckpt", "none.ckpt"], ["none.ckpt not found"]),
         (["--ckpt", "moved.ckpt"], ["moved.ckpt", "--data CONFIG.yaml"]),
@@ -215,6 +216,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
 def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     (run.parent / "empty.yaml").write_text("data: {}")
     (run.parent / "unknown.yaml").write_text("data: {source: Photos}")
+    (run.parent / "gone.yaml").write_text("data: {source: {class_path: ImageCaptions, init_args: {path: gone}}}")
     (run.parent / "edits.yaml").write_text("data: {source: ShapeEdits}")
     (run.parent / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
     once = [] if "--metrics" in words else ["--metrics", f"{__name__}.Once"]
@@ -252,3 +254,15 @@ def test_lists_of_text_may_hold_anything():
     assert words == ['--arms=["a, b", "c \\"d\\"", "[e]"]', '--override=["--x.y", "3"]']
     words = cli.spell_out(cli.TOOLS["generate"], ["--prompt", "a circle, red"])
     assert [word for word in words if "circle" in word] and "a circle, red" in " ".join(words)
+
+
+def test_lists_of_text_may_hold_any_letters():
+    prompt = "a\tKäfer 🗻 \\n \u2028 \"'%"
+    words = cli.spell_out(cli.TOOLS["generate"], ["--ckpt", "c", "--prompt", prompt])
+    assert cli.tool_parser("generate").parse_args(words).prompt == [prompt]
+
+
+def test_lists_that_are_added_to():
+    words = cli.spell_out(cli.TOOLS["prepare"], ["--input", "a", "--output", "o", "--input+", "b, c", "d"])
+    assert words == ["--output", "o", '--input=["a"]', '--input+=["b, c", "d"]']
+    assert cli.tool_parser("prepare").parse_args(words).input == ["a", "b, c", "d"]

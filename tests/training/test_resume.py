@@ -225,6 +225,20 @@ def test_any_step_will_do_with_workers_and_accumulated_gradients(folder, tmp_pat
     assert_same_end(folder, tmp_path / "uninterrupted")
 
 
+def test_refused_continuation_leaves_the_checkpoint_as_it_is(whole, folder, capsys):
+    """As with a source that has other examples: on_exception would save its place in those, the beginning."""
+    before = fit(folder, stop=(3, "callbacks"))
+    written = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    tokenizer = ("--data.tokenizer_model", str(folder / "tokenizer.model"))
+    with pytest.raises(SystemExit):
+        fit(folder, "--ckpt_path", "last", *tokenizer, "--data.source.init_args.num_examples", "11")
+    assert "where there are now 11 examples" in capsys.readouterr().err
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == written
+    after = fit(folder, "--ckpt_path", "last")
+    assert_same(before + after, whole[1])
+    assert_same_end(folder, whole[0])
+
+
 @pytest.mark.parametrize("stop", [(1, "callbacks"), (3, "killed")])
 def test_last_checkpoint_of_a_continued_run_is_its_newest(folder, stop):
     """Not that of the run it continues, beside which the new ones get names of their own."""

@@ -227,6 +227,9 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec:
                 skipped += made.skipped
                 check_skipped(skipped, total, max_skipped)
                 write_line()
+        except KeyboardInterrupt:
+            log.info(kept)
+            raise
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):  # one was killed
                 raise
@@ -320,7 +323,7 @@ def check_finished(folder: Path, settings: dict[str, Any]) -> None:
     if damaged := shards.damaged():
         raise InputError(
             f"{folder}: the content of {', '.join(damaged[:10])}{', …' if len(damaged) > 10 else ''} is not what was "
-            f"written; remove {folder / INDEX} and prepare again into a new folder, or copy it again"
+            "written; copy it again, or remove the folder and prepare again"
         )
     shutil.rmtree(folder / PREPARING, ignore_errors=True)  # of a process that was killed while it removed that
     print(f"{folder} is finished already, and its {len(shards.index['shards'])} shards are as they were written")

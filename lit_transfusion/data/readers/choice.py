@@ -66,5 +66,10 @@ def kind_of(paths: list[str]) -> Kind:
             return "coco"
         raise InputError(f"{path} is neither a tar nor .json nor a metadata file; set --kind if it is one nevertheless")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", paths[0]):
+        if path.parent.is_dir():  # a mistyped path; to ask the hub for it takes half a minute without a network
+            raise InputError(
+                f"{path} is not there, though the folder {path.parent} is; mend the path, or set --kind hugging_face "
+                "if it is a data set on the hub"
+            )
         return "hugging_face"  # on the hub
     raise InputError(f"{path} is not there; set input to a folder, tars, a COCO file or a Hugging Face data set")

@@ -66,8 +66,11 @@ def load(path: str, split: str) -> Any:
         dataset = datasets.load_from_disk(path)
     except Exception as error:  # the libraries under it raise whatever they like
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the Hugging Face data set {path} cannot be had ({reason})") from None
+        not_here = "" if Path(path).exists() else ", and there is no folder of that name here"
+        raise InputError(f"the Hugging Face data set {path} cannot be had ({reason}){not_here}") from None
     if not isinstance(dataset, datasets.DatasetDict):
+        if split not in ("train", str(dataset.split)):  # train is meant by who says nothing
+            raise InputError(f"{path} is one data set without splits, and split is {split}; leave it out")
         return dataset
     if split not in dataset:
         raise InputError(f"{path} has no split {split}; set split to one of {', '.join(dataset)}")

@@ -112,7 +112,7 @@ def name_in(row: dict[str, Any], wanted: tuple[str, ...], file: Path, line: int)
     """The name of a picture, with forward slashes."""
     name = column(row, wanted, file, line)
     if not isinstance(name, str) or not name.strip():
-        raise InputError(f"{file}, line {line}: the name of the picture is {name!r}; give the name of a file")
+        raise InputError(f"{file}, line {line}: the name of the picture is {name!r:.100}; give the name of a file")
     return Path(name.strip()).as_posix()
 
 
