@@ -112,6 +112,7 @@ class PackedLoader:
                 raise InputError(f"{stream.examples} cannot be shared out to {world_size} processes")
         self.skipped: Counter[str] = Counter()
         self.cut = 0  # documents whose text was cut to what a row has room for
+        self._told: dict[str, list[str]] = {}  # stream → what was said of its last epoch
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given by its present weight
         self.seconds = 0.0  # spent in here, while training waited
         places = [asdict(Place(stream.name, stream.weight, len(stream.indices))) for stream in self.streams]
@@ -159,7 +160,7 @@ class PackedLoader:
             place.served += length / place.weight
             self.positions[number] += length
             if made.document.cut:
-                self._count_cut(made.key)
+                self._count_cut(made.key, place)
             row = packer.add(((*made.key, made.piece), made.document), length)
             if row is not None:
                 closed.append(row)
@@ -298,7 +299,7 @@ class PackedLoader:
                 "--ckpt_path last"
             )
 
-    def _count_cut(self, key: Key) -> None:
+    def _count_cut(self, key: Key, place: Place) -> None:
         if not self.cut:
             log.warning(
                 "the text of example %d is cut to what a row has room for beside its images (more are only counted); "
@@ -306,17 +307,16 @@ class PackedLoader:
                 key[1],
             )
         self.cut += 1
-
-    def _reasons(self) -> str:
-        return ", ".join(f"{reason}: {count}" for reason, count in self.skipped.items())
+        place.cut += 1
 
     def _end_epoch(self, stream: Stream, place: Place) -> None:
+        skipped = ", ".join(f"{reason}: {count}" for reason, (count, _) in sorted(place.skipped.items()))
         if not place.usable:
-            raise InputError(f"not one of the {stream.examples} can be used ({self._reasons() or 'no examples'})")
-        if self.skipped:
-            log.warning("by the end of epoch %d, of %s skipped: %s", place.epoch, stream.examples, self._reasons())
-        if self.cut:
-            log.warning("by the end of epoch %d, of %s cut: %d", place.epoch, stream.examples, self.cut)
+            raise InputError(f"not one of the {stream.examples} can be used ({skipped or 'no examples'})")
+        found = [f"skipped: {skipped}"] * bool(skipped) + [f"cut: {place.cut}"] * bool(place.cut)
+        if found and found != self._told.get(stream.name):  # the same in each epoch need not be said again
+            log.warning("in epoch %d, of %s %s", place.epoch, stream.examples, "; ".join(found))
+            self._told[stream.name] = found
 
 
 def told(names: list[str]) -> str:

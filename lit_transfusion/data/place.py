@@ -25,6 +25,7 @@ class Place:
         served: Positions that it has given, by weight, since the weights are what they are.
         usable: Whether the epoch has given any document.
         skipped: Reason → how many of the epoch's examples, and the name of the first.
+        cut: How many of the epoch's texts were cut.
         todo: (epoch, index, documents that are used) of examples that other processes have left; they come before all
             else.
     """
@@ -39,6 +40,7 @@ class Place:
     served: float = 0.0
     usable: bool = False
     skipped: dict[str, list] = field(default_factory=dict)
+    cut: int = 0
     todo: list[list[int]] = field(default_factory=list)
 
     def has_given(self, made: Made) -> bool:
@@ -50,7 +52,7 @@ class Place:
         return not self.todo and made.key[0] != self.epoch
 
     def begin(self, epoch: int) -> None:
-        self.epoch, self.base, self.used, self.usable, self.skipped = epoch, 0, 0, False, {}
+        self.epoch, self.base, self.used, self.usable, self.skipped, self.cut = epoch, 0, 0, False, {}, 0
 
     def advance(self, made: Made) -> None:
         """Past this document, which is the next."""

@@ -320,6 +320,18 @@ def test_captions_that_are_cut_are_counted_and_told_once(make_loader, caplog, to
     assert "text of example 0 is cut" in first and "of 10 examples cut: 10" in summary
 
 
+def test_what_an_epoch_skipped_is_said_of_that_epoch_and_once(make_loader, caplog):
+    loader = make_loader(Numbered(23, unusable=UNUSABLE))
+    with caplog.at_level(logging.WARNING, "lit_transfusion"):
+        batches = iter(loader)
+        while loader._state["streams"][0]["epoch"] < 3:
+            next(batches)
+    (summary,) = [message for message in caplog.messages if message.startswith("in epoch")]
+    assert summary.startswith("in epoch 0, of 23 examples skipped: ")
+    counts = [int(part.rpartition(": ")[2]) for part in summary.rpartition("skipped: ")[2].split(", ")]
+    assert sum(counts) == len(UNUSABLE) and loader.skipped.total() >= 3 * len(UNUSABLE)
+
+
 @pytest.mark.parametrize("part", ["batches", "used"])
 def test_state_of_another_version_is_refused(make_loader, part):
     (state,) = make_loader(Numbered(5)).state_dict()["ranks"]

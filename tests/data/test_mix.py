@@ -345,7 +345,7 @@ def test_source_without_examples_is_named_before_it_is_used(tokenizer):
         ((1, 1), {9: {"a": 1, "b": float("nan")}}, r"in later\[9\], the weight of b is nan"),
         ((1, 1), {9: {"a": 0, "b": 0}}, r"in later\[9\], all weights are 0"),
         ((0, 0), {9: {"a": 1, "b": 1}}, "in weights, all weights are 0"),
-        ((1, 0), {9: {"a": 1, "b": 0}}, "the weight of b is 0; leave out what is not to be used"),
+        ((1, 0), {9: {"a": 1, "b": 0}}, "the weight of b is 0; leave it out, or give it one in `later`"),
     ],
 )
 def test_change_that_cannot_be_is_refused(weights, later, message):
@@ -480,7 +480,7 @@ def test_caption_has_the_room_of_a_pair_and_not_that_of_an_edit(data, corpus):
         ("", None, "Mix has no sources"),
         ("ab", {"a": 1, "c": 1}, "weights names c, and there is no such source; there are a, b"),
         ("ab", {"a": 1}, "weights says nothing of b"),
-        ("ab", {"a": 1, "b": 0}, "the weight of b is 0; leave out"),
+        ("ab", {"a": 1, "b": 0}, "the weight of b is 0; leave it out"),
         ("ab", {"a": 1, "b": -1}, "the weight of b is -1"),
         ("ab", {"a": 1, "b": float("nan")}, "the weight of b is nan"),
         ("ab", {"a": 1, "b": float("inf")}, "the weight of b is inf"),

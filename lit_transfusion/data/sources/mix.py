@@ -113,7 +113,7 @@ class Mix(Source):
                 raise InputError(f"Mix: later[{since}] is not a number of batches above 0; see weights for the start")
         for name, source in sources.items():
             if not any(weights[name] for weights in told.values()):
-                raise InputError(f"Mix: the weight of {name} is 0; leave out what is not to be used")
+                raise InputError(f"Mix: the weight of {name} is 0; leave it out, or give it one in `later`")
             if isinstance(source, Mix):
                 raise InputError(f"Mix: {name} is itself a mix; name its sources beside the others")
 
