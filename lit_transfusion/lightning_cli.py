@@ -181,13 +181,16 @@ def width(size: Any) -> int:
 
 
 class KeepConfig(SaveConfigCallback):
-    """Writes config.yaml of a fit: what it was asked to do, not where it was once continued from."""
+    """Writes config.yaml of a fit: what it was asked to do, not where it was once continued from; and not before that
+    has come to its first step, since a continuation that is refused is none."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.config = self.config.clone()
-            self.config.ckpt_path = None
-            super().setup(trainer, pl_module, stage)
+        pass
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.config = self.config.clone()
+        self.config.ckpt_path = None
+        super().setup(trainer, pl_module, "fit")
 
 
 def check_precision(trainer: lightning.Trainer) -> None:

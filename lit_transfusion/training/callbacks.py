@@ -296,7 +296,7 @@ class RunDirectory(lightning.Callback):
     everything is and what to do next."""
 
     @rank_zero_only
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.model").write_bytes(pl_module.tokenizer.model)

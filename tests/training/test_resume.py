@@ -225,15 +225,16 @@ def test_any_step_will_do_with_workers_and_accumulated_gradients(folder, tmp_pat
     assert_same_end(folder, tmp_path / "uninterrupted")
 
 
-def test_refused_continuation_leaves_the_checkpoint_as_it_is(whole, folder, capsys):
+def test_refused_continuation_leaves_the_run_as_it_is(whole, folder, capsys):
     """As with a source that has other examples: on_exception would save its place in those, the beginning."""
     before = fit(folder, stop=(3, "callbacks"))
-    written = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    names = "checkpoints/last.ckpt", "config.yaml", "tokenizer.model"
+    written = [(folder / name).read_bytes() for name in names]
     tokenizer = ("--data.tokenizer_model", str(folder / "tokenizer.model"))
     with pytest.raises(SystemExit):
         fit(folder, "--ckpt_path", "last", *tokenizer, "--data.source.init_args.num_examples", "11")
     assert "where there are now 11 examples" in capsys.readouterr().err
-    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == written
+    assert [(folder / name).read_bytes() for name in names] == written
     after = fit(folder, "--ckpt_path", "last")
     assert_same(before + after, whole[1])
     assert_same_end(folder, whole[0])
