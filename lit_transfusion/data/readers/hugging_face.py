@@ -27,7 +27,10 @@ class HuggingFaceReader(Reader):
         try:
             import datasets
         except ImportError:
-            raise InputError('a Hugging Face data set needs the package datasets: pip install -e ".[data]"') from None
+            here = "" if Path(path).exists() else f"{path} is not there; if it is the name of a data set on the hub: "
+            raise InputError(
+                f'{here}a Hugging Face data set needs the package datasets: pip install -e ".[data]"'
+            ) from None
         dataset = load(path, split)
         pictures = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         self._image = chosen("image_column", image_column, pictures, dataset.column_names, path)
