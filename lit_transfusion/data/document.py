@@ -9,6 +9,7 @@
 All are NamedTuples: Lightning moves them to a device, torch pins their memory, and `_replace` makes the next one.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -73,6 +74,11 @@ class Skipped(NamedTuple):
 
     name: str  # of the picture, as its owner would look for it
     reason: str  # short, and the same for all of one kind, so that reasons can be counted
+
+
+def in_words(reasons: Mapping[str, tuple[int, str]]) -> str:
+    """How many were left out for each reason, and the name of the first."""
+    return ", ".join(f"{count} {reason} (first: {first})" for reason, (count, first) in reasons.items())
 
 
 class TextSegment(NamedTuple):

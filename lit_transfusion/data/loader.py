@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
-from lit_transfusion.data.document import PackedBatch, Skipped
+from lit_transfusion.data.document import PackedBatch, Skipped, in_words
 from lit_transfusion.data.feed import Feed, Key
 from lit_transfusion.data.order import mix, shuffled
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
@@ -291,12 +291,11 @@ class PackedLoader:
         total = sum(count for count, _ in place.skipped.values())
         own = len(range(self.rank, len(stream.indices), self.world_size))
         if self.endless and total > self.max_skipped * own:
-            listed = ", ".join(f"{count} {reason} (first: {first})" for reason, (count, first) in place.skipped.items())
             process = "" if self.world_size == 1 else f" ({own} of them this process's)"
             raise InputError(
                 f"{total} of the {stream.examples}{process} cannot be used, which is more than the share of "
-                f"{self.max_skipped:g} that data.max_skipped allows: {listed}; mend them, or allow more and go on with "
-                "--ckpt_path last"
+                f"{self.max_skipped:g} that data.max_skipped allows: {in_words(place.skipped)}; mend them, or allow "
+                "more and go on with --ckpt_path last"
             )
 
     def _count_cut(self, key: Key, place: Place) -> None:

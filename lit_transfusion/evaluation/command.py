@@ -187,7 +187,7 @@ def source_of(path: Path, image_size: int) -> Source:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Source, "source")
     try:
-        source = parser.instantiate_classes(parser.parse_object({"source": source})).source
+        source = parser.instantiate_classes(parser.parse_object({"source": source})).source.pictures
     except ArgumentError as error:
         raise InputError(f"{path}, data.source: {error}") from None
     except ValueError as error:  # jsonargparse wraps what a source says of data that are not where they were
@@ -198,4 +198,6 @@ def source_of(path: Path, image_size: int) -> Source:
         raise InputError(
             f"{path}: {type(source).__name__} yields edits, and captioned pictures are needed; see score_edits"
         )
+    if source.images_per_example < 1:
+        raise InputError(f"{path}: {type(source).__name__} has no pictures, and captioned ones are needed")
     return source

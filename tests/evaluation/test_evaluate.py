@@ -207,6 +207,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--data", "unknown.yaml"], ["unknown.yaml", "Photos"]),
         (["--data", "gone.yaml"], ["gone.yaml, data.source: no such folder: gone", "--data CONFIG.yaml"]),
         (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
+        (["--data", "texts.yaml"], ["texts.yaml: TextCorpus has no pictures"]),
         (["--ckpt", "none.ckpt"], ["none.ckpt not found"]),
         (["--ckpt", "moved.ckpt"], ["moved.ckpt", "--data CONFIG.yaml"]),
         (["--ckpt", "run/config.yaml"], ["run/config.yaml is not a checkpoint"]),
@@ -218,6 +219,8 @@ def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     (run.parent / "unknown.yaml").write_text("data: {source: Photos}")
     (run.parent / "gone.yaml").write_text("data: {source: {class_path: ImageCaptions, init_args: {path: gone}}}")
     (run.parent / "edits.yaml").write_text("data: {source: ShapeEdits}")
+    (run.parent / "some.txt").write_text("some words")
+    (run.parent / "texts.yaml").write_text("data: {source: {class_path: TextCorpus, init_args: {path: some.txt}}}")
     (run.parent / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
     once = [] if "--metrics" in words else ["--metrics", f"{__name__}.Once"]
     with pytest.raises(SystemExit) as caught:

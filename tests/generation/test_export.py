@@ -397,4 +397,5 @@ def test_using_a_model_needs_no_lightning(exported, make_pipeline, save_checkpoi
             Pipeline.from_pretrained(path)
         assert not {"lightning", "pytorch_lightning", "jsonargparse"} & set(sys.modules)
     """
-    subprocess.run([sys.executable, "-c", code, exported, tmp_path / "run.ckpt"], check=True)
+    done = subprocess.run([sys.executable, "-c", code, exported, tmp_path / "run.ckpt"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

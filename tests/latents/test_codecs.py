@@ -79,7 +79,8 @@ def test_pixels_are_clamped_when_decoded():
 
 def test_pixels_need_no_diffusers():
     code = "import sys; from lit_transfusion.latents import Pixels; Pixels(); assert 'diffusers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # AutoencoderKL

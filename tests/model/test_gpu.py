@@ -128,9 +128,10 @@ def test_a_step_never_waits_for_the_device(patcher):
     step()  # what is looked up once may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
+        loss = step()  # raises where it waits
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
 
 
 def test_loss_curves_of_bf16_and_of_float32_on_the_cpu_agree():

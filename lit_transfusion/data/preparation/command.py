@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.document import Skipped, in_words
 from lit_transfusion.data.feed import as_it_is
 from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.preparation.encoding import encoded_shards, record
@@ -241,17 +241,18 @@ def check_skipped(skipped: list[Skipped], total: int, max_skipped: float) -> Non
     if len(skipped) > max_skipped * total:
         raise InputError(
             f"{len(skipped)} of {total} pictures cannot be used, more than the share of {max_skipped:g} that "
-            f"--max_skipped allows: {in_words(skipped)}; mend them, or allow more and go on with the same folder"
+            f"--max_skipped allows: {in_words(reasons(skipped))}; mend them, or allow more and go on with the same "
+            "folder"
         )
 
 
-def in_words(skipped: list[Skipped]) -> str:
-    """The reasons, how often each, and its first picture."""
+def reasons(skipped: list[Skipped]) -> dict[str, tuple[int, str]]:
+    """Reason → how many, and the name of the first; what is most frequent comes first."""
     first = {}
     for one in skipped:
         first.setdefault(one.reason, one.name)
     counts = Counter(one.reason for one in skipped)
-    return ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in counts.most_common())
+    return {reason: (count, first[reason]) for reason, count in counts.most_common()}
 
 
 def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
@@ -260,14 +261,14 @@ def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
     shards: list[Made] = [maker.made(shard) for shard in range(len(maker))]
     skipped = [*maker.reader.left_out, *(one for made in shards for one in made.skipped)]
     if len(skipped) == len(maker.reader) + len(maker.reader.left_out):
-        raise InputError(f"not one picture can be used: {in_words(skipped)}")
+        raise InputError(f"not one picture can be used: {in_words(reasons(skipped))}")
     rows = np.concatenate([maker.rows(shard) for shard in range(len(maker))])
     rows = rows[np.argsort(rows["fraction"], kind="stable")]
     index = {
         "kind": KIND,
         **settings,
         "num_examples": len(rows),
-        "skipped": dict(Counter(one.reason for one in skipped).most_common()),
+        "skipped": {reason: count for reason, (count, _) in reasons(skipped).items()},
         "shards": [{name: value for name, value in made._asdict().items() if name != "skipped"} for made in shards],
     }
     parts = {ROWS: ROW, MOMENTS: MOMENTS_ROW} if maker.encoded else {ROWS: ROW}

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lit_transfusion.data.document import Example, Skipped
+from lit_transfusion.data.document import Example, Skipped, in_words
 from lit_transfusion.data.images import read_image
 from lit_transfusion.data.sources.base import Source, hold_out
 from lit_transfusion.data.sources.metadata import clean, find_metadata, name_in, rows, texts_in
@@ -138,8 +138,7 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
 
 
 def listed(left_out: dict[str, list[str]]) -> str:
-    """How many names for each reason, in words."""
-    return ", ".join(f"{len(names)} {reason} (first: {names[0]})" for reason, names in left_out.items())
+    return in_words({reason: (len(names), names[0]) for reason, names in left_out.items()})
 
 
 def _list_files(folder: Path) -> list[str]:

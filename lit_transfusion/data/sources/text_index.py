@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from lit_transfusion.data.document import in_words
 from lit_transfusion.data.sources.base import fraction
 from lit_transfusion.errors import InputError
 
@@ -227,7 +228,7 @@ def divide(folder: Path, limit: float) -> dict[str, int]:
 
 
 def told(left_out: dict[str, int], first: dict[str, str]) -> str:
-    return ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in left_out.items())
+    return in_words({reason: (count, first[reason]) for reason, count in left_out.items()})
 
 
 def documents_of(file: Path, texts: Path, options: TextOptions) -> Iterator[Found]:
