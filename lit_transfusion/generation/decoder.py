@@ -1,5 +1,6 @@
 """A batch of documents being read and written, with the keys and values of all that stands already."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,11 @@ from torch import Tensor
 from lit_transfusion.data.document import TEXT, ImageSegment
 from lit_transfusion.data.packing import FlatDocument
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.model import TransfusionOutput
+from lit_transfusion.generation.recording import Recorded
+from lit_transfusion.model import Transfusion, TransfusionOutput
+from lit_transfusion.model.kv_cache import KVCache
+
+BUCKET = 256  # a recorded pass looks at a multiple of so many slots, so that few are recorded while rows grow
 
 
 class Decoder:
@@ -23,8 +28,9 @@ class Decoder:
     def __init__(self, pipeline: Pipeline, batch_size: int, capacity: int) -> None:
         self.pipeline = pipeline
         self.device = pipeline.net.head.weight.device
-        self.cache = pipeline.net.new_cache(batch_size, capacity)
+        self.cache = pipeline.net.new_cache(batch_size, whole_buckets(capacity) if pipeline.recording else capacity)
         self.capacity = capacity
+        self.recorded: dict[int, Recorded] = {}  # passes that come again and again, by the slots that they look at
         self.logits = torch.zeros(0)  # (R, V) of what comes next in each row, as far as it was read last
         self.lengths = [0] * batch_size  # positions of each row; on the host, since they decide the size of tensors
 
@@ -58,6 +64,7 @@ class Decoder:
             self._stack([]),
             timestep=0,
             logit_positions=torch.arange(len(tokens), device=self.device),
+            recorded=self.pipeline.recording,
         ).logits
         self._grow([int(token is not None) for token in token_ids])
 
@@ -66,8 +73,14 @@ class Decoder:
         instead."""
         shape = len(noisy_images), self.pipeline.patches_per_image
         image_ids = torch.arange(shape[0], device=self.device)[:, None].expand(shape)
-        nowhere = torch.zeros(0, dtype=torch.int64, device=self.device)
-        return self._forward(torch.zeros_like(image_ids), image_ids, noisy_images, timestep, nowhere).image_prediction
+        return self._forward(
+            torch.zeros_like(image_ids),
+            image_ids,
+            noisy_images,
+            timestep,
+            logit_positions=torch.zeros(0, dtype=torch.int64, device=self.device),
+            recorded=self.pipeline.recording,
+        ).image_prediction
 
     def branch(self, rows: Sequence[int], null: "Decoder | None", room: int) -> "Decoder":
         """A decoder whose rows are copies of `rows`, and then of the same rows of `null`, with `room` to go on.
@@ -90,7 +103,13 @@ class Decoder:
             self.logits[row] = branch.logits[i]
 
     def _forward(
-        self, tokens: Tensor, image_ids: Tensor, images: Tensor, timestep: int, logit_positions: Tensor
+        self,
+        tokens: Tensor,
+        image_ids: Tensor,
+        images: Tensor,
+        timestep: int,
+        logit_positions: Tensor,
+        recorded: bool = False,
     ) -> TransfusionOutput:
         """What the net says to (B, L) new positions, one after another, of the first B rows."""
         B, L = tokens.shape
@@ -100,10 +119,13 @@ class Decoder:
             raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(L, device=self.device)
         timesteps = torch.full((len(images),), timestep, device=self.device)
-        cache = self.cache.first(B, end)
-        return self.pipeline.net(
-            tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions, cache
-        )
+        inputs = tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions
+        if not recorded:
+            return self.pipeline.net(*inputs, self.cache.first(B, end))
+        slots = whole_buckets(end)  # in the last of them nothing stands yet, and nobody looks there
+        if slots not in self.recorded:
+            self.recorded[slots] = Recorded(functools.partial(go_on, self.pipeline.net, self.cache, slots))
+        return TransfusionOutput(*self.recorded[slots](*inputs))
 
     def _grow(self, added: Sequence[int]) -> None:
         for row, count in enumerate(added):
@@ -113,3 +135,12 @@ class Decoder:
         if not images:
             return torch.zeros(0, *self.pipeline.latent_shape, device=self.device)
         return torch.stack([image.latents for image in images]).to(self.device)
+
+
+def go_on(net: Transfusion, cache: KVCache, slots: int, tokens: Tensor, *inputs: Tensor) -> TransfusionOutput:
+    """A forward pass of the first rows. (No method: a decoder that held itself would keep its cache for longer.)"""
+    return net(tokens, *inputs, cache.first(len(tokens), slots))
+
+
+def whole_buckets(slots: int) -> int:
+    return -(-slots // BUCKET) * BUCKET

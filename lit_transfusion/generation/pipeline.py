@@ -22,6 +22,7 @@ from lit_transfusion.generation.checkpoint import KEY, is_sharded, read_checkpoi
 from lit_transfusion.generation.model_card import TEMPLATE
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import Patcher, TransformerSize, Transfusion, Visibility
+from lit_transfusion.model.block_runner import as_it_is
 from lit_transfusion.parts import build, call, describe
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
@@ -60,6 +61,15 @@ class Pipeline(
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.sequence_length = sequence_length
+        self.recording = False  # whether decoders record and replay their forward passes
+
+    def compile(self) -> None:
+        """Decode with compiled blocks, and with steps that a GPU records once for each batch, and then replays.
+
+        It pays where many samples are made on a GPU: compiling takes a minute, and on a CPU it brings nothing.
+        """
+        self.net.transformer.run_cached_block = torch.compile(as_it_is, dynamic=True)
+        self.recording = True
 
     def generate(self, *prompt: str | Image.Image, images: str = "chosen", **sampling: Any) -> list[str | Image.Image]:
         """Go on from texts and pictures, in any order, with texts and pictures.

@@ -57,19 +57,22 @@ class KVCache:
         slot = torch.arange(self.image_ids.shape[1], device=positions.device)
         return dense_under((slot >= lo) & (slot < hi))  # (B, L, S)
 
-    def layer(self, index: int) -> "LayerCache":
-        return LayerCache(self.buffers[index], self._slots)
+    def layer(self, index: int, attend: Attend) -> "LayerCache":
+        """`attend` in one layer, to what is read now and to what stands there already."""
+        return LayerCache(self.buffers[index], self._slots, attend)
 
 
 class LayerCache:
     """One layer's part of a KVCache, while a forward pass writes to `slots`, which are (row, position) pairs."""
 
-    def __init__(self, buffer: Tensor, slots: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, buffer: Tensor, slots: tuple[Tensor, Tensor], attend: Attend) -> None:
         self.buffer = buffer
         self.slots = slots
+        self.attend = attend
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, heads, L, head_dim) new keys and values → all of them, (B, heads, S, head_dim)."""
+    @torch.compiler.disable  # S grows: where a block is compiled, this stays outside
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep the new keys and values, (B, heads, L, head_dim), and attend to all, (B, heads, S, head_dim)."""
         for buffer, new in zip(self.buffer, (k, v), strict=True):
             buffer.transpose(1, 2)[self.slots] = new.transpose(1, 2)
-        return self.buffer[0], self.buffer[1]
+        return self.attend(q, self.buffer[0], self.buffer[1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_transfusion.errors import InputError
 from lit_transfusion.model.attention import Attend
 from lit_transfusion.model.block_runner import RunBlock, as_it_is
-from lit_transfusion.model.kv_cache import KVCache, LayerCache
+from lit_transfusion.model.kv_cache import KVCache
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (B, 1, L, head_dim / 2)
 
@@ -62,6 +62,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(size, norm_eps) for _ in range(size.n_layers)])
         self.norm = nn.RMSNorm(size.dim, eps=norm_eps)
         self.run_block: RunBlock = as_it_is  # training may set another one (see `block_runner.py`)
+        self.run_cached_block: RunBlock = as_it_is  # and so may decoding, with a cache
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend, cache: KVCache | None = None) -> Tensor:
         """(B, L, D) embeddings at (B, L) positions → (B, L, D) normalised hidden states.
@@ -70,7 +71,10 @@ class Transformer(nn.Module):
         """
         rope = rotary_angles(positions, self.size.dim // self.size.n_heads, self.rope_theta)
         for layer, block in enumerate(self.blocks):
-            x = self.run_block(block, x, rope, attend) if cache is None else block(x, rope, attend, cache.layer(layer))
+            if cache is None:
+                x = self.run_block(block, x, rope, attend)
+            else:
+                x = self.run_cached_block(block, x, rope, cache.layer(layer, attend))
         return self.norm(x)
 
     def reset_parameters(self) -> None:
@@ -96,8 +100,8 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(size.dim, eps=norm_eps)
         self.feed_forward = FeedForward(size.dim, size.hidden_dim or llama_hidden_dim(size.dim, size.multiple_of))
 
-    def forward(self, x: Tensor, rope: Rope, attend: Attend, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, attend, cache)
+    def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, attend)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -110,12 +114,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # one product instead of three
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, attend: Attend, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3 * self.n_heads, -1)).transpose(1, 2)  # (B, 3 · heads, L, head_dim)
         qk, v = qkv.split([2 * self.n_heads, self.n_heads], dim=1)
         q, k = rotate(qk, rope).chunk(2, dim=1)  # (B, heads, L, head_dim) each
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, heads, S, head_dim), S cached positions and these
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, L, D)
 
 

@@ -90,9 +90,7 @@ class SlowDecoder:
 def assert_same(generated, expected, atol=1e-5):
     """What `generate` gives against what SlowDecoder gives."""
     added, stop_reason = expected
-    pieces = []
-    for segment in generated.added:
-        pieces += [segment.latents] if isinstance(segment, ImageSegment) else segment.token_ids
+    pieces = pieces_of(generated)
     assert [isinstance(piece, int) for piece in pieces] == [isinstance(piece, int) for piece in added]
     for piece, other in zip(pieces, added, strict=True):
         if isinstance(piece, int):
@@ -100,3 +98,11 @@ def assert_same(generated, expected, atol=1e-5):
         else:
             torch.testing.assert_close(piece, other, atol=atol, rtol=1e-5)
     assert generated.stop_reason.value == stop_reason
+
+
+def pieces_of(generated):
+    """Tokens and latents, one after another, as SlowDecoder gives them."""
+    pieces = []
+    for segment in generated.added:
+        pieces += [segment.latents] if isinstance(segment, ImageSegment) else segment.token_ids
+    return pieces

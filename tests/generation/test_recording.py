@@ -1,0 +1,123 @@
+"""Compiled decoding: the same samples, from passes that are recorded once for each shape. (CUDA graphs: `-m gpu`.)"""
+
+import functools
+import gc
+import weakref
+
+import pytest
+import torch
+from slow_decoder import assert_same, pieces_of
+
+from lit_transfusion.data.document import Document, ImageSegment, TextSegment
+from lit_transfusion.diffusion import DDPM
+from lit_transfusion.generation import Sampling, decoder, generate, prompt_document
+from lit_transfusion.generation.decoder import Decoder
+from lit_transfusion.generation.recording import Recorded
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2
+P = 4
+SAMPLING = Sampling(
+    "ddpm",
+    num_inference_steps=3,
+    guidance_scale=2.5,
+    guidance_interval=(0.3, 0.8),
+    temperature=1.0,
+    max_new_tokens=9,
+    max_images=2,
+)
+
+
+def compile_with(monkeypatch, pipeline, backend):
+    """Small buckets, so that rows outgrow several."""
+    monkeypatch.setattr(decoder, "BUCKET", 8)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    pipeline.compile()
+
+
+def prompts(pipeline):
+    image = ImageSegment(torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    return [
+        prompt_document(pipeline, "a red circle and"),
+        prompt_document(pipeline),
+        Document((TextSegment((1, 9)), image, TextSegment((7,)), image)),
+        prompt_document(pipeline, "a blue square"),
+    ]
+
+
+# The compiler proper takes half a minute; the tracer alone shows that what stays outside of it fits in.
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("patcher", ["linear", "unet"])
+def test_compiled_decoding_is_decoding(make_pipeline, talkative, monkeypatch, patcher, backend):
+    torch._dynamo.reset()
+    pipeline = talkative(make_pipeline(patcher, noise=DDPM(prediction_type="sample")))
+    documents = prompts(pipeline)
+    expected = generate(pipeline, documents, SAMPLING)
+    compile_with(monkeypatch, pipeline, backend)
+    for _ in range(2):  # recorded and replayed
+        for sample, expectation in zip(generate(pipeline, documents, SAMPLING), expected, strict=True):
+            assert_same(sample, (pieces_of(expectation), expectation.stop_reason.value))
+    assert {len(sample.images) for sample in expected} > {0}  # some draw, some do not
+
+
+def test_longer_rows_compile_nothing_again(make_pipeline, monkeypatch):
+    """What depends on the length of the cache stays outside of what is compiled."""
+    torch._dynamo.reset()
+    graphs, pipeline = [], make_pipeline()
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_with(monkeypatch, pipeline, backend)
+    decoder, counts = Decoder(pipeline, 3, 64), []
+    with torch.no_grad():
+        for length in range(40):
+            decoder.read_tokens([5, None if length % 2 else 6, 7])
+            decoder.predict_images(torch.zeros(3, 3, 4, 4), 500)
+            counts.append(len(graphs))
+    assert 0 < counts[0] == counts[-1]
+    assert sorted(decoder.recorded) == [8, 16, 24, 32, 40, 48]
+
+
+def test_each_shape_is_recorded_once_and_stays_where_it_is():
+    places = []
+
+    def double(a, b):
+        places.append((a.data_ptr(), b.data_ptr()))
+        return 2 * a, 2 * b
+
+    recorded, three = Recorded(double), torch.arange(3.0)
+    for _ in range(3):
+        inputs = torch.randn(2), torch.randn(5)
+        for output, tensor in zip(recorded(*inputs), inputs, strict=True):
+            assert torch.equal(output, 2 * tensor)
+    assert len(set(places)) == 1
+    first = recorded(three, three)
+    recorded(-three, -three)
+    assert torch.equal(first[0], 2 * three)  # what was handed out is not written over
+    assert len(set(places)) == 2
+
+
+def test_results_are_copies():
+    """Even where the function hands on its input, as the net does with images that there are none of."""
+    recorded = Recorded(lambda a: (a,))
+    first = recorded(torch.ones(2))
+    recorded(torch.zeros(2))
+    assert torch.equal(first[0], torch.ones(2))
+
+
+def test_the_cache_goes_with_its_decoder(make_pipeline, monkeypatch):
+    """Not when the garbage collector comes by: on a GPU, the next one may need its memory."""
+    pipeline = make_pipeline()
+    monkeypatch.setattr(pipeline, "recording", True)
+    gc.disable()
+    try:
+        decoder = Decoder(pipeline, 2, 10)
+        with torch.no_grad():
+            decoder.read_tokens([5, 6])
+        cache = weakref.ref(decoder.cache)
+        assert cache() is not None
+        del decoder
+        assert cache() is None
+    finally:
+        gc.enable()
