@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from benchmarks.attention import LAYOUTS, both_ways
 from benchmarks.batches import packed
 from benchmarks.report import Table
+from benchmarks.sample import STEPS, cached, new_pipeline, per_token, random_prompt, write_with
 from benchmarks.timing import gemm_rate, interleave, show
 from benchmarks.training import least_flops, new_net, new_step
 from lit_transfusion.data.document import PackedBatch
@@ -24,7 +25,7 @@ ROWS = {"nano": 4, "0.16B": 8, "0.37B": 8, "0.76B": 4, "1.4B": 2}  # of 4,096 po
 def run(quick: bool, device: str = "cuda") -> list[Table]:
     sizes = ["nano"] if quick else ["0.16B", "0.37B", "0.76B", "1.4B"]
     tables = [sizes_table(sizes, quick), attention_table(quick), memory_table(sizes[-1])]
-    return [*tables, agreement_table(20 if quick else 200)]
+    return [*tables, sampling_table(sizes, quick), agreement_table(20 if quick else 200)]
 
 
 def on_gpu(batch: PackedBatch) -> PackedBatch:
@@ -105,6 +106,37 @@ def memory_table(size: str) -> Table:
         timing = interleave({"step": step}, rounds=5, device="cuda", warmup=3)["step"]
         table.add(name, timing, f"{torch.cuda.max_memory_allocated() / 1e9:.1f}")
         del net, step
+    return table
+
+
+def sampling_table(sizes: list[str], quick: bool, device: str = "cuda") -> Table:
+    table = Table(
+        "Sampling in bf16 after 256 positions: a guided step of 256 patches, and a token",
+        ["size", "samples at once", "ms a step", "compiled", "ratio", "ms a token", "compiled", "ratio"],
+        notes=["Compiled: blocks compiled, and each forward pass replayed as a CUDA graph."],
+    )
+    prefix, (few, many) = 256, (2, 18 if quick else 66)
+    for size in sizes:
+        for count in (1, 8):
+            variants = {}
+            for compiled in (False, True):
+                with torch.device(device):
+                    pipeline = new_pipeline(SIZES[size], side=16)
+                pipeline.net.to(torch.bfloat16)
+                if compiled:
+                    pipeline.compile()
+                variants["step", compiled] = cached(pipeline, [random_prompt(prefix)] * count, 3.0)
+                for tokens in (few, many):
+                    variants[tokens, compiled] = write_with(pipeline, prefix, count, tokens)
+            timing = interleave(variants, rounds=3 if quick else 9, device=device, warmup=2)
+            steps = [timing["step", compiled].median / STEPS for compiled in (False, True)]
+            tokens = [
+                per_token(timing[few, compiled], timing[many, compiled], many - few) for compiled in (False, True)
+            ]
+            cells = []
+            for plain, compiled in (steps, tokens):
+                cells += [show(1e3 * plain), show(1e3 * compiled), f"**{plain / compiled:.2f}x**"]
+            table.add(size, count, *cells)
     return table
 
 

@@ -76,8 +76,8 @@ def drawing(size, prefixes, patches, quick: bool) -> Table:
             prompt = random_prompt(prefix)
             variants = {
                 "again": lambda pipeline=pipeline, prompt=prompt: recomputed(pipeline, prompt),
-                "cached": cached(pipeline, prompt, 3.0),
-                "no guidance": cached(pipeline, prompt, 1.0),
+                "cached": cached(pipeline, [prompt], 3.0),
+                "no guidance": cached(pipeline, [prompt], 1.0),
             }
             torch.testing.assert_close(variants["again"](), variants["cached"](), atol=1e-4, rtol=1e-4)
             timing = interleave(variants, rounds=3 if quick or prefix > 256 else 7)
@@ -88,17 +88,17 @@ def drawing(size, prefixes, patches, quick: bool) -> Table:
     return table
 
 
-def cached(pipeline: Pipeline, prompt: Document, guidance_scale: float) -> Callable[[], torch.Tensor]:
-    """The denoising of an image whose prefix has been read."""
+def cached(pipeline: Pipeline, prompts: list[Document], guidance_scale: float) -> Callable[[], torch.Tensor]:
+    """The denoising of images whose prefixes have been read."""
     sampling = Sampling(num_inference_steps=STEPS, guidance_scale=guidance_scale)
     with torch.inference_mode():
-        decoder = read_prompts(pipeline, [prompt], with_boi=True)
-        null = read_prompts(pipeline, [NULL], with_boi=True) if sampling.guided else None
-        branch = decoder.branch([0], null, room=pipeline.patches_per_image)
+        decoder = read_prompts(pipeline, prompts, with_boi=True)
+        null = read_prompts(pipeline, [NULL] * len(prompts), with_boi=True) if sampling.guided else None
+        branch = decoder.branch(range(len(prompts)), null, room=pipeline.patches_per_image)
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        return denoise(branch, [torch.Generator().manual_seed(0)], sampling, None)
+        return denoise(branch, [torch.Generator().manual_seed(0) for _ in prompts], sampling, None)
 
     return run
 
@@ -211,7 +211,7 @@ def beside_transfusion_pytorch(size, prefixes, quick: bool) -> Table:
     )
     for prefix in prefixes:
         pipeline, theirs = new_pipeline(size, side=8), new_theirs(size)
-        ours = cached(pipeline, random_prompt(prefix), 3.0)
+        ours = cached(pipeline, [random_prompt(prefix)], 3.0)
         text = torch.tensor(random_prompt(prefix).segments[0].token_ids)
 
         def their_evaluations(steps: int, theirs=theirs, text=text):

@@ -3,6 +3,8 @@
 import platform
 from pathlib import Path
 
+import torch
+
 
 def cpu_name() -> str:
     """The processor's name where Linux tells it, else that of its architecture."""
@@ -11,3 +13,10 @@ def cpu_name() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster there than float32. On a CPU without such arithmetic it is many times slower."""
+    if device.type == "cpu":
+        return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)

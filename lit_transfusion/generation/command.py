@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -20,6 +20,7 @@ from lit_transfusion.generation.prompt_file import Request, read_prompt_file
 from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.generation.sampler import Images
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.hardware import has_bf16
 
 
 def generate(
@@ -36,6 +37,7 @@ def generate(
     batch_size: int = 16,
     ema: bool = True,
     device: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
     compile: bool = False,
     **sampling: Any,
 ) -> None:
@@ -60,6 +62,7 @@ def generate(
         batch_size: Samples at once.
         ema: Use the averaged weights, if the checkpoint has them.
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
+        dtype: Of the net; bfloat16 is for GPUs: half the memory, faster products, some rounding.
         compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, after a
             minute of compiling. On a CPU it brings nothing.
         sampling: How to sample; see Sampling.
@@ -72,7 +75,7 @@ def generate(
     gallery = Gallery(output)
     requests = read_prompt_file(prompts) if prompts else [Request(text) for text in prompt or [instruction]]
 
-    pipeline = open_pipeline(ckpt, device, ema, compile)
+    pipeline = open_pipeline(ckpt, device, ema, compile, dtype)
     file = edit or image
     given = None if file is None else open_picture(file, pipeline.image_size)
     documents = [prompt_document(pipeline, request.prompt, given) for request in requests]
@@ -159,13 +162,17 @@ def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple
     return [(number, first + i) for number, first in enumerate(firsts) for i in range(count)]
 
 
-def open_pipeline(ckpt: str, device: str | None, ema: bool = True, compile: bool = False) -> Pipeline:
+def open_pipeline(
+    ckpt: str, device: str | None, ema: bool = True, compile: bool = False, dtype: str = "float32"
+) -> Pipeline:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    pipeline = Pipeline.from_pretrained(ckpt, device=device, ema=ema)
+    if dtype == "bfloat16" and not has_bf16(torch.device(device)):
+        raise InputError(f"--dtype bfloat16: {device} has no bf16 arithmetic and would be slower than in float32")
+    pipeline = Pipeline.from_pretrained(ckpt, device=device, dtype=getattr(torch, dtype), ema=ema)
     if compile:
         pipeline.compile()
     return pipeline

@@ -119,13 +119,14 @@ class Decoder:
             raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(L, device=self.device)
         timesteps = torch.full((len(images),), timestep, device=self.device)
+        images = images.to(self.cache.buffers.dtype)
         inputs = tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions
         if not recorded:
-            return self.pipeline.net(*inputs, self.cache.first(B, end))
+            return in_float32(self.pipeline.net(*inputs, self.cache.first(B, end)))
         slots = whole_buckets(end)  # in the last of them nothing stands yet, and nobody looks there
         if slots not in self.recorded:
             self.recorded[slots] = Recorded(functools.partial(go_on, self.pipeline.net, self.cache, slots))
-        return TransfusionOutput(*self.recorded[slots](*inputs))
+        return in_float32(self.recorded[slots](*inputs))
 
     def _grow(self, added: Sequence[int]) -> None:
         for row, count in enumerate(added):
@@ -140,6 +141,11 @@ class Decoder:
 def go_on(net: Transfusion, cache: KVCache, slots: int, tokens: Tensor, *inputs: Tensor) -> TransfusionOutput:
     """A forward pass of the first rows. (No method: a decoder that held itself would keep its cache for longer.)"""
     return net(tokens, *inputs, cache.first(len(tokens), slots))
+
+
+def in_float32(output: Sequence[Tensor]) -> TransfusionOutput:
+    """In which samplers reckon, whatever the net does."""
+    return TransfusionOutput(*(tensor.float() for tensor in output))
 
 
 def whole_buckets(slots: int) -> int:

@@ -140,6 +140,7 @@ class Pipeline(
         path: str | Path,
         *,
         device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
         ema: bool = True,
         trust_remote_code: bool = False,
         **download: Any,
@@ -149,6 +150,7 @@ class Pipeline(
         Args:
             path: A checkpoint, a folder, or owner/name on the Hugging Face hub.
             device: Where to put it.
+            dtype: Of the net's weights and arithmetic. The codec and the samplers stay in float32.
             ema: Take the averaged weights if it is a checkpoint that has any. In a folder there is one set of weights.
             trust_remote_code: Let a model on the hub name classes of other packages than this one, to be imported from
                 what is installed here. Checkpoints and folders on this machine may always do so.
@@ -163,7 +165,7 @@ class Pipeline(
             pipeline = cls._from_folder(download_model(str(path), **download), str(path), ema, trust_remote_code)
         else:
             raise InputError(f"checkpoint {path} not found")
-        pipeline.net.to(device)
+        pipeline.net.to(device, dtype)
         pipeline.codec.to(device)
         return pipeline
 

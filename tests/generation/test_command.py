@@ -1,5 +1,6 @@
 """The `generate` command, as one would type it."""
 
+import functools
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from lit_transfusion import cli
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Images, Sampling, draw, generate, prompt_document
+from lit_transfusion.generation import Images, Sampling, command, draw, generate, prompt_document
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import KEY
 
@@ -126,6 +127,25 @@ def test_denoising_is_shown_as_a_film(run):
         run("--prompt", "two", "--contact_sheet", "--num_inference_steps", "30"),
     )
     assert Image.open(more[-1]).width > 3 * few.width and Image.open(more[-1]).height < few.height / 2
+
+
+@pytest.mark.parametrize(("option", "tolerance"), [(["--compile", "true"], 0.01), (["--dtype", "bfloat16"], 0.1)])
+def test_compiled_or_in_bf16_it_is_the_same_picture(run, monkeypatch, option, tolerance):
+    """Tolerances are of what is 2 from black to white; 0.01 is a step of the file's."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(command, "has_bf16", lambda device: True)
+    sample = ["--prompt", "a red circle", "--num_inference_steps", "4"]
+    run(*sample, "--output", "plain")
+    run(*sample, *option, "--output", "other")
+    plain, other = (read_image(f"{folder}/0000.png", 4) for folder in ("plain", "other"))
+    torch.testing.assert_close(other, plain, atol=tolerance, rtol=0)
+    assert plain.std() > 0.1
+
+
+def test_bf16_is_refused_where_it_is_slow(refused, monkeypatch):
+    monkeypatch.setattr(command, "has_bf16", lambda device: False)
+    message = refused("--prompt", "two", "--device", "cpu", "--dtype", "bfloat16")
+    assert "--dtype bfloat16: cpu has no bf16 arithmetic" in message
 
 
 def test_settings_reach_the_sampler(run):
