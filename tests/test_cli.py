@@ -271,6 +271,26 @@ def test_class_of_ones_own_is_named_in_yaml(folder, monkeypatch):
     assert (type(Built.model.net.mask).__name__, Built.model.net.mask.reach) == ("Own", 5)
 
 
+CALLBACKS = (
+    "LimitThreads",
+    "RunDirectory",
+    "RunProgress",
+    "ShowEdits",
+    "ShowSamples",
+    "Throughput",
+    "WritePredictions",
+)
+
+
+@pytest.mark.parametrize("prefix", ["", "lit_transfusion.training.callbacks."])
+def test_callbacks_are_known_by_the_names_that_the_config_of_a_run_gives_them(printed, folder, prefix):
+    """Those of earlier runs, too: the whole path of a class is what --print_config and config.yaml say."""
+    callbacks = [f"{prefix}{name}" for name in CALLBACKS]
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"base": "small.yaml", "trainer": {"callbacks": callbacks}}))
+    found = [callback["class_path"] for callback in printed("fit", "--config", "mine.yaml")["trainer"]["callbacks"]]
+    assert found == [f"lit_transfusion.training.callbacks.{name}" for name in CALLBACKS]
+
+
 # README
 
 

@@ -1,6 +1,6 @@
-"""When things are shown, and how far the bar is, where gradients are accumulated."""
+"""When things are shown where gradients are accumulated."""
 
-from lit_transfusion.training.callbacks import RunProgress, Show
+from lit_transfusion.training.callbacks import Show
 
 
 class Times(Show):
@@ -23,11 +23,3 @@ def test_shows_each_nth_step_once_and_never_what_has_learned_nothing(make_module
     assert each.steps == [1, 2, 3, 4, 5]
     assert second.steps == [2, 4, 5]
     assert none_but_the_last.steps == [5]
-
-
-def test_bar_ends_with_the_last_batch(make_module, make_batch, make_trainer, loader):
-    bar = RunProgress()
-    batches = loader(*[make_batch("mixed", seed) for seed in range(6)])
-    options = {"accumulate_grad_batches": 2, "max_steps": 3, "max_epochs": -1, "limit_train_batches": 6}
-    make_trainer(callbacks=[bar], enable_progress_bar=True, **options).fit(make_module(), batches)
-    assert bar.total_train_batches == 6
