@@ -23,6 +23,7 @@ from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
 from lit_transfusion.training.ema import AverageWeights
+from lit_transfusion.training.exact_stops import ExactStops
 from lit_transfusion.training.losses import LossTerms, transfusion_loss
 from lit_transfusion.training.optim import decay_groups
 
@@ -228,7 +229,8 @@ class LitTransfusion(lightning.LightningModule):
         self.log("train/grad_norm", norm)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [] if self.ema is None else [AverageWeights()]
+        # Of the trainer's callbacks these come after the config's, but before those that write checkpoints.
+        return [*([] if self.ema is None else [AverageWeights()]), ExactStops()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.pipeline.describe()
