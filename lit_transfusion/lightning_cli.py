@@ -10,16 +10,16 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2
 
 import lightning
 import torch
-from jsonargparse import ActionConfigFile, ArgumentError, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from lit_transfusion.composition import compose
+from lit_transfusion.config_files import ConfigFile
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
 from lit_transfusion.model import SIZES
-from lit_transfusion.refusals import in_its_own_words, one_line
+from lit_transfusion.refusals import in_its_own_words
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
@@ -34,41 +34,6 @@ OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Leaves the lines of the description as they are."""
-
-
-class ConfigFile(ActionConfigFile):
-    """A --config file that may build on others (`base:`) and may hold the arms of a study (`arms:`)."""
-
-    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
-        if not isinstance(values, str) or "\n" in values:  # not a path: already content
-            return super().__call__(parser, cfg, values, option_string)
-        for path, content in compose(values, cfg.get("arm")):
-            try:
-                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
-            except (ArgumentError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: {one_line(error)}") from error
-            parser.arm_found = parser.arm_found or "arm" in content
-
-
-class SourceFile(ActionConfigFile):
-    """A --config file of a tool that has a source: that of a run, which says under `data` what it is, or one with the
-    tool's own options."""
-
-    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
-        parts = compose(values)
-        if any("data" in content for _, content in parts):
-            parts = [(path, content.get("data") or {}) for path, content in parts]
-            sizes = [data["image_size"] for _, data in parts if "image_size" in data]
-            parts = [
-                (path, {key: data[key] for key in ("source", "vocab_size") if key in data}) for path, data in parts
-            ]
-            # As in a run, whose link wins over the sources that the files name one after the other.
-            parts += [(values, {"source": {"init_args": {"image_size": size}}}) for size in sizes[-1:]]
-        for path, content in parts:
-            try:
-                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
-            except (ArgumentError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: {one_line(error)}") from error
 
 
 class TransfusionCLI(LightningCLI):
@@ -143,17 +108,17 @@ class PartsOnly(TransfusionCLI):
         return None
 
 
-def run_lightning(argv: Sequence[str], description: str | None = None) -> TransfusionCLI:
+def run_lightning(argv: Sequence[str], description: str) -> TransfusionCLI:
     """Run one of Lightning's subcommands."""
-    return start(TransfusionCLI, argv, description)
+    return start(TransfusionCLI, [argv[0], *arm_first(argv[1:])], description)
 
 
 def parts_of(argv: Sequence[str]) -> PartsOnly:
     """What the arguments of a `fit` describe: `.config`, `.datamodule` and `.model`."""
-    return start(PartsOnly, ["parts", *argv], run=False)
+    return start(PartsOnly, arm_first(argv), run=False)
 
 
-def start(cls: type[TransfusionCLI], argv: Sequence[str], description: str | None = None, run: bool = True) -> Any:
+def start(cls: type[TransfusionCLI], argv: list[str], description: str | None = None, run: bool = True) -> Any:
     return cls(
         LitTransfusion,
         TransfusionData,
@@ -168,7 +133,7 @@ def start(cls: type[TransfusionCLI], argv: Sequence[str], description: str | Non
         save_config_callback=KeepConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        args=arm_first(argv) if run else arm_first(argv)[1:],
+        args=argv,
         run=run,
     )
 
@@ -219,11 +184,10 @@ def move_earlier_run_aside(folder: Path) -> None:
     print(f"The earlier run in {folder} is now in {moved}. (To continue a run, add --ckpt_path last.)")
 
 
-def arm_first(argv: Sequence[str]) -> list[str]:
+def arm_first(words: Sequence[str]) -> list[str]:
     """Put `--arm` before `--config`, wherever it was written: the file needs to know."""
-    argv = list(argv)
-    for i, word in enumerate(argv[1:], 1):
+    for i, word in enumerate(words):
         count = 2 if word == "--arm" else 1 if word.startswith("--arm=") else 0
         if count:
-            return [argv[0], *argv[i : i + count], *argv[1:i], *argv[i + count :]]
-    return argv
+            return [*words[i : i + count], *words[:i], *words[i + count :]]
+    return list(words)

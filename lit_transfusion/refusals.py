@@ -13,6 +13,7 @@ from lit_transfusion.data.sources import Source
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import Metric
 from lit_transfusion.latents import Codec
+from lit_transfusion.training import callbacks
 from lit_transfusion.training.lit_module import LitTransfusion
 
 
@@ -40,6 +41,9 @@ def one_line(error: Exception) -> str:
         "Subtypes:",
         "Errors:",
         "Given value type:",
+        "Subclass types expect one of:",
+        "a class path (str)",
+        "a dict with",
     )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(vain)]
@@ -47,9 +51,10 @@ def one_line(error: Exception) -> str:
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     # What stands in a mix are sources, too.
     known = known_classes(keys[0]) if keys[1:] in ([], ["sources"]) and keys else []
+    if known:  # leave out what else was tried at the same place
+        message = re.sub(r"; (Expected a dot import path string|Not a valid subclass of|Given value)\b.*", "", message)
     there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
     message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
-    message = re.sub(r"; Given value: .*", "", message) if known else message
     message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
     message = re.sub(r"class_path '([\w.]+)': Option '[\w.]+' is not accepted(?!; known)", with_known_options, message)
     message = re.sub(r"option '(data|model)\.(\w+)[\w.]*'(?!: is)", with_likely_option, message)
@@ -76,6 +81,8 @@ def known_classes(key: str) -> list[str]:
     section, _, name = key.partition(".")
     owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
     hint = get_type_hints(owner.__init__).get(name) if owner else None
+    if key == "trainer.callbacks":
+        return [*callbacks.__all__, "and those of lightning.pytorch.callbacks"]
     if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
         hint = Metric
     elif key == "codec":  # of `prepare`

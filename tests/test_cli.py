@@ -17,6 +17,7 @@ from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import KEY
 from lit_transfusion.model import SIZES
+from lit_transfusion.spelling import spell_out
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -306,7 +307,7 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
     monkeypatch.chdir(REPOSITORY)
     command = [word for word in filled_in(command, belongings) if word != "--print_config"]
     if command[0] in cli.TOOLS:
-        assert cli.tool_parser(command[0]).parse_args(cli.spell_out(cli.TOOLS[command[0]], command[1:]))
+        assert cli.tool_parser(command[0]).parse_args(spell_out(cli.TOOLS[command[0]], command[1:]))
     else:
         assert printed(*command)["model"]
 
@@ -441,6 +442,10 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
         ),
         ("modell: {size: nano}", ["modell.size"]),
         (
+            "trainer: {callbacks+: [ShowSample]}",
+            ["mine.yaml", "trainer.callbacks: there is no class ShowSample; known: LimitThreads", "ShowSamples"],
+        ),
+        (
             "trainer: {callbacks+: [{class_path: ShowSamples, init_args: {guidance_scale: -1}}]}",
             ["error: guidance_scale -1.0 is not a number from 0 on"],
         ),
@@ -454,6 +459,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_name(refused, folder, content,
     message = refused("fit", "--config", "mine.yaml")
     for text in texts:
         assert text in message
+    assert "class_path entry" not in message  # jsonargparse's advice
 
 
 # A run and what is done with it

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lit_transfusion import cli
 from lit_transfusion.evaluation import KID, ImageShare, Perplexity, default_metrics
-from lit_transfusion.evaluation.command import evaluate, measure
+from lit_transfusion.evaluation.command import measure
 from lit_transfusion.evaluation.metric import Metric, Unavailable
 from lit_transfusion.generation.pipeline import KEY
 
@@ -233,42 +233,3 @@ def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     assert said.err.startswith("error: ") and len(said.err.splitlines()) == 1
     for text in texts:
         assert text in said.err
-
-
-# How lists are written
-
-
-@pytest.mark.parametrize(
-    ("words", "spelled"),
-    [
-        (["--metrics", "KID", "FID"], ["--metrics=[KID, FID]"]),
-        (["--metrics=KID", "FID", "--seed", "3"], ["--seed", "3", "--metrics=[KID, FID]"]),
-        (["--metrics", "KID", "--metrics", "FID"], ["--metrics=[KID, FID]"]),
-        (["--metrics", "[KID,FID]"], ["--metrics=[KID,FID]"]),
-        (["--guidance_scale", "1,1.5", "3"], ["--guidance_scale=[1,1.5, 3]"]),
-        (["--ema", "--seed", "3"], ["--ema=true", "--seed", "3"]),
-        (["--ema", "false"], ["--ema", "false"]),
-        (["--seed", "3", "--ema"], ["--seed", "3", "--ema=true"]),
-    ],
-)
-def test_lists_and_switches_are_spelled_out(words, spelled):
-    assert cli.spell_out(evaluate, words) == spelled
-
-
-def test_lists_of_text_may_hold_anything():
-    words = cli.spell_out(cli.TOOLS["ablate"], ["--arms", "a, b", 'c "d"', "[e]", "--override=--x.y", "3"])
-    assert words == ['--arms=["a, b", "c \\"d\\"", "[e]"]', '--override=["--x.y", "3"]']
-    words = cli.spell_out(cli.TOOLS["generate"], ["--prompt", "a circle, red"])
-    assert [word for word in words if "circle" in word] and "a circle, red" in " ".join(words)
-
-
-def test_lists_of_text_may_hold_any_letters():
-    prompt = "a\tKäfer 🗻 \\n \u2028 \"'%"
-    words = cli.spell_out(cli.TOOLS["generate"], ["--ckpt", "c", "--prompt", prompt])
-    assert cli.tool_parser("generate").parse_args(words).prompt == [prompt]
-
-
-def test_lists_that_are_added_to():
-    words = cli.spell_out(cli.TOOLS["prepare"], ["--input", "a", "--output", "o", "--input+", "b, c", "d"])
-    assert words == ["--output", "o", '--input=["a"]', '--input+=["b, c", "d"]']
-    assert cli.tool_parser("prepare").parse_args(words).input == ["a", "b, c", "d"]
