@@ -2,7 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -16,7 +16,8 @@ from lit_transfusion.data.sources import Source
 from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import Frames, captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import Sampling, draw, write
+from lit_transfusion.generation.sampler import draw, write
+from lit_transfusion.generation.settings import Sampling
 
 Kind = TypeVar("Kind")
 
@@ -26,15 +27,21 @@ class Show(lightning.Callback):
 
     Args:
         every_n_steps: Optimiser steps between two showings; there is one more at the end.
+        sampling: How pictures are drawn, if any are; what the noise process cannot do is refused before training.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self, every_n_steps: int, sampling: Sampling | None = None) -> None:
         self.every_n_steps = every_n_steps
+        self.sampling = sampling
         self.last_step = -1
 
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
         """What to show, by name. `source` holds what training does not see."""
         raise NotImplementedError
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self.sampling is not None:
+            pl_module.noise.sampler(self.sampling.sampler, self.sampling.num_inference_steps)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.last_step = trainer.global_step  # nothing has been learned since then
@@ -88,17 +95,16 @@ class ShowSamples(Show):
         every_n_steps: int = 500,
         num_samples: int = 16,
         prompts: list[str] | None = None,
-        sampler: str = "ddim",
+        sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
         num_inference_steps: int = 25,
         guidance_scale: float = 3.0,
         max_new_tokens: int = 40,
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(
+            every_n_steps, Sampling(sampler, num_inference_steps, guidance_scale, max_new_tokens=max_new_tokens)
+        )
         self.num_samples = num_samples
         self.prompts = prompts
-        self.sampling = Sampling(
-            sampler, num_inference_steps, guidance_scale, temperature=0.0, max_new_tokens=max_new_tokens
-        )
 
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
         held_out = first_of(source, Example, self.num_samples)
@@ -130,13 +136,12 @@ class ShowEdits(Show):
         self,
         every_n_steps: int = 500,
         num_samples: int = 15,
-        sampler: str = "ddim",
+        sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(every_n_steps, Sampling(sampler, num_inference_steps, guidance_scale))
         self.num_samples = num_samples
-        self.sampling = Sampling(sampler, num_inference_steps, guidance_scale)
 
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
         held_out = first_of(source, EditExample, self.num_samples)

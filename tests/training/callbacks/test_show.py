@@ -1,6 +1,9 @@
-"""When things are shown where gradients are accumulated."""
+"""When things are shown where gradients are accumulated, and what is refused before anything is trained."""
 
-from lit_transfusion.training.callbacks import Show
+import pytest
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.training.callbacks import Show, ShowEdits, ShowSamples
 
 
 class Times(Show):
@@ -23,3 +26,13 @@ def test_shows_each_nth_step_once_and_never_what_has_learned_nothing(make_module
     assert each.steps == [1, 2, 3, 4, 5]
     assert second.steps == [2, 4, 5]
     assert none_but_the_last.steps == [5]
+
+
+@pytest.mark.parametrize("kind", [ShowSamples, ShowEdits])
+def test_steps_that_the_noise_process_does_not_have_are_refused_at_once(
+    make_module, make_batch, make_trainer, loader, kind
+):
+    trainer = make_trainer(callbacks=[kind(num_inference_steps=1001)])
+    with pytest.raises(InputError, match="num_inference_steps 1001"):
+        trainer.fit(make_module(), loader(make_batch()))
+    assert trainer.global_step == 0
