@@ -1,18 +1,16 @@
 """The command: Lightning's subcommands on composed YAML files, and the tools that need no trainer."""
 
 import inspect
-import json
 import logging
-import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_transfusion.config_files import SourceFile
 from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.train_tokenizer import train_tokenizer
 from lit_transfusion.errors import InputError
@@ -23,8 +21,10 @@ from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.benchmark import draw_benchmark
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
-from lit_transfusion.lightning_cli import SourceFile, TransfusionCLI, one_line, run_lightning
+from lit_transfusion.lightning_cli import TransfusionCLI, run_lightning
 from lit_transfusion.playground.command import playground
+from lit_transfusion.refusals import in_its_own_words, one_line
+from lit_transfusion.spelling import spell_out
 from lit_transfusion.studies.command import ablate
 
 TOOLS = {  # need no trainer
@@ -73,10 +73,8 @@ the config < the command line. `--print_config` shows the whole.
 def run_tool(name: str, argv: Sequence[str]) -> None:
     """Call a tool with what stands on the command line."""
     parser = tool_parser(name)
-    try:
+    with in_its_own_words():
         options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
-    except ValueError as error:  # of a part that may also be null, in which jsonargparse wraps what the part says
-        raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from None
     if "config" not in inspect.signature(TOOLS[name]).parameters:
         options.pop("config")
     TOOLS[name](**options)
@@ -95,46 +93,6 @@ def tool_parser(name: str) -> ArgumentParser:
         parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options of this command.")
     parser.add_function_arguments(tool, as_group=False, as_positional=False, sub_configs=True)
     return parser
-
-
-def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
-    """What one writes on a command line in jsonargparse's spelling: a switch without a value is true, and an option
-    for a list takes all words that follow it, and more when it is given again."""
-    hints, words = get_type_hints(tool), []
-    lists: dict[str, list[str]] = {}  # option → its words
-    filled = None  # the list that words go to
-    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
-        option, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--"):
-            listed = element_type(hints.get(option.removesuffix("+")))  # --NAME+ adds to what stands before it
-            filled = lists.setdefault(option, []) if listed else None
-            if filled is not None:
-                filled += [value] if equals else []
-            elif hints.get(option) is bool and not equals and following.startswith("--"):
-                words.append(f"{word}=true")
-            else:
-                words.append(word)
-        else:
-            (words if filled is None else filled).append(word)
-    for option, parts in lists.items():
-        text = element_type(hints[option.removesuffix("+")]) is str  # which may hold anything; others need no quotes
-        value = yaml_list(parts) if text else f"[{', '.join(parts).strip('[]')}]"
-        words.append(f"--{option}={value}")
-    return words
-
-
-def yaml_list(texts: list[str]) -> str:
-    """As JSON, but for letters beyond ASCII: YAML reads no escaped pairs, as JSON has them for emoji, and folds some
-    line breaks that are not escaped."""
-    return re.sub(r"[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(texts, ensure_ascii=False))
-
-
-def element_type(hint: Any) -> Any:
-    """T of a list[T], or of a list[T] | None; None for what is no list."""
-    for kind in (hint, *get_args(hint)):
-        if get_origin(kind) is list:
-            return get_args(kind)[0]
-    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -172,6 +130,6 @@ def quieten() -> None:
         ".*intended to run from within Python.*",
         ".*in eval mode at the start of training.*",  # the averaged weights
         ".*sync_dist=True.*",  # all ranks validate on the same batches
+        ".*does not have many workers.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -1,31 +1,25 @@
-"""Lightning's command line for our parts: configs that build on others, links between parts, and clear errors."""
+"""Lightning's command line for our parts: configs that build on others, and links between parts."""
 
 import argparse
-import difflib
-import inspect
 import os
-import pydoc
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse 5 drops
 
 import lightning
 import torch
-from jsonargparse import ActionConfigFile, ArgumentError, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from lit_transfusion.composition import compose
+from lit_transfusion.config_files import ConfigFile
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.sources import Source
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation import Metric
-from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES
+from lit_transfusion.refusals import in_its_own_words
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
@@ -40,41 +34,6 @@ OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Leaves the lines of the description as they are."""
-
-
-class ConfigFile(ActionConfigFile):
-    """A --config file that may build on others (`base:`) and may hold the arms of a study (`arms:`)."""
-
-    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
-        if not isinstance(values, str) or "\n" in values:  # not a path: already content
-            return super().__call__(parser, cfg, values, option_string)
-        for path, content in compose(values, cfg.get("arm")):
-            try:
-                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
-            except (ArgumentError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: {one_line(error)}") from error
-            parser.arm_found = parser.arm_found or "arm" in content
-
-
-class SourceFile(ActionConfigFile):
-    """A --config file of a tool that has a source: that of a run, which says under `data` what it is, or one with the
-    tool's own options."""
-
-    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
-        parts = compose(values)
-        if any("data" in content for _, content in parts):
-            parts = [(path, content.get("data") or {}) for path, content in parts]
-            sizes = [data["image_size"] for _, data in parts if "image_size" in data]
-            parts = [
-                (path, {key: data[key] for key in ("source", "vocab_size") if key in data}) for path, data in parts
-            ]
-            # As in a run, whose link wins over the sources that the files name one after the other.
-            parts += [(values, {"source": {"init_args": {"image_size": size}}}) for size in sizes[-1:]]
-        for path, content in parts:
-            try:
-                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
-            except (ArgumentError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: {one_line(error)}") from error
 
 
 class TransfusionCLI(LightningCLI):
@@ -103,6 +62,10 @@ class TransfusionCLI(LightningCLI):
         arm = self.config[self.config.subcommand].arm
         if arm is not None and not self._parser(self.config.subcommand).arm_found:
             raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
+
+    def instantiate_classes(self) -> None:
+        with in_its_own_words():
+            super().instantiate_classes()
 
     def before_fit(self) -> None:
         check_precision(self.trainer)
@@ -145,17 +108,17 @@ class PartsOnly(TransfusionCLI):
         return None
 
 
-def run_lightning(argv: Sequence[str], description: str | None = None) -> TransfusionCLI:
+def run_lightning(argv: Sequence[str], description: str) -> TransfusionCLI:
     """Run one of Lightning's subcommands."""
-    return start(TransfusionCLI, argv, description)
+    return start(TransfusionCLI, [argv[0], *arm_first(argv[1:])], description)
 
 
 def parts_of(argv: Sequence[str]) -> PartsOnly:
     """What the arguments of a `fit` describe: `.config`, `.datamodule` and `.model`."""
-    return start(PartsOnly, ["parts", *argv], run=False)
+    return start(PartsOnly, arm_first(argv), run=False)
 
 
-def start(cls: type[TransfusionCLI], argv: Sequence[str], description: str | None = None, run: bool = True) -> Any:
+def start(cls: type[TransfusionCLI], argv: list[str], description: str | None = None, run: bool = True) -> Any:
     return cls(
         LitTransfusion,
         TransfusionData,
@@ -170,7 +133,7 @@ def start(cls: type[TransfusionCLI], argv: Sequence[str], description: str | Non
         save_config_callback=KeepConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        args=arm_first(argv) if run else arm_first(argv)[1:],
+        args=argv,
         run=run,
     )
 
@@ -221,73 +184,10 @@ def move_earlier_run_aside(folder: Path) -> None:
     print(f"The earlier run in {folder} is now in {moved}. (To continue a run, add --ckpt_path last.)")
 
 
-def arm_first(argv: Sequence[str]) -> list[str]:
+def arm_first(words: Sequence[str]) -> list[str]:
     """Put `--arm` before `--config`, wherever it was written: the file needs to know."""
-    argv = list(argv)
-    for i, word in enumerate(argv[1:], 1):
+    for i, word in enumerate(words):
         count = 2 if word == "--arm" else 1 if word.startswith("--arm=") else 0
         if count:
-            return [argv[0], *argv[i : i + count], *argv[1:i], *argv[i + count :]]
-    return argv
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
-    vain = (
-        "Expected a path but",
-        "Expected a <class 'NoneType'>",
-        "Does not validate against any",
-        "Subtypes:",
-        "Errors:",
-        "Given value type:",
-    )
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(vain)]
-    message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
-    keys = re.findall(r'Parser key "([\w.]+)":', message)
-    # What stands in a mix are sources, too.
-    known = known_classes(keys[0]) if keys[1:] in ([], ["sources"]) and keys else []
-    there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
-    message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
-    message = re.sub(r"; Given value: .*", "", message) if known else message
-    message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
-    message = re.sub(r"class_path '([\w.]+)': Option '[\w.]+' is not accepted(?!; known)", with_known_options, message)
-    message = re.sub(r"option '(data|model)\.(\w+)[\w.]*'(?!: is)", with_likely_option, message)
-    return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
-
-
-def with_known_options(refused: re.Match) -> str:
-    """Of a class by its path, what its options are."""
-    cls = pydoc.locate(refused[1])
-    known = ", ".join(inspect.signature(cls).parameters) if inspect.isclass(cls) else ""
-    return f"{refused[0]}; known: {known}" if known else refused[0]
-
-
-def with_likely_option(refused: re.Match) -> str:
-    """Of the data or the model, which option was meant."""
-    section, name = refused[1], refused[2]
-    options = inspect.signature({"data": TransfusionData, "model": LitTransfusion}[section]).parameters
-    likely = difflib.get_close_matches(name, options, n=1)
-    return f"{refused[0]}: is {section}.{likely[0]} meant?" if likely else refused[0]
-
-
-def known_classes(key: str) -> list[str]:
-    """Short names of the classes that may stand at a key such as `model.mask`; none where no class is asked for."""
-    section, _, name = key.partition(".")
-    owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
-    hint = get_type_hints(owner.__init__).get(name) if owner else None
-    if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
-        hint = Metric
-    elif key == "codec":  # of `prepare`
-        hint = Codec
-    elif key == "source":  # of `train_tokenizer`
-        hint = Source
-    base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
-    return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
-
-
-def subclasses(base: type) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        if not cls.__name__.startswith("_"):
-            yield cls
-        yield from subclasses(cls)
+            return [*words[i : i + count], *words[:i], *words[i + count :]]
+    return list(words)

@@ -17,6 +17,7 @@ from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import KEY
 from lit_transfusion.model import SIZES
+from lit_transfusion.spelling import spell_out
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -271,6 +272,26 @@ def test_class_of_ones_own_is_named_in_yaml(folder, monkeypatch):
     assert (type(Built.model.net.mask).__name__, Built.model.net.mask.reach) == ("Own", 5)
 
 
+CALLBACKS = (
+    "LimitThreads",
+    "RunDirectory",
+    "RunProgress",
+    "ShowEdits",
+    "ShowSamples",
+    "Throughput",
+    "WritePredictions",
+)
+
+
+@pytest.mark.parametrize("prefix", ["", "lit_transfusion.training.callbacks."])
+def test_callbacks_are_known_by_the_names_that_the_config_of_a_run_gives_them(printed, folder, prefix):
+    """Those of earlier runs, too: the whole path of a class is what --print_config and config.yaml say."""
+    callbacks = [f"{prefix}{name}" for name in CALLBACKS]
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"base": "small.yaml", "trainer": {"callbacks": callbacks}}))
+    found = [callback["class_path"] for callback in printed("fit", "--config", "mine.yaml")["trainer"]["callbacks"]]
+    assert found == [f"lit_transfusion.training.callbacks.{name}" for name in CALLBACKS]
+
+
 # README
 
 
@@ -286,7 +307,7 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
     monkeypatch.chdir(REPOSITORY)
     command = [word for word in filled_in(command, belongings) if word != "--print_config"]
     if command[0] in cli.TOOLS:
-        assert cli.tool_parser(command[0]).parse_args(cli.spell_out(cli.TOOLS[command[0]], command[1:]))
+        assert cli.tool_parser(command[0]).parse_args(spell_out(cli.TOOLS[command[0]], command[1:]))
     else:
         assert printed(*command)["model"]
 
@@ -420,6 +441,18 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
             ["no class Shard", "ImageCaptions", "Shards", "TextCorpus"],
         ),
         ("modell: {size: nano}", ["modell.size"]),
+        (
+            "trainer: {callbacks+: [ShowSample]}",
+            ["mine.yaml", "trainer.callbacks: there is no class ShowSample; known: LimitThreads", "ShowSamples"],
+        ),
+        (
+            "trainer: {callbacks+: [{class_path: ShowSamples, init_args: {guidance_scale: -1}}]}",
+            ["error: guidance_scale -1.0 is not a number from 0 on"],
+        ),
+        (
+            "trainer: {callbacks+: [{class_path: ShowEdits, init_args: {sampler: euler}}]}",
+            ["mine.yaml", "sampler", "euler", "dpm++"],
+        ),
         ("trainer: {default_root_dir: '${nothing}'}", ["nothing"]),
         ("model: {mask: Causal}\nmodel: {size: nano}", ["mine.yaml, line 3", "'model'", "line 2"]),
         ("arms: {a: {model: {mask: Circular}}}", ["mine.yaml, arm a", "Circular", "Bidirectional, Causal"]),
@@ -430,6 +463,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_name(refused, folder, content,
     message = refused("fit", "--config", "mine.yaml")
     for text in texts:
         assert text in message
+    assert "class_path entry" not in message  # jsonargparse's advice
 
 
 # A run and what is done with it

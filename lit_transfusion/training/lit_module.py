@@ -22,12 +22,13 @@ from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
+from lit_transfusion.training.earlier_weights import check_fits, start_from
 from lit_transfusion.training.ema import AverageWeights
-from lit_transfusion.training.losses import LossTerms, transfusion_loss
+from lit_transfusion.training.exact_stops import ExactStops
+from lit_transfusion.training.losses import LossTerms, mean_by_timestep, transfusion_loss
 from lit_transfusion.training.optim import decay_groups
 
 SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
-TIMESTEP_BUCKETS = 8
 
 
 class Prediction(NamedTuple):
@@ -155,7 +156,7 @@ class LitTransfusion(lightning.LightningModule):
         self._log("train", terms, batch)
         is_last = micro_batch == self.trainer.accumulate_grad_batches - 1
         if is_last and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # as Lightning writes them down
-            losses = self._by_timestep("train", terms.per_image, timesteps)
+            losses = self._by_timestep("train", terms, timesteps)
             for logger in self.loggers:  # not self.log, which would repeat old values of the buckets not drawn now
                 logger.log_metrics({name: loss.item() for name, (loss, _) in losses.items()}, self.global_step)
         return terms.total
@@ -177,7 +178,7 @@ class LitTransfusion(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx))
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
         self._log(stage, terms, batch)
-        for name, (loss, count) in self._by_timestep(stage, terms.per_image, timesteps).items():
+        for name, (loss, count) in self._by_timestep(stage, terms, timesteps).items():
             self.log(name, loss, batch_size=count, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
@@ -203,18 +204,9 @@ class LitTransfusion(lightning.LightningModule):
             if name.startswith(f"{stage}/") and name.endswith("/loss_text"):
                 self.log(name.replace("/loss_text", "/perplexity"), loss.exp())
 
-    def _by_timestep(self, stage: str, per_image: Tensor, timesteps: Tensor) -> dict[str, tuple[Tensor, int]]:
-        """Name → mean loss and number of images, for each bucket of timesteps that was drawn. The mean over all
-        timesteps hides where learning happens: large t is layout, small t is detail."""
-        T = self.noise.num_train_timesteps
-        buckets = timesteps * TIMESTEP_BUCKETS // T
-        losses = {}
-        for bucket in buckets.unique().tolist():
-            inside = buckets == bucket
-            first, last = bucket * T // TIMESTEP_BUCKETS, (bucket + 1) * T // TIMESTEP_BUCKETS - 1
-            name = f"{stage}/loss_image_by_timestep/{first:03d}-{last:03d}"
-            losses[name] = per_image[inside].mean().detach(), int(inside.sum())
-        return losses
+    def _by_timestep(self, stage: str, terms: LossTerms, timesteps: Tensor) -> dict[str, tuple[Tensor, int]]:
+        means = mean_by_timestep(terms.per_image, timesteps, self.noise.num_train_timesteps)
+        return {f"{stage}/loss_image_by_timestep/{bucket}": mean for bucket, mean in means.items()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(decay_groups(self.net))
@@ -228,52 +220,17 @@ class LitTransfusion(lightning.LightningModule):
         self.log("train/grad_norm", norm)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [] if self.ema is None else [AverageWeights()]
+        # Of the trainer's callbacks these come after the config's, but before those that write checkpoints.
+        return [*([] if self.ema is None else [AverageWeights()]), ExactStops()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.pipeline.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another shape, or another tokenizer, before anything is changed."""
-        if KEY not in checkpoint:
-            raise InputError(f"this is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
-        if checkpoint[KEY]["tokenizer"] != self.tokenizer.model:
-            raise InputError(
-                "the checkpoint was trained with another tokenizer than this run's (or it was made of data that have "
-                "changed since); set data.tokenizer_model to the tokenizer.model in the checkpoint's run directory"
-            )
-        mine, theirs = self.state_dict(), checkpoint["state_dict"]
-        odd = [name for name in mine | theirs if shape_of(mine, name) != shape_of(theirs, name)]
-        if odd:
-            name = odd[0]
-            raise InputError(
-                f"the checkpoint does not fit this model: {len(odd)} of {len(mine)} weights differ, the first is "
-                f"{name}, {shape_of(theirs, name)} in the checkpoint and {shape_of(mine, name)} here; "
-                "use the config.yaml beside the checkpoint's run"
-            )
+        check_fits(checkpoint, self.state_dict(), self.tokenizer)
 
 
 def stage_of(stage: str, loaders: Any, number: int) -> str:
     """val, or where each source of a mix has a loader of its own, val/text."""
     name = getattr(loaders[number] if isinstance(loaders, list) else loaders, "name", "")
     return f"{stage}/{name}" if name else stage
-
-
-def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
-    """Copy the weights of another run's checkpoint into `net`."""
-    other = Pipeline.from_pretrained(path)
-    if other.tokenizer.model != tokenizer.model:
-        raise InputError(
-            f"model.init_from: {path} was trained with another tokenizer; "
-            "set data.tokenizer_model to the tokenizer.model of its run"
-        )
-    try:
-        net.load_state_dict(other.net.state_dict())
-    except RuntimeError as error:
-        raise InputError(
-            f"model.init_from: {path} does not fit this model: {str(error).splitlines()[1].strip()}"
-        ) from None
-
-
-def shape_of(weights: dict[str, Tensor], name: str) -> str:
-    return "x".join(map(str, weights[name].shape)) if name in weights else "missing"

@@ -1,10 +1,11 @@
-"""The two losses and their sum (paper, Equation 4)."""
+"""The two losses and their sum (paper, Equation 4), and the one of images by timestep."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+TIMESTEP_BUCKETS = 8  # of the charts
 # Logits that are worked on at once: as many as a CPU's cache holds, or as keep a GPU busy.
 AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
 
@@ -30,6 +31,24 @@ def transfusion_loss(
     per_image = (image_prediction.float() - image_target.float()).square().flatten(1).mean(1)  # (M,)
     image = per_image.sum() / max(len(per_image), 1)
     return LossTerms(text + image_loss_weight * image, text, image, per_image)
+
+
+def mean_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -> dict[str, tuple[Tensor, int]]:
+    """Mean loss and number of images in each of eight buckets of timesteps, of those that have any: 000-124, 125-249, …
+    The mean over all timesteps hides where learning happens: large t is layout, small t is detail.
+
+    Args:
+        per_image: (M,) losses.
+        timesteps: (M,) of the images, in [0, T).
+        num_timesteps: T.
+    """
+    buckets = timesteps * TIMESTEP_BUCKETS // num_timesteps  # (M,)
+    means = {}
+    for bucket in buckets.unique().tolist():
+        inside = buckets == bucket
+        first, end = (-(-b * num_timesteps // TIMESTEP_BUCKETS) for b in (bucket, bucket + 1))  # rounded up
+        means[f"{first:03d}-{end - 1:03d}"] = per_image[inside].mean().detach(), int(inside.sum())
+    return means
 
 
 class SumOfCrossEntropy(torch.autograd.Function):

@@ -3,10 +3,7 @@
 import io
 import json
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
 import tarfile
 from functools import partial
 from itertools import islice
@@ -213,29 +210,6 @@ def test_picture_whose_latents_are_no_numbers_is_skipped(pictures, save_vae, tmp
 
 def test_workers_that_read_change_nothing(pictures, prepared, codec, tmp_path):
     prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **{**SMALL, "num_workers": 2})
-    assert contents(tmp_path / "out") == contents(prepared)
-
-
-@pytest.mark.parametrize("survived", [0, 9, 19])
-def test_killed_without_warning_and_started_again(pictures, prepared, codec, tmp_path, monkeypatch, survived):
-    read, seen = maker.read_pixels, []
-
-    def read_or_die(*arguments):
-        if len(seen) == survived:
-            os.kill(os.getpid(), signal.SIGKILL)
-        seen.append(arguments)
-        return read(*arguments)
-
-    monkeypatch.setattr(maker, "read_pixels", read_or_die)
-    options = {"codec": codec, **SMALL}
-    arguments = [str(pictures)], str(tmp_path / "out")
-    child = multiprocessing.get_context("fork").Process(target=prepare, args=arguments, kwargs=options)
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    assert len(list((tmp_path / "out").glob("*.tar"))) == survived // 6
-    monkeypatch.undo()
-    prepare(*arguments, **options)
     assert contents(tmp_path / "out") == contents(prepared)
 
 

@@ -27,6 +27,7 @@ from lit_transfusion.data.readers import folder as folder_reader
 from lit_transfusion.data.shards import ShardFolder
 from lit_transfusion.data.sources import ImageCaptions, Shards
 from lit_transfusion.errors import InputError
+from lit_transfusion.latents import VAE
 
 SMALL = {"image_size": 8, "shard_size": 6, "num_workers": 0}
 
@@ -85,9 +86,19 @@ def test_another_seed_is_another_order_of_the_same(pictures, undisturbed, tmp_pa
     assert sorted(shards.captions()) == sorted(ImageCaptions(str(pictures), 8).captions())
 
 
+@pytest.fixture(scope="module", params=["pictures alone", "latents beside them"])
+def kept(request, pictures, save_vae, tmp_path_factory):
+    """Options of `prepare`, and what it makes with them undisturbed."""
+    folder = tmp_path_factory.mktemp("kept")
+    options = SMALL if request.param == "pictures alone" else {"codec": VAE(save_vae(folder / "vae")), **SMALL}
+    prepare([str(pictures)], str(folder / "out"), **options)
+    return options, contents(folder / "out")
+
+
 @pytest.mark.parametrize("survived", [0, 1, 9, 13, 19])
-def test_killed_without_warning_and_started_again(pictures, undisturbed, tmp_path, monkeypatch, survived):
+def test_killed_without_warning_and_started_again(pictures, kept, tmp_path, monkeypatch, survived):
     """A process that dies of SIGKILL after so many pictures, in the midst of a shard."""
+    options, expected = kept
     read, seen = maker.read_pixels, []
 
     def read_or_die(*arguments):
@@ -98,7 +109,7 @@ def test_killed_without_warning_and_started_again(pictures, undisturbed, tmp_pat
 
     monkeypatch.setattr(maker, "read_pixels", read_or_die)
     arguments = ([str(pictures)], str(tmp_path / "out"))
-    child = multiprocessing.get_context("fork").Process(target=prepare, args=arguments, kwargs=SMALL)
+    child = multiprocessing.get_context("fork").Process(target=prepare, args=arguments, kwargs=options)
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -110,8 +121,8 @@ def test_killed_without_warning_and_started_again(pictures, undisturbed, tmp_pat
         Shards(str(tmp_path / "out"), 8)
 
     monkeypatch.setattr(maker, "read_pixels", read)
-    prepare(*arguments, **SMALL)
-    assert contents(tmp_path / "out") == undisturbed
+    prepare(*arguments, **options)
+    assert contents(tmp_path / "out") == expected
     assert [path.stat().st_mtime_ns for path in finished] == times  # not made again
 
 

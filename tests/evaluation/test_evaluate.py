@@ -11,7 +11,7 @@ from PIL import Image
 
 from lit_transfusion import cli
 from lit_transfusion.evaluation import KID, ImageShare, Perplexity, default_metrics
-from lit_transfusion.evaluation.command import evaluate, measure
+from lit_transfusion.evaluation.command import measure
 from lit_transfusion.evaluation.metric import Metric, Unavailable
 from lit_transfusion.generation.pipeline import KEY
 
@@ -193,6 +193,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--metrics", "lit_transfusion.latents.Pixels"], ["Pixels", "subclass of Metric"]),
         (["--metrics", "os.system"], ["os.system", "not allowed"]),
         (["--metrics"], ["names no metric"]),
+        (["--config", "side.yaml"], ["error: EfficientNetLite0: side 3 is not a multiple of 32"]),
         (["--num_examples", "1"], ["num_examples 1"]),
         (["--batch_size", "0"], ["batch_size 0"]),
         (["--guidance_scale", "3,3"], ["guidance_scale", "each once"]),
@@ -204,7 +205,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--sampler", "euler"], ["euler", "dpm++"]),
         (["--data", "none.yaml"], ["none.yaml not found"]),
         (["--data", "empty.yaml"], ["empty.yaml names no data.source"]),
-        (["--data", "unknown.yaml"], ["unknown.yaml", "Photos"]),
+        (["--data", "unknown.yaml"], ["unknown.yaml: data.source: there is no class Photos; known: EditTriples"]),
         (["--data", "gone.yaml"], ["gone.yaml, data.source: no such folder: gone", "--data CONFIG.yaml"]),
         (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
         (["--data", "texts.yaml"], ["texts.yaml: TextCorpus has no pictures"]),
@@ -215,6 +216,8 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
     ids=lambda value: " ".join(value[:2]),
 )
 def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
+    features = "{class_path: EfficientNetLite0, init_args: {side: 3}}"  # a part of a part of a list
+    (run.parent / "side.yaml").write_text(f"metrics: [{{class_path: KID, init_args: {{features: {features}}}}}]")
     (run.parent / "empty.yaml").write_text("data: {}")
     (run.parent / "unknown.yaml").write_text("data: {source: Photos}")
     (run.parent / "gone.yaml").write_text("data: {source: {class_path: ImageCaptions, init_args: {path: gone}}}")
@@ -222,7 +225,7 @@ def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     (run.parent / "some.txt").write_text("some words")
     (run.parent / "texts.yaml").write_text("data: {source: {class_path: TextCorpus, init_args: {path: some.txt}}}")
     (run.parent / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
-    once = [] if "--metrics" in words else ["--metrics", f"{__name__}.Once"]
+    once = [] if {"--metrics", "--config"} & {*words} else ["--metrics", f"{__name__}.Once"]
     with pytest.raises(SystemExit) as caught:
         cli.main(["evaluate", "--ckpt", "run/checkpoints/last.ckpt", *FEW, *once, *words])
     said = capsys.readouterr()
@@ -230,42 +233,3 @@ def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     assert said.err.startswith("error: ") and len(said.err.splitlines()) == 1
     for text in texts:
         assert text in said.err
-
-
-# How lists are written
-
-
-@pytest.mark.parametrize(
-    ("words", "spelled"),
-    [
-        (["--metrics", "KID", "FID"], ["--metrics=[KID, FID]"]),
-        (["--metrics=KID", "FID", "--seed", "3"], ["--seed", "3", "--metrics=[KID, FID]"]),
-        (["--metrics", "KID", "--metrics", "FID"], ["--metrics=[KID, FID]"]),
-        (["--metrics", "[KID,FID]"], ["--metrics=[KID,FID]"]),
-        (["--guidance_scale", "1,1.5", "3"], ["--guidance_scale=[1,1.5, 3]"]),
-        (["--ema", "--seed", "3"], ["--ema=true", "--seed", "3"]),
-        (["--ema", "false"], ["--ema", "false"]),
-        (["--seed", "3", "--ema"], ["--seed", "3", "--ema=true"]),
-    ],
-)
-def test_lists_and_switches_are_spelled_out(words, spelled):
-    assert cli.spell_out(evaluate, words) == spelled
-
-
-def test_lists_of_text_may_hold_anything():
-    words = cli.spell_out(cli.TOOLS["ablate"], ["--arms", "a, b", 'c "d"', "[e]", "--override=--x.y", "3"])
-    assert words == ['--arms=["a, b", "c \\"d\\"", "[e]"]', '--override=["--x.y", "3"]']
-    words = cli.spell_out(cli.TOOLS["generate"], ["--prompt", "a circle, red"])
-    assert [word for word in words if "circle" in word] and "a circle, red" in " ".join(words)
-
-
-def test_lists_of_text_may_hold_any_letters():
-    prompt = "a\tKäfer 🗻 \\n \u2028 \"'%"
-    words = cli.spell_out(cli.TOOLS["generate"], ["--ckpt", "c", "--prompt", prompt])
-    assert cli.tool_parser("generate").parse_args(words).prompt == [prompt]
-
-
-def test_lists_that_are_added_to():
-    words = cli.spell_out(cli.TOOLS["prepare"], ["--input", "a", "--output", "o", "--input+", "b, c", "d"])
-    assert words == ["--output", "o", '--input=["a"]', '--input+=["b, c", "d"]']
-    assert cli.tool_parser("prepare").parse_args(words).input == ["a", "b, c", "d"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lit_transfusion.model import LinearPatcher
 from lit_transfusion.training import losses
-from lit_transfusion.training.losses import SumOfCrossEntropy, transfusion_loss
+from lit_transfusion.training.losses import SumOfCrossEntropy, mean_by_timestep, transfusion_loss
 
 
 def images(*values: float, shape=(3, 4, 4)) -> torch.Tensor:
@@ -119,3 +119,10 @@ def test_cross_entropy_in_place_cannot_be_gone_back_through_twice():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_means_by_timestep_by_hand():
+    """Of T = 20, which eight does not divide: eighths of it begin at 0, 2.5, 5, …, 17.5."""
+    losses, timesteps = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([3, 4, 2, 19])
+    assert mean_by_timestep(losses, timesteps, 20) == {"000-002": (4, 1), "003-004": (1.5, 2), "018-019": (8, 1)}
+    assert mean_by_timestep(losses[:0], timesteps[:0], 20) == {}

@@ -1,6 +1,9 @@
-"""When things are shown, and how far the bar is, where gradients are accumulated."""
+"""When things are shown where gradients are accumulated, and what is refused before anything is trained."""
 
-from lit_transfusion.training.callbacks import RunProgress, Show
+import pytest
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.training.callbacks import Show, ShowEdits, ShowSamples
 
 
 class Times(Show):
@@ -25,9 +28,11 @@ def test_shows_each_nth_step_once_and_never_what_has_learned_nothing(make_module
     assert none_but_the_last.steps == [5]
 
 
-def test_bar_ends_with_the_last_batch(make_module, make_batch, make_trainer, loader):
-    bar = RunProgress()
-    batches = loader(*[make_batch("mixed", seed) for seed in range(6)])
-    options = {"accumulate_grad_batches": 2, "max_steps": 3, "max_epochs": -1, "limit_train_batches": 6}
-    make_trainer(callbacks=[bar], enable_progress_bar=True, **options).fit(make_module(), batches)
-    assert bar.total_train_batches == 6
+@pytest.mark.parametrize("kind", [ShowSamples, ShowEdits])
+def test_steps_that_the_noise_process_does_not_have_are_refused_at_once(
+    make_module, make_batch, make_trainer, loader, kind
+):
+    trainer = make_trainer(callbacks=[kind(num_inference_steps=1001)])
+    with pytest.raises(InputError, match="num_inference_steps 1001"):
+        trainer.fit(make_module(), loader(make_batch()))
+    assert trainer.global_step == 0

@@ -1,0 +1,53 @@
+"""What `--config` reads: the file of a run, or of a tool that wants to know of a run's source."""
+
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace
+from omegaconf import OmegaConf
+
+from lit_transfusion.composition import compose
+from lit_transfusion.errors import InputError
+from lit_transfusion.refusals import one_line
+
+Parts = list[tuple[str, dict[str, Any]]]  # what is laid over each other, each with the name of its file
+
+
+class ComposedFile(ActionConfigFile):
+    """A --config file that may build on others (`base:`)."""
+
+    def lay_over(self, parser, cfg: Namespace, parts: Parts, option_string: str | None) -> None:
+        for path, content in parts:
+            try:
+                super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
+            except (ArgumentError, TypeError, ValueError) as error:
+                raise InputError(f"{path}: {one_line(error)}") from error
+
+
+class ConfigFile(ComposedFile):
+    """Of a run; it may hold the arms of a study (`arms:`)."""
+
+    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+        if not isinstance(values, str) or "\n" in values:  # not a path: already content
+            return super().__call__(parser, cfg, values, option_string)
+        parts = compose(values, cfg.get("arm"))
+        self.lay_over(parser, cfg, parts, option_string)
+        parser.arm_found = parser.arm_found or any("arm" in content for _, content in parts)
+
+
+class SourceFile(ComposedFile):
+    """Of a tool that has a source: that of a run, which says under `data` what it is, or one with the tool's own
+    options."""
+
+    def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+        parts = compose(values)
+        of_run = any("data" in content for _, content in parts)
+        self.lay_over(parser, cfg, source_options(parts) if of_run else parts, option_string)
+
+
+def source_options(parts: Parts) -> Parts:
+    """Of what a run's files say of its data, what such a tool asks."""
+    data = [(path, content.get("data") or {}) for path, content in parts]
+    options = [(path, {key: said[key] for key in ("source", "vocab_size") if key in said}) for path, said in data]
+    sizes = [(path, said["image_size"]) for path, said in data if "image_size" in said]
+    # As in a run, whose link wins over the sources that the files name one after the other.
+    return options + [(path, {"source": {"init_args": {"image_size": size}}}) for path, size in sizes[-1:]]

@@ -1,0 +1,19 @@
+"""What a config can have done beside training. Each is named by its short class name."""
+
+from lit_transfusion.training.callbacks.predictions import WritePredictions
+from lit_transfusion.training.callbacks.progress import RunProgress
+from lit_transfusion.training.callbacks.run_directory import RunDirectory
+from lit_transfusion.training.callbacks.show import Show, ShowEdits, ShowSamples
+from lit_transfusion.training.callbacks.threads import LimitThreads
+from lit_transfusion.training.callbacks.throughput import Throughput
+
+__all__ = [
+    "LimitThreads",
+    "RunDirectory",
+    "RunProgress",
+    "Show",
+    "ShowEdits",
+    "ShowSamples",
+    "Throughput",
+    "WritePredictions",
+]

@@ -1,0 +1,154 @@
+"""Pictures of what a run has learned so far, while it goes on."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from lit_transfusion.data.document import EditExample, Example
+from lit_transfusion.data.sources import Source
+from lit_transfusion.generation.editing import edit, edit_grid
+from lit_transfusion.generation.pictures import Frames, captioned_grid, save
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.sampler import draw, write
+from lit_transfusion.generation.settings import Sampling
+
+Kind = TypeVar("Kind")
+
+
+class Show(lightning.Callback):
+    """Shows what the averaged weights can do, in `samples/` of the run and in TensorBoard.
+
+    Args:
+        every_n_steps: Optimiser steps between two showings; there is one more at the end.
+        sampling: How pictures are drawn, if any are; what the noise process cannot do is refused before training.
+    """
+
+    def __init__(self, every_n_steps: int, sampling: Sampling | None = None) -> None:
+        self.every_n_steps = every_n_steps
+        self.sampling = sampling
+        self.last_step = -1
+
+    def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
+        """What to show, by name. `source` holds what training does not see."""
+        raise NotImplementedError
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self.sampling is not None:
+            pl_module.noise.sampler(self.sampling.sampler, self.sampling.num_inference_steps)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.last_step = trainer.global_step  # nothing has been learned since then
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.last_step:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step != self.last_step:
+            self._show(trainer, pl_module)
+
+    def _show(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """On every rank, since a sharded net needs them all; rank 0 writes."""
+        self.last_step = trainer.global_step
+        self._keep(trainer, self.pictures(trainer.datamodule.source.pictures.split("val"), pl_module.pipeline))
+
+    @rank_zero_only
+    def _keep(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:
+        for name, picture in pictures.items():
+            save(picture, Path(trainer.default_root_dir) / "samples" / f"{name}_{trainer.global_step:06d}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+
+
+def first_of(source: Source, kind: type[Kind], count: int) -> list[Kind]:
+    """The first examples of a source that can be read, if they are of this kind."""
+    examples = (source[i] for i in range(min(len(source), 4 * count)))
+    return list(islice((example for example in examples if isinstance(example, kind)), count))
+
+
+class ShowSamples(Show):
+    """Draws pictures for held-out captions, and writes captions for held-out pictures, with the averaged weights.
+
+    Each time there are three pictures, in `samples/` of the run and in TensorBoard: the drawn pictures beside their
+    captions, how four of them came out of noise, and the held-out pictures with the captions that the model writes.
+
+    Args:
+        every_n_steps: Optimiser steps between two showings; there is one more at the end.
+        num_samples: Pictures and captions each time.
+        prompts: What to draw; null takes captions of the held-out split.
+        sampler: ddpm, ddim or dpm++.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt against no prompt; 1 is none.
+        max_new_tokens: Length of a written caption at most.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        num_samples: int = 16,
+        prompts: list[str] | None = None,
+        sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        max_new_tokens: int = 40,
+    ) -> None:
+        super().__init__(
+            every_n_steps, Sampling(sampler, num_inference_steps, guidance_scale, max_new_tokens=max_new_tokens)
+        )
+        self.num_samples = num_samples
+        self.prompts = prompts
+
+    def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
+        held_out = first_of(source, Example, self.num_samples)
+        # Each example tells its captions in the same order; taking another one each time shows more wordings.
+        prompts = self.prompts or [e.captions[i % len(e.captions)] for i, e in enumerate(held_out)]
+        if not prompts:
+            return {}
+        frames = Frames(pipeline.codec, self.sampling.num_inference_steps)
+        drawn = draw(pipeline, prompts, self.sampling, lambda step, latents: frames.take(step, latents[:4]))
+        pictures = {"samples": captioned_grid(drawn, prompts), "denoising": to_pil_image(frames.sheet())}
+        if held_out:
+            images = torch.stack([example.image for example in held_out])
+            pictures["captions"] = captioned_grid(images, write(pipeline, images, self.sampling))
+        return pictures
+
+
+class ShowEdits(Show):
+    """Does held-out edits with the averaged weights: input, output and truth, in `samples/` and in TensorBoard.
+
+    Args:
+        every_n_steps: Optimiser steps between two showings; there is one more at the end.
+        num_samples: Edits each time.
+        sampler: ddpm, ddim or dpm++.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the instruction against none; 1 is none.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        num_samples: int = 15,
+        sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
+        num_inference_steps: int = 25,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        super().__init__(every_n_steps, Sampling(sampler, num_inference_steps, guidance_scale))
+        self.num_samples = num_samples
+
+    def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
+        held_out = first_of(source, EditExample, self.num_samples)
+        if not held_out:
+            return {}
+        inputs = torch.stack([e.input_image for e in held_out])
+        truths = torch.stack([e.output_image for e in held_out])
+        instructions = [e.instructions[i % len(e.instructions)] for i, e in enumerate(held_out)]
+        outputs = edit(pipeline, inputs, instructions, self.sampling)
+        return {"edits": edit_grid(inputs, instructions, outputs, truths)}

@@ -1,0 +1,50 @@
+"""What makes a run that is stopped anywhere go on as if it had not been, where Lightning would lose something."""
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_transfusion.data.loader import PackedLoader
+
+
+class ExactStops(lightning.Callback):
+    """What is written down of a run, when it ends, is interrupted, killed, or refused to be continued, is all that has
+    been trained and nothing else.
+
+    The module brings it, so that no config can forget it. It comes after the callback that averages the weights, and
+    before those that write checkpoints.
+    """
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """What is saved need not be saved again before the next step: an error until then, such as of data that have
+        changed, would put a place at their beginning into the checkpoint."""
+        for keeper in trainer.checkpoint_callbacks:
+            if isinstance(keeper, ModelCheckpoint):
+                keeper._last_global_step_saved = checkpoint["global_step"]
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        """Write down what was logged before a checkpoint: a run that is killed goes on from there, and would not log it
+        again. (Of the last step before it, Lightning logs after the checkpoint.)"""
+        keeper = trainer.checkpoint_callback
+        if isinstance(keeper, ModelCheckpoint) and keeper._last_global_step_saved == trainer.global_step:
+            for logger in trainer.loggers:
+                logger.save()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        """Keep the last step: where it is no multiple of the interval, last.ckpt would stay at an earlier one. (A
+        checkpoint that is judged by what it monitors waits for the validation.)"""
+        keeper = trainer.checkpoint_callback
+        last = trainer.global_step == trainer.max_steps
+        if last and isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
+            candidates = keeper._monitor_candidates(trainer)
+            keeper._save_topk_checkpoint(trainer, candidates)
+            keeper._save_last_checkpoint(trainer, candidates)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """A batch that Ctrl-C interrupts is learned after the run is continued. Checkpoints are written after this."""
+        for logger in trainer.loggers:
+            logger.save()  # what it has not written yet
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        if batches.ready > batches.processed and isinstance(trainer.train_dataloader, PackedLoader):
+            trainer.train_dataloader.give_back()

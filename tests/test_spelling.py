@@ -1,0 +1,43 @@
+"""How options for lists and switches may be written on a command line."""
+
+import pytest
+
+from lit_transfusion.cli import TOOLS, tool_parser
+from lit_transfusion.evaluation.command import evaluate
+from lit_transfusion.spelling import spell_out
+
+
+@pytest.mark.parametrize(
+    ("words", "spelled"),
+    [
+        (["--metrics", "KID", "FID"], ["--metrics=[KID, FID]"]),
+        (["--metrics=KID", "FID", "--seed", "3"], ["--seed", "3", "--metrics=[KID, FID]"]),
+        (["--metrics", "KID", "--metrics", "FID"], ["--metrics=[KID, FID]"]),
+        (["--metrics", "[KID,FID]"], ["--metrics=[KID,FID]"]),
+        (["--guidance_scale", "1,1.5", "3"], ["--guidance_scale=[1,1.5, 3]"]),
+        (["--ema", "--seed", "3"], ["--ema=true", "--seed", "3"]),
+        (["--ema", "false"], ["--ema", "false"]),
+        (["--seed", "3", "--ema"], ["--seed", "3", "--ema=true"]),
+    ],
+)
+def test_lists_and_switches_are_spelled_out(words, spelled):
+    assert spell_out(evaluate, words) == spelled
+
+
+def test_lists_of_text_may_hold_anything():
+    words = spell_out(TOOLS["ablate"], ["--arms", "a, b", 'c "d"', "[e]", "--override=--x.y", "3"])
+    assert words == ['--arms=["a, b", "c \\"d\\"", "[e]"]', '--override=["--x.y", "3"]']
+    words = spell_out(TOOLS["generate"], ["--prompt", "a circle, red"])
+    assert [word for word in words if "circle" in word] and "a circle, red" in " ".join(words)
+
+
+def test_lists_of_text_may_hold_any_letters():
+    prompt = "a\tKäfer 🗻 \\n \u2028 \"'%"
+    words = spell_out(TOOLS["generate"], ["--ckpt", "c", "--prompt", prompt])
+    assert tool_parser("generate").parse_args(words).prompt == [prompt]
+
+
+def test_lists_that_are_added_to():
+    words = spell_out(TOOLS["prepare"], ["--input", "a", "--output", "o", "--input+", "b, c", "d"])
+    assert words == ["--output", "o", '--input=["a"]', '--input+=["b, c", "d"]']
+    assert tool_parser("prepare").parse_args(words).input == ["a", "b, c", "d"]
