@@ -21,6 +21,7 @@ from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source, Stream
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
+from lit_transfusion.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ class PackedLoader:
         for place, stream in zip(ranks[0]["streams"], self.streams, strict=True):
             if place["examples"] != len(stream.indices):
                 raise InputError(
-                    f"the checkpoint was written with {place['examples']} examples where there are now "
+                    f"the checkpoint was written with {counted(place['examples'], 'example')} where this run has "
                     f"{stream.examples}, among which its place in the data has no meaning: continue with the data that "
                     "it had, or start from its weights with model.init_from"
                 )

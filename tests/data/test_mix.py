@@ -510,7 +510,7 @@ def test_checkpoint_of_other_sources_is_refused(tokenizer):
 @pytest.mark.parametrize("sizes", [(5, 6), (4, 5)])
 def test_checkpoint_of_more_or_fewer_examples_is_refused(tokenizer, sizes):
     state = labelled_loader(tokenizer, (5, 5)).state_dict()
-    with pytest.raises(InputError, match=r"with 5 examples where there are now [46] examples of [ab]"):
+    with pytest.raises(InputError, match=r"with 5 examples where this run has [46] examples of [ab]"):
         labelled_loader(tokenizer, sizes).load_state_dict(state)
 
 

@@ -42,6 +42,7 @@ from lit_transfusion.data.shards.layout import (
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.latents import Codec
+from lit_transfusion.wording import counted
 
 SETTINGS = "settings.json"
 PREVIEWED = 32  # pictures
@@ -294,8 +295,8 @@ def report(folder: Path, index: dict[str, Any]) -> None:
         options += f" --data.codec {codec['class_path']}"
         options += "".join(f" --data.codec.init_args.{name} {value}" for name, value in codec["init_args"].items())
     print(
-        f"{folder}: {index['num_examples']} pictures of {side} x {side}{made_by} in {len(shards)} shards, "
-        f"{megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
+        f"{folder}: {counted(index['num_examples'], 'picture')} of {side} x {side}{made_by} in "
+        f"{counted(len(shards), 'shard')}, {megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
     )
     if index["skipped"]:
         table = Table("skipped, because", "pictures")
@@ -327,5 +328,5 @@ def check_finished(folder: Path, settings: dict[str, Any]) -> None:
             "written; copy it again, or remove the folder and prepare again"
         )
     shutil.rmtree(folder / PREPARING, ignore_errors=True)  # of a process that was killed while it removed that
-    print(f"{folder} is finished already, and its {len(shards.index['shards'])} shards are as they were written")
+    print(f"{folder} is finished already, and what it holds is as it was written")
     report(folder, shards.index)

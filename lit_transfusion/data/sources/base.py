@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch.utils.data import Dataset
 
 from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
+from lit_transfusion.wording import counted
 
 
 class Encoding(NamedTuple):
@@ -27,7 +28,7 @@ class Stream(NamedTuple):
 
     @property
     def examples(self) -> str:
-        return f"{len(self.indices)} examples" + (f" of {self.name}" if self.name else "")
+        return counted(len(self.indices), "example") + (f" of {self.name}" if self.name else "")
 
     def weight_after(self, batches: int) -> float:
         """The weight by which it is served once so many batches have been handed out."""
