@@ -23,8 +23,9 @@ from lit_transfusion.evaluation.shape_test import score_shapes
 from lit_transfusion.generation.benchmark import draw_benchmark
 from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
-from lit_transfusion.lightning_cli import SourceFile, TransfusionCLI, one_line, run_lightning
+from lit_transfusion.lightning_cli import SourceFile, TransfusionCLI, run_lightning
 from lit_transfusion.playground.command import playground
+from lit_transfusion.refusals import in_its_own_words, one_line
 from lit_transfusion.studies.command import ablate
 
 TOOLS = {  # need no trainer
@@ -73,10 +74,8 @@ the config < the command line. `--print_config` shows the whole.
 def run_tool(name: str, argv: Sequence[str]) -> None:
     """Call a tool with what stands on the command line."""
     parser = tool_parser(name)
-    try:
+    with in_its_own_words():
         options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
-    except ValueError as error:  # of a part that may also be null, in which jsonargparse wraps what the part says
-        raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from None
     if "config" not in inspect.signature(TOOLS[name]).parameters:
         options.pop("config")
     TOOLS[name](**options)

@@ -1,14 +1,10 @@
-"""Lightning's command line for our parts: configs that build on others, links between parts, and clear errors."""
+"""Lightning's command line for our parts: configs that build on others, and links between parts."""
 
 import argparse
-import difflib
-import inspect
 import os
-import pydoc
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse 5 drops
 
@@ -21,11 +17,9 @@ from omegaconf import OmegaConf
 
 from lit_transfusion.composition import compose
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.sources import Source
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation import Metric
-from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES
+from lit_transfusion.refusals import in_its_own_words, one_line
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
@@ -103,6 +97,10 @@ class TransfusionCLI(LightningCLI):
         arm = self.config[self.config.subcommand].arm
         if arm is not None and not self._parser(self.config.subcommand).arm_found:
             raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
+
+    def instantiate_classes(self) -> None:
+        with in_its_own_words():
+            super().instantiate_classes()
 
     def before_fit(self) -> None:
         check_precision(self.trainer)
@@ -229,65 +227,3 @@ def arm_first(argv: Sequence[str]) -> list[str]:
         if count:
             return [argv[0], *argv[i : i + count], *argv[1:i], *argv[i + count :]]
     return argv
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
-    vain = (
-        "Expected a path but",
-        "Expected a <class 'NoneType'>",
-        "Does not validate against any",
-        "Subtypes:",
-        "Errors:",
-        "Given value type:",
-    )
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(vain)]
-    message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
-    keys = re.findall(r'Parser key "([\w.]+)":', message)
-    # What stands in a mix are sources, too.
-    known = known_classes(keys[0]) if keys[1:] in ([], ["sources"]) and keys else []
-    there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
-    message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
-    message = re.sub(r"; Given value: .*", "", message) if known else message
-    message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
-    message = re.sub(r"class_path '([\w.]+)': Option '[\w.]+' is not accepted(?!; known)", with_known_options, message)
-    message = re.sub(r"option '(data|model)\.(\w+)[\w.]*'(?!: is)", with_likely_option, message)
-    return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
-
-
-def with_known_options(refused: re.Match) -> str:
-    """Of a class by its path, what its options are."""
-    cls = pydoc.locate(refused[1])
-    known = ", ".join(inspect.signature(cls).parameters) if inspect.isclass(cls) else ""
-    return f"{refused[0]}; known: {known}" if known else refused[0]
-
-
-def with_likely_option(refused: re.Match) -> str:
-    """Of the data or the model, which option was meant."""
-    section, name = refused[1], refused[2]
-    options = inspect.signature({"data": TransfusionData, "model": LitTransfusion}[section]).parameters
-    likely = difflib.get_close_matches(name, options, n=1)
-    return f"{refused[0]}: is {section}.{likely[0]} meant?" if likely else refused[0]
-
-
-def known_classes(key: str) -> list[str]:
-    """Short names of the classes that may stand at a key such as `model.mask`; none where no class is asked for."""
-    section, _, name = key.partition(".")
-    owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
-    hint = get_type_hints(owner.__init__).get(name) if owner else None
-    if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
-        hint = Metric
-    elif key == "codec":  # of `prepare`
-        hint = Codec
-    elif key == "source":  # of `train_tokenizer`
-        hint = Source
-    base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
-    return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
-
-
-def subclasses(base: type) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        if not cls.__name__.startswith("_"):
-            yield cls
-        yield from subclasses(cls)

@@ -420,6 +420,10 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
             ["no class Shard", "ImageCaptions", "Shards", "TextCorpus"],
         ),
         ("modell: {size: nano}", ["modell.size"]),
+        (
+            "trainer: {callbacks+: [{class_path: ShowSamples, init_args: {guidance_scale: -1}}]}",
+            ["error: guidance_scale -1.0 is not a number from 0 on"],
+        ),
         ("trainer: {default_root_dir: '${nothing}'}", ["nothing"]),
         ("model: {mask: Causal}\nmodel: {size: nano}", ["mine.yaml, line 3", "'model'", "line 2"]),
         ("arms: {a: {model: {mask: Circular}}}", ["mine.yaml, arm a", "Circular", "Bidirectional, Causal"]),

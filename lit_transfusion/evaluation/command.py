@@ -22,6 +22,7 @@ from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import save, to_pil
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.refusals import in_its_own_words, one_line
 
 Columns = dict[str, float]
 SHOWN = 8  # pictures that are kept
@@ -185,15 +186,14 @@ def source_of(path: Path, image_size: int) -> Source:
     except (KeyError, TypeError):
         raise InputError(f"{path} names no data.source; give the config.yaml of a run") from None
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Source, "source")
+    parser.add_subclass_arguments(Source, "data.source")
     try:
-        source = parser.instantiate_classes(parser.parse_object({"source": source})).source.pictures
+        with in_its_own_words():
+            source = parser.instantiate(parser.parse_object({"data": {"source": source}})).data.source.pictures
     except ArgumentError as error:
-        raise InputError(f"{path}, data.source: {error}") from None
-    except ValueError as error:  # jsonargparse wraps what a source says of data that are not where they were
-        if not isinstance(error.__cause__, InputError):
-            raise
-        raise InputError(f"{path}, data.source: {error.__cause__}, or give --data CONFIG.yaml") from None
+        raise InputError(f"{path}: {one_line(error)}") from None
+    except InputError as error:  # such as data that are not where they were
+        raise InputError(f"{path}, data.source: {error}, or give --data CONFIG.yaml") from None
     if source.images_per_example > 1:
         raise InputError(
             f"{path}: {type(source).__name__} yields edits, and captioned pictures are needed; see score_edits"

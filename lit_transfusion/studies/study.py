@@ -23,7 +23,7 @@ from lit_transfusion.composition import collect, study_section
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.generation.settings import Sampling
-from lit_transfusion.lightning_cli import one_line
+from lit_transfusion.refusals import in_its_own_words, one_line
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,10 @@ def read_study(path: str | Path) -> Study:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Questions, "study")
     try:
-        asked = parser.instantiate_classes(parser.parse_object({"study": section})).study
+        with in_its_own_words():
+            asked = parser.instantiate(parser.parse_object({"study": section})).study
         Sampling(asked.sampler, asked.num_inference_steps, asked.guidance_scale)
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, InputError) as error:
         raise InputError(f"{path}: {one_line(error)}") from None
     if not asked.metrics:
         raise InputError(f"{path}: study.metrics names no metric")

@@ -193,6 +193,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--metrics", "lit_transfusion.latents.Pixels"], ["Pixels", "subclass of Metric"]),
         (["--metrics", "os.system"], ["os.system", "not allowed"]),
         (["--metrics"], ["names no metric"]),
+        (["--config", "side.yaml"], ["error: EfficientNetLite0: side 3 is not a multiple of 32"]),
         (["--num_examples", "1"], ["num_examples 1"]),
         (["--batch_size", "0"], ["batch_size 0"]),
         (["--guidance_scale", "3,3"], ["guidance_scale", "each once"]),
@@ -204,7 +205,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--sampler", "euler"], ["euler", "dpm++"]),
         (["--data", "none.yaml"], ["none.yaml not found"]),
         (["--data", "empty.yaml"], ["empty.yaml names no data.source"]),
-        (["--data", "unknown.yaml"], ["unknown.yaml", "Photos"]),
+        (["--data", "unknown.yaml"], ["unknown.yaml: data.source: there is no class Photos; known: EditTriples"]),
         (["--data", "gone.yaml"], ["gone.yaml, data.source: no such folder: gone", "--data CONFIG.yaml"]),
         (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
         (["--data", "texts.yaml"], ["texts.yaml: TextCorpus has no pictures"]),
@@ -215,6 +216,8 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
     ids=lambda value: " ".join(value[:2]),
 )
 def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
+    features = "{class_path: EfficientNetLite0, init_args: {side: 3}}"  # a part of a part of a list
+    (run.parent / "side.yaml").write_text(f"metrics: [{{class_path: KID, init_args: {{features: {features}}}}}]")
     (run.parent / "empty.yaml").write_text("data: {}")
     (run.parent / "unknown.yaml").write_text("data: {source: Photos}")
     (run.parent / "gone.yaml").write_text("data: {source: {class_path: ImageCaptions, init_args: {path: gone}}}")
@@ -222,7 +225,7 @@ def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     (run.parent / "some.txt").write_text("some words")
     (run.parent / "texts.yaml").write_text("data: {source: {class_path: TextCorpus, init_args: {path: some.txt}}}")
     (run.parent / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
-    once = [] if "--metrics" in words else ["--metrics", f"{__name__}.Once"]
+    once = [] if {"--metrics", "--config"} & {*words} else ["--metrics", f"{__name__}.Once"]
     with pytest.raises(SystemExit) as caught:
         cli.main(["evaluate", "--ckpt", "run/checkpoints/last.ckpt", *FEW, *once, *words])
     said = capsys.readouterr()
