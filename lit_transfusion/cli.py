@@ -100,6 +100,9 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
     """What one writes on a command line in jsonargparse's spelling: a switch without a value is true, and an option
     for a list takes all words that follow it, and more when it is given again."""
     hints, words = get_type_hints(tool), []
+    if "source" in hints:  # the options of a `fit` may be copied
+        argv = [re.sub(r"^--data\.image_size\b", "--source.init_args.image_size", word) for word in argv]
+        argv = [re.sub(r"^--data\.(?=(source|vocab_size)\b)", "--", word) for word in argv]
     lists: dict[str, list[str]] = {}  # option → its words
     filled = None  # the list that words go to
     for word, following in zip(argv, [*argv[1:], "--"], strict=False):

@@ -47,7 +47,8 @@ def train_tokenizer(
     It is byte-pair encoding with byte fallback, so that any text can be written. Each digit is a piece, and of texts
     each space and line is kept. Training sees the training split only; then it is tried on what is held out.
 
-    --config takes the file of a run, too: its data.source and data.vocab_size are then those of this command.
+    --config takes the file of a run, too: its data.source and data.vocab_size are then those of this command. So are
+    --data.source and --data.vocab_size on the command line, as `fit` has them.
 
     Args:
         source: Where captions and texts come from, as in a run's `data.source`.

@@ -230,6 +230,16 @@ def test_source_has_the_image_size_of_the_run(pictures, base, folder):
     assert Tokenizer.from_file("tokenizer.model").encode("picture")
 
 
+def test_options_of_a_fit_are_taken_as_they_are(pictures, base, folder):
+    """In any order, and over what the file says."""
+    prepare([str(pictures)], "shards", image_size=16, num_workers=0)  # base.yaml says 8
+    of_a_fit = ["--data.image_size", "16", "--data.source=Shards", "--data.source.path", "shards"]
+    own = ["--source", "Shards", "--source.path", "shards", "--source.image_size=16"]
+    cli.main(["train_tokenizer", "--config", "base.yaml", *of_a_fit, "--data.vocab_size=290", "--output", "a.model"])
+    cli.main(["train_tokenizer", *own, "--vocab_size", "290", "--output", "b.model"])
+    assert (folder / "a.model").read_bytes() == (folder / "b.model").read_bytes()
+
+
 def test_options_of_the_command_can_stand_in_a_file(folder):
     (folder / "own.yaml").write_text(yaml.safe_dump({"source": SINGLE, "vocab_size": 300, "output": "own.model"}))
     cli.main(["train_tokenizer", "--config", "own.yaml"])
