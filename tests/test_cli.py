@@ -421,6 +421,10 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
             "data: {source: {class_path: Mix, init_args: {sources: {a: {class_path: Shard}}}}}",
             ["no class Shard", "ImageCaptions", "Shards", "TextCorpus"],
         ),
+        (
+            "data: {source: {class_path: Mix, init_args: {sources: {a: Shapes}, later: {1.5: {a: 1}}}}}",
+            ["later[1.5] is not a whole number of batches"],
+        ),
         ("modell: {size: nano}", ["modell.size", "is model meant?"]),
         ("data: {sorce: {path: x}}", ["data.sorce.path", "is data.source meant?"]),
         ("data: {recipe: {miror: 1}}", ["data.recipe.miror", "is data.recipe.mirror meant?"]),

@@ -337,8 +337,10 @@ def test_source_without_examples_is_named_before_it_is_used(tokenizer):
 @pytest.mark.parametrize(
     ("weights", "later", "message"),
     [
-        ((1, 1), {0: {"a": 1, "b": 1}}, r"later\[0\] is not a number of batches above 0; see weights"),
-        ((1, 1), {-5: {"a": 1, "b": 1}}, r"later\[-5\] is not a number of batches"),
+        ((1, 1), {0: {"a": 1, "b": 1}}, r"later\[0\] is not a whole number of batches above 0; see weights"),
+        ((1, 1), {-5: {"a": 1, "b": 1}}, r"later\[-5\] is not a whole number of batches"),
+        ((1, 1), {1.5: {"a": 1, "b": 1}}, r"later\[1\.5\] is not a whole number of batches"),
+        ((1, 1), {"abc": {"a": 1, "b": 1}}, r"later\[abc\] is not a whole number of batches"),
         ((1, 1), {9: {"a": 1, "c": 1}}, r"later\[9\] names c, and there is no such source; there are a, b"),
         ((1, 1), {9: {"a": 1}}, r"later\[9\] says nothing of b; give each source a weight, 0 to leave it out"),
         ((1, 1), {9: {"a": 1, "b": -1}}, r"in later\[9\], the weight of b is -1"),
