@@ -386,6 +386,15 @@ def test_inputs_that_are_not_there(tmp_path):
     assert "neither a tar nor .json" in error_of(tmp_path / "a.zip")
 
 
+@pytest.mark.parametrize("names", [["in/*.png"], ["in/*"], ["i?"], ["in/red.png", "in/blue.png"]])
+def test_pattern_of_pictures_is_told_to_be_for_tars(tmp_path, names):
+    """Also where a shell has made several paths of it."""
+    (tmp_path / "in").mkdir()
+    folder_with_text(tmp_path / "in")
+    message = error_of(*(tmp_path / name for name in names))
+    assert "a pattern are for tars" in message and message.endswith(f" folder, here {tmp_path / 'in'}")
+
+
 def test_two_folders_and_two_tars_of_one_name(tmp_path):
     assert "one path, and 2 are given" in error_of(tmp_path, tmp_path, kind="folder")
     for place in ("a", "b"):
