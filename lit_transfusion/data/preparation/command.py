@@ -70,8 +70,8 @@ def prepare(
     """Crop and resize pictures once, and put them with their captions into shards that train fast.
 
     The input is a folder of pictures as `ImageCaptions` reads it, a metadata file beside pictures, WebDataset tars, a
-    captions file of COCO, or a Hugging Face data set (a folder of save_to_disk, or a name on the hub). It is listed
-    first, and shuffled as a whole.
+    captions file of COCO, or a Hugging Face data set (a folder of save_to_disk, .parquet files with the pictures in
+    them, or a name on the hub). It is listed first, and shuffled as a whole.
 
     The same command goes on where it was stopped or killed, and the result is the same to the last byte. Run on a
     folder that is finished, it checks the content of all shards.
@@ -84,7 +84,7 @@ def prepare(
         metadata: Of a folder: the metadata file, if its name is another than metadata.csv, .jsonl or .parquet.
         pictures: Of COCO: the folder of the pictures; null if they are beside the file.
         split: Of a Hugging Face data set; null is train.
-        image_column: Of a Hugging Face data set; null takes the only column of pictures.
+        image_column: Of a Hugging Face data set; null takes the only column of pictures, or else of bytes.
         caption_column: Of a Hugging Face data set, or in the .json of WebDataset; null: caption, text or captions.
         format: webp and png keep every pixel; webp is smaller and at 256 pixels faster to read, png is known to more
             programs. jpg changes pixels a little for a third of the space.
