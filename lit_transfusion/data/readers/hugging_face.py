@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.data.readers.base import Item, Reader, usable
+from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS, PICTURE_SUFFIXES
 from lit_transfusion.data.sources.metadata import METADATA_FILES
 from lit_transfusion.errors import InputError

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from lit_transfusion.data.document import Example, Skipped, in_words
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.sources.base import Source, hold_out
+from lit_transfusion.data.sources.base import Source, digest, hold_out
 from lit_transfusion.data.sources.metadata import clean, find_metadata, name_in, rows, texts_in
 from lit_transfusion.errors import InputError
 from lit_transfusion.wording import counted
@@ -87,6 +87,10 @@ class ImageCaptions(Source):
             return Example(read_image(file, self.image_size), entry.captions)
         except ValueError as error:
             return Skipped(str(file), str(error))
+
+    def fingerprint(self) -> str:
+        """Of names and captions: to ask for the size of each file takes long where they are many."""
+        return digest(self._entries)
 
     def captions(self) -> list[str]:
         return [caption for entry in self._entries for caption in entry.captions]

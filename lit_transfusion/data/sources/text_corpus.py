@@ -99,6 +99,10 @@ class TextCorpus(Source):
         """For a copy, or another process: without the rows, of which that opens its own."""
         return self.__dict__ | {"_rows": None}
 
+    def fingerprint(self) -> str:
+        """Of the names, sizes and times of the files."""
+        return self._index.folder.name
+
     def captions(self) -> list[str]:
         """Passages of some hundred words, evenly spread over the documents: 4 million characters, or all."""
         count = min(len(self), SAMPLE // PASSAGE)
