@@ -23,7 +23,7 @@ from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
 from lit_transfusion.lightning_cli import TransfusionCLI, run_lightning
 from lit_transfusion.playground.command import playground
-from lit_transfusion.refusals import in_its_own_words, one_line
+from lit_transfusion.refusals import in_its_own_words, naming_likely_options, one_line
 from lit_transfusion.spelling import spell_out
 from lit_transfusion.studies.command import ablate
 
@@ -73,7 +73,7 @@ the config < the command line. `--print_config` shows the whole.
 def run_tool(name: str, argv: Sequence[str]) -> None:
     """Call a tool with what stands on the command line."""
     parser = tool_parser(name)
-    with in_its_own_words():
+    with in_its_own_words(), naming_likely_options(parser):
         options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
     if "config" not in inspect.signature(TOOLS[name]).parameters:
         options.pop("config")

@@ -19,7 +19,7 @@ from lit_transfusion.config_files import ConfigFile
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
 from lit_transfusion.model import SIZES
-from lit_transfusion.refusals import in_its_own_words
+from lit_transfusion.refusals import in_its_own_words, naming_likely_options
 from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
@@ -58,7 +58,8 @@ class TransfusionCLI(LightningCLI):
         parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
+        with naming_likely_options(self._subcommand_parsers.get(args[0], parser)):
+            super().parse_arguments(parser, args)
         arm = self.config[self.config.subcommand].arm
         if arm is not None and not self._parser(self.config.subcommand).arm_found:
             raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
@@ -102,7 +103,8 @@ class PartsOnly(TransfusionCLI):
     """The data module and the model of a run, without a trainer, to look at before it is trained."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        LightningCLI.parse_arguments(self, parser, args)  # there is no subcommand whose arm to check
+        with naming_likely_options(parser):
+            LightningCLI.parse_arguments(self, parser, args)  # there is no subcommand whose arm to check
 
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None

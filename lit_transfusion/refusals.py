@@ -4,9 +4,11 @@ import difflib
 import inspect
 import pydoc
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import get_args, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.data.sources import Source
@@ -30,6 +32,21 @@ def in_its_own_words() -> Iterator[None]:
         if said is None:
             raise
         raise said from None
+
+
+@contextmanager
+def naming_likely_options(parser: ArgumentParser) -> Iterator[None]:
+    """Where the parser does not know an option, on the command line or in a file, ask whether one like it is meant."""
+    try:
+        yield
+    except ArgumentError as error:
+        message = str(error)
+        unknown = re.search(r"(unrecognized arguments: --|\boption '|^Option ')([\w.]+)", message)
+        likely = unknown and likely_option(unknown[2], [action.dest for action in parser._actions])
+        if not likely:
+            raise
+        dashes = "--" * unknown[1].endswith("--")
+        raise ArgumentError(None, f"{message.rstrip('; ')}: is {dashes}{likely} meant?") from None
 
 
 def one_line(error: Exception) -> str:
@@ -57,7 +74,6 @@ def one_line(error: Exception) -> str:
     message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
     message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
     message = re.sub(r"class_path '([\w.]+)': Option '[\w.]+' is not accepted(?!; known)", with_known_options, message)
-    message = re.sub(r"option '(data|model)\.(\w+)[\w.]*'(?!: is)", with_likely_option, message)
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
 
 
@@ -68,12 +84,16 @@ def with_known_options(refused: re.Match) -> str:
     return f"{refused[0]}; known: {known}" if known else refused[0]
 
 
-def with_likely_option(refused: re.Match) -> str:
-    """Of the data or the model, which option was meant."""
-    section, name = refused[1], refused[2]
-    options = inspect.signature({"data": TransfusionData, "model": LitTransfusion}[section]).parameters
-    likely = difflib.get_close_matches(name, options, n=1)
-    return f"{refused[0]}: is {section}.{likely[0]} meant?" if likely else refused[0]
+def likely_option(name: str, options: Iterable[str]) -> str | None:
+    """Of the options of a parser, the one or the group of them that is most like a name that it does not know."""
+    known = ""
+    for word in name.split("."):
+        there = {option.removeprefix(known).partition(".")[0] for option in options if option.startswith(known)}
+        if word not in there:
+            likely = difflib.get_close_matches(word, there, n=1)
+            return known + likely[0] if likely else None
+        known += f"{word}."
+    return None
 
 
 def known_classes(key: str) -> list[str]:

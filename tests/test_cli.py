@@ -401,6 +401,8 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
         (["ablate"], ["required", "config"]),
         (["ablate", "--config", "none.yaml"], ["none.yaml not found"]),
         (["ablate", "--config", "small.yaml"], ["small.yaml is not a study", "`arms`"]),
+        (["fit", "--config", "small.yaml", "--data.sorce", "X"], ["--data.sorce X", "is --data.source meant?"]),
+        (["generate", "--ckpt", "none.ckpt", "--promt", "a"], ["--promt a", "is --prompt meant?"]),
         (["evaluate"], ["required", "ckpt"]),
         (["evaluate", "--ckpt", "none.ckpt"], ["none.ckpt not found"]),
         (["generate"], ["required", "ckpt"]),
@@ -440,11 +442,18 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
             "data: {source: {class_path: Mix, init_args: {sources: {a: {class_path: Shard}}}}}",
             ["no class Shard", "ImageCaptions", "Shards", "TextCorpus"],
         ),
-        ("modell: {size: nano}", ["modell.size"]),
         (
             "trainer: {callbacks+: [ShowSample]}",
             ["mine.yaml", "trainer.callbacks: there is no class ShowSample; known: LimitThreads", "ShowSamples"],
         ),
+        (
+            "data: {source: {class_path: Mix, init_args: {sources: {a: Shapes}, later: {1.5: {a: 1}}}}}",
+            ["later[1.5] is not a whole number of batches"],
+        ),
+        ("modell: {size: nano}", ["modell.size", "is model meant?"]),
+        ("data: {sorce: {path: x}}", ["data.sorce.path", "is data.source meant?"]),
+        ("data: {recipe: {miror: 1}}", ["data.recipe.miror", "is data.recipe.mirror meant?"]),
+        ("trainer: {max_stps: 1}", ["trainer.max_stps", "is trainer.max_steps meant?"]),
         (
             "trainer: {callbacks+: [{class_path: ShowSamples, init_args: {guidance_scale: -1}}]}",
             ["error: guidance_scale -1.0 is not a number from 0 on"],

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source, Stream
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
+from lit_transfusion.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -178,10 +180,10 @@ class PackedLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the stream of every rank stands: Lightning keeps only what rank 0 returns."""
         if not (dist.is_available() and dist.is_initialized()):
-            return {"ranks": [self._state]}
+            return {"ranks": [self._state], "data": self._fingerprints}
         states = [None] * dist.get_world_size()
         dist.all_gather_object(states, self._state)
-        return {"ranks": states}
+        return {"ranks": states, "data": self._fingerprints}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there. With as many processes as before, the stream is the same; with more or fewer, each document
@@ -202,14 +204,28 @@ class PackedLoader:
         for place, stream in zip(ranks[0]["streams"], self.streams, strict=True):
             if place["examples"] != len(stream.indices):
                 raise InputError(
-                    f"the checkpoint was written with {place['examples']} examples where there are now "
+                    f"the checkpoint was written with {counted(place['examples'], 'example')} where this run has "
                     f"{stream.examples}, among which its place in the data has no meaning: continue with the data that "
                     "it had, or start from its weights with model.init_from"
+                )
+        before = state.get("data", {})  # earlier versions kept none
+        for name, now in self._fingerprints.items():
+            if self.rank == 0 and before.get(name, now) != now:
+                log.warning(
+                    "the examples%s are as many as when the checkpoint was written, and not the same (files or what is "
+                    "said of them have changed): until the epoch ends, some may come twice and others not at all",
+                    f" of {name}" * bool(name),
                 )
         if len(ranks) != self.world_size:
             log.info("of %d processes, the documents are shared out to %d", len(ranks), self.world_size)
             ranks = shared_out(ranks, self.streams, self._order, self.world_size)
         self._state = self._state_before = ranks[self.rank]
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        """Source → what its examples are known by."""
+        parts = self.documents.source.parts.items()
+        return {name: found for name, part in parts if (found := part.fingerprint()) is not None}
 
     def shares(self) -> dict[str, float]:
         """Of a mix, the share of each source in the positions of the documents since this process began, or since the

@@ -8,6 +8,8 @@ import sentencepiece
 
 from lit_transfusion.errors import InputError
 
+CHARACTER_COVERAGE = 0.99995  # Llama 2's
+
 
 class Tokenizer:
     """A SentencePiece model and the ids of BOI and EOI, which follow its vocabulary.
@@ -43,27 +45,23 @@ class Tokenizer:
         texts: Iterable[str],
         vocab_size: int,
         verbatim: bool = False,
-        like_llama: bool = False,
-        character_coverage: float = 1.0,
+        character_coverage: float = CHARACTER_COVERAGE,
     ) -> "Tokenizer":
         """Train byte-pair encoding on `texts` with byte fallback, so that any text can be written.
 
-        The vocabulary is smaller than `vocab_size` where the texts do not hold that many pieces. The result depends
-        on nothing but the arguments.
+        As in Llama 2's, each digit is a piece, and runs of spaces can be pieces. The vocabulary is smaller than
+        `vocab_size` where the texts do not hold that many pieces. The result depends on nothing but the arguments.
 
         Args:
             texts: Captions, or passages of less than 4 kB; SentencePiece leaves out longer ones.
             vocab_size: Most pieces, the bytes and controls included.
             verbatim: Keep each space, line end and form of a letter, as texts need; captions are on one line, with
                 single spaces.
-            like_llama: Each digit is a piece, and runs of spaces can be pieces, as in Llama 2's.
             character_coverage: Share of all characters whose letters have pieces of their own, in [0.98, 1]; rarer
                 letters are written as bytes.
         """
         model = io.BytesIO()
         options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if verbatim else {}
-        if like_llama:
-            options |= {"split_digits": True, "allow_whitespace_only_pieces": True}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
@@ -72,6 +70,8 @@ class Tokenizer:
                 vocab_size=vocab_size,
                 hard_vocab_limit=False,
                 byte_fallback=True,
+                split_digits=True,
+                allow_whitespace_only_pieces=True,
                 character_coverage=character_coverage,
                 num_threads=1,
                 minloglevel=2,

@@ -16,7 +16,7 @@ from lit_transfusion.data.order import shuffled
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.text_corpus import passages_of
-from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.tokenizer import CHARACTER_COVERAGE, Tokenizer
 from lit_transfusion.errors import InputError
 
 SMALLEST = 260  # the bytes, three controls, and a letter
@@ -39,7 +39,7 @@ def train_tokenizer(
     vocab_size: int,
     output: str,
     characters: int = 50_000_000,
-    character_coverage: float = 0.99995,
+    character_coverage: float = CHARACTER_COVERAGE,
     overwrite: bool = False,
 ) -> None:
     """Train a SentencePiece tokenizer, as Llama 2's, on the captions and texts of a source.
@@ -47,7 +47,8 @@ def train_tokenizer(
     It is byte-pair encoding with byte fallback, so that any text can be written. Each digit is a piece, and of texts
     each space and line is kept. Training sees the training split only; then it is tried on what is held out.
 
-    --config takes the file of a run, too: its data.source and data.vocab_size are then those of this command.
+    --config takes the file of a run, too: its data.source and data.vocab_size are then those of this command. So are
+    --data.source and --data.vocab_size on the command line, as `fit` has them.
 
     Args:
         source: Where captions and texts come from, as in a run's `data.source`.
@@ -75,9 +76,7 @@ def train_tokenizer(
         size = sum(map(len, passages))
         progress.console.print(f"training on {len(passages):,} captions and passages of {size:,} characters")
         on_progress("training", 0, None)
-        tokenizer = Tokenizer.train(
-            passages, vocab_size, source.has_texts, like_llama=True, character_coverage=character_coverage
-        )
+        tokenizer = Tokenizer.train(passages, vocab_size, source.has_texts, character_coverage)
         keep(tokenizer, path, overwrite)
         found = {
             name or type(part).__name__: measure(tokenizer, part.split("val"), on_progress)

@@ -20,6 +20,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.wording import counted
 
 OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
@@ -56,12 +57,11 @@ class Subject:
     def examples(self) -> list[Example]:
         """The held-out pictures with their captions, at least two."""
         held_out = [part.pictures.split("val") for part in self.source.parts.values()]
-        found = (part[index] for part in held_out for index in range(len(part)))
-        examples = list(islice((example for example in found if isinstance(example, Example)), self.num_examples))
+        every = (part[index] for part in held_out for index in range(len(part)))
+        examples = list(islice((example for example in every if isinstance(example, Example)), self.num_examples))
         if len(examples) < 2:
-            raise InputError(
-                f"{type(self.source).__name__} holds out {len(examples)} captioned pictures; at least 2 are needed"
-            )
+            found = counted(len(examples), "captioned picture")
+            raise InputError(f"{type(self.source).__name__} holds out {found}; at least 2 are needed")
         return examples
 
     @cached_property

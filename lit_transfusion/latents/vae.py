@@ -1,14 +1,18 @@
 """A pretrained autoencoder from `diffusers` as the latent space."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents.base import Codec, identity_of
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")  # what a path to a file ends in
 
 
 class VAE(Codec):
@@ -19,7 +23,7 @@ class VAE(Codec):
     AutoencoderTiny, which has none, z itself.
 
     Args:
-        path: Folder that holds the autoencoder, or its name on the Hugging Face hub.
+        path: Folder that holds the autoencoder, or owner/name on the Hugging Face hub.
         subfolder: Where to look inside it; `vae` if `path` is a whole pipeline.
         sample_posterior: Encode to a sample of the posterior; else to its mean. AutoencoderTiny has no posterior.
         revision: Branch, tag or commit on the hub; its main branch if not given.
@@ -29,6 +33,8 @@ class VAE(Codec):
         self, path: str, subfolder: str | None = None, sample_posterior: bool = True, revision: str | None = None
     ) -> None:
         super().__init__()
+        if not os.path.isdir(path):
+            check_may_be_on_hub(path, subfolder, revision)
         self.path = os.path.abspath(path) if os.path.isdir(path) else path  # found again from another directory
         self.subfolder = subfolder
         self.sample_posterior = sample_posterior
@@ -109,3 +115,18 @@ class VAE(Codec):
         z = latents / self.scaling_factor + self.shift_factor
         images = self.autoencoder.decode(z.to(self.autoencoder.dtype)).sample
         return images.to(latents.dtype).clamp(-1, 1)
+
+
+def check_may_be_on_hub(path: str, subfolder: str | None, revision: str | None) -> None:
+    """Refuse a mistyped path at once: to ask the hub for it takes half a minute where there is no network."""
+    owner, _, name = path.partition("/")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) or name.endswith(WEIGHTS):
+        found = "is a file, and no folder" if os.path.isfile(path) else "is no folder here"
+        raise InputError(f"VAE path {path!r} {found}; give the folder with its config.json, or owner/name on the hub")
+    # What was fetched from the hub before is a name on it, such as in a checkpoint.
+    fetched = try_to_load_from_cache(path, f"{subfolder}/config.json" if subfolder else "config.json")
+    if os.path.isdir(owner) and revision is None and fetched is None:
+        raise InputError(
+            f"VAE path {path!r} is not there, though the folder {owner} is; mend the path, or set revision: main if it "
+            "is a name on the hub"
+        )

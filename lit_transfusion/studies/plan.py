@@ -17,6 +17,7 @@ from lit_transfusion.model.flops import Flops
 from lit_transfusion.refusals import one_line
 from lit_transfusion.studies.study import Study
 from lit_transfusion.training.lit_module import LitTransfusion
+from lit_transfusion.wording import counted
 
 BATCHES = 8  # that tokens and operations are averaged over
 TIMED_STEPS = 3
@@ -136,8 +137,8 @@ def table_of(plans: list[ArmPlan], seeds: int, parallel: int) -> Table:
     if all(one.seconds is not None for one in plans):
         total = seeds * sum(one.seconds * one.max_steps for one in plans) / parallel
         table.caption = (
-            f"{len(plans)} arms x {seeds} seeds, {parallel} at once: some {clock(total)} of training on this machine, "
-            "without starting, validating and evaluating"
+            f"{counted(len(plans), 'arm')} x {counted(seeds, 'seed')}, {parallel} at once: some {clock(total)} of "
+            "training on this machine, without starting, validating and evaluating"
         )
     return table
 

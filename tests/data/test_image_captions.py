@@ -76,7 +76,7 @@ def test_pictures_without_a_caption_are_left_out_with_one_warning(tmp_path, capl
     assert captions_by_name(source) == {"a.png": ("a",)}
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{tmp_path}: 1 pictures used, 3 left out: 1 with a caption that is not UTF-8 (first: d.png), "
+        f"{tmp_path}: 1 picture used, 3 left out: 1 with a caption that is not UTF-8 (first: d.png), "
         "2 without a caption (first: b.png)"
     )
 
@@ -152,7 +152,7 @@ def test_what_metadata_and_folder_do_not_share_is_counted(tmp_path, caplog):
     (tmp_path / "metadata.csv").write_text(f"file_name,caption\na.png,a\nb.png,\nz.png,z\n{'y' * 300},y\n")
     assert captions_by_name(ImageCaptions(str(tmp_path))) == {"a.png": ("a",)}
     (record,) = caplog.records
-    assert "1 pictures used, 4 left out" in record.getMessage()
+    assert "1 picture used, 4 left out" in record.getMessage()
     assert "2 named in metadata.csv but not there (first: yyy" in record.getMessage()
     assert "2 without a caption (first: b.png)" in record.getMessage()
 

@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import random
+import re
 from collections import Counter
 from itertools import islice
 
@@ -16,8 +17,9 @@ from lit_transfusion.data.feed import Feed
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
 from lit_transfusion.data.packing import FlatDocument
 from lit_transfusion.data.place import Place
+from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.recipe import Recipe
-from lit_transfusion.data.sources import Mix, ShapeEdits, Shapes, Source, TextCorpus
+from lit_transfusion.data.sources import ImageCaptions, Mix, ShapeEdits, Shapes, Shards, Source, TextCorpus
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.latents import Pixels
@@ -337,8 +339,10 @@ def test_source_without_examples_is_named_before_it_is_used(tokenizer):
 @pytest.mark.parametrize(
     ("weights", "later", "message"),
     [
-        ((1, 1), {0: {"a": 1, "b": 1}}, r"later\[0\] is not a number of batches above 0; see weights"),
-        ((1, 1), {-5: {"a": 1, "b": 1}}, r"later\[-5\] is not a number of batches"),
+        ((1, 1), {0: {"a": 1, "b": 1}}, r"later\[0\] is not a whole number of batches above 0; see weights"),
+        ((1, 1), {-5: {"a": 1, "b": 1}}, r"later\[-5\] is not a whole number of batches"),
+        ((1, 1), {1.5: {"a": 1, "b": 1}}, r"later\[1\.5\] is not a whole number of batches"),
+        ((1, 1), {"abc": {"a": 1, "b": 1}}, r"later\[abc\] is not a whole number of batches"),
         ((1, 1), {9: {"a": 1, "c": 1}}, r"later\[9\] names c, and there is no such source; there are a, b"),
         ((1, 1), {9: {"a": 1}}, r"later\[9\] says nothing of b; give each source a weight, 0 to leave it out"),
         ((1, 1), {9: {"a": 1, "b": -1}}, r"in later\[9\], the weight of b is -1"),
@@ -510,8 +514,38 @@ def test_checkpoint_of_other_sources_is_refused(tokenizer):
 @pytest.mark.parametrize("sizes", [(5, 6), (4, 5)])
 def test_checkpoint_of_more_or_fewer_examples_is_refused(tokenizer, sizes):
     state = labelled_loader(tokenizer, (5, 5)).state_dict()
-    with pytest.raises(InputError, match=r"with 5 examples where there are now [46] examples of [ab]"):
+    with pytest.raises(InputError, match=r"with 5 examples where this run has [46] examples of [ab]"):
         labelled_loader(tokenizer, sizes).load_state_dict(state)
+
+
+def test_examples_that_change_and_stay_as_many_are_told_when_a_run_goes_on(data, make_pictures, tmp_path, caplog):
+    folder, text = make_pictures(tmp_path / "pictures", 6), tmp_path / "one.txt"
+    text.write_text("words")
+    prepare([str(folder)], str(tmp_path / "first"), image_size=16, num_workers=0)
+
+    def loader():
+        sources = {
+            "text": TextCorpus(str(text)),
+            "pairs": ImageCaptions(str(folder), 16),
+            "shards": Shards(str(tmp_path / "first"), 16),
+            "shapes": Shapes(num_examples=40),
+        }
+        return data(source=Mix(sources, image_size=16)).train_dataloader()
+
+    state = loader().state_dict()
+    for known in (state, {"ranks": state["ranks"]}):  # the latter of an earlier version
+        loader().load_state_dict(known)
+    assert not caplog.messages
+    text.write_text("others")
+    for caption in folder.glob("*.txt"):
+        caption.write_text("another caption")
+    prepare([str(folder)], str(tmp_path / "second"), image_size=16, num_workers=0)
+    (tmp_path / "first").rename(tmp_path / "before")
+    (tmp_path / "second").rename(tmp_path / "first")
+    loader().load_state_dict(state)
+    assert {re.match(r"the examples of (\w+) are as many as", message)[1] for message in caplog.messages} == {
+        *("text", "pairs", "shards")
+    }
 
 
 @pytest.mark.parametrize("change", ["longer", "fewer"])

@@ -388,7 +388,7 @@ def test_finished_folder_is_checked(pictures, tmp_path, capsys):
     prepare([str(pictures)], str(out), **SMALL)
     capsys.readouterr()
     prepare([str(pictures)], str(out), **SMALL)
-    assert "4 shards are as they were written" in capsys.readouterr().out
+    assert "what it holds is as it was written" in capsys.readouterr().out
     content = bytearray((out / "00002.tar").read_bytes())
     content[-1] ^= 1  # where no reader looks
     (out / "00002.tar").write_bytes(content)
@@ -457,11 +457,16 @@ def test_no_more_workers_than_shards():
 def test_command_line(pictures, undisturbed, tmp_path, capsys):
     words = ["--input", pictures, "--output", tmp_path / "out", "--image_size", 8, "--shard_size", 6]
     cli.main(["prepare", *map(str, words), "--num_workers", "0"])
-    assert "20 pictures of 8 x 8" in capsys.readouterr().out
+    assert "20 pictures of 8 x 8 in 4 shards" in capsys.readouterr().out
     assert contents(tmp_path / "out") == undisturbed
     with pytest.raises(SystemExit):
         cli.main(["prepare", "--input", str(tmp_path / "none"), "--output", str(tmp_path / "more")])
     assert "is not there; set input to" in capsys.readouterr().err
+
+
+def test_one_picture_and_one_shard_are_said_in_the_singular(make_pictures, tmp_path, capsys):
+    prepare([str(make_pictures(tmp_path / "in", 1))], str(tmp_path / "out"), **SMALL)
+    assert "1 picture of 8 x 8 in 1 shard, " in capsys.readouterr().out
 
 
 def test_ctrl_c_is_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, capsys, caplog):

@@ -1,5 +1,6 @@
 """What pictures may come in: each kind gives the same items, and says what is wrong with it."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -55,6 +56,12 @@ def colours_and_captions(reader):
 
 
 EXPECTED = {(f"a {name} square", f"all {name}"): colour for name, colour in COLOURS.items()}
+
+
+@pytest.fixture(autouse=True)
+def cache_of_datasets(tmp_path_factory, monkeypatch):
+    with contextlib.suppress(ImportError):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def in_folder(folder):
@@ -162,11 +169,48 @@ def hugging_face_splits(folder):
     return [folder / "saved"]
 
 
+def repository(folder):
+    """As `push_to_hub` leaves it, whose .parquet files say that a column is of pictures."""
+    (folder / "repository" / "data").mkdir(parents=True)
+    dataset().to_parquet(folder / "repository" / "data" / "train-00000-of-00001.parquet")
+    (folder / "repository" / "README.md").write_text("---\nlicense: mit\n---\n")
+    return [folder / "repository"]
+
+
+def parquet_of_structs(folder):
+    """With nothing to say what the structs are."""
+    pytest.importorskip("datasets")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {
+        "picture": [{"bytes": picture(colour), "path": None} for colour in COLOURS.values()],
+        "captions": [[f"a {name} square", f"all {name}"] for name in COLOURS],
+    }
+    parquet.write_table(pyarrow.table(table), folder / "all.parquet")
+    return [folder / "all.parquet"]
+
+
+def folder_of_parquet(folder):
+    parquet_of_structs(folder)
+    return [folder]
+
+
+def parquet_of_bytes(folder):
+    pytest.importorskip("datasets")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {
+        "jpg": list(map(picture, COLOURS.values())),
+        "caption": [[f"a {name} square", f"all {name}"] for name in COLOURS],
+    }
+    parquet.write_table(pyarrow.table(table), folder / "all.parquet")
+    return [folder]
+
+
+PARQUETS = [parquet_of_structs, folder_of_parquet, parquet_of_bytes]
 INPUTS = {
     "folder": [folder_with_text, folder_with_csv, folder_with_jsonl, folder_with_parquet, metadata_file],
     "webdataset": [tars_with_text, folder_of_tars, pattern_of_tars, tar_with_json],
     "coco": [coco],
-    "hugging_face": [hugging_face, hugging_face_splits],
+    "hugging_face": [hugging_face, hugging_face_splits, repository, *PARQUETS],
 }
 
 
@@ -199,6 +243,11 @@ def change_dataset(folder):
     dataset().select([0, 2, 1]).save_to_disk(folder / "saved")
 
 
+def change_repository(folder):
+    """The cache of `datasets` must not give out what was there before."""
+    dataset().select([0, 2, 1]).to_parquet(folder / "repository" / "data" / "train-00000-of-00001.parquet")
+
+
 @pytest.mark.parametrize(
     ("make", "change"),
     [
@@ -206,6 +255,7 @@ def change_dataset(folder):
         (tars_with_text, change_tar),
         (coco, change_coco),
         (hugging_face, change_dataset),
+        (repository, change_repository),
     ],
 )
 def test_fingerprint_tells_that_the_input_has_changed(tmp_path, make, change):
@@ -386,6 +436,15 @@ def test_inputs_that_are_not_there(tmp_path):
     assert "neither a tar nor .json" in error_of(tmp_path / "a.zip")
 
 
+@pytest.mark.parametrize("names", [["in/*.png"], ["in/*"], ["i?"], ["in/red.png", "in/blue.png"]])
+def test_pattern_of_pictures_is_told_to_be_for_tars(tmp_path, names):
+    """Also where a shell has made several paths of it."""
+    (tmp_path / "in").mkdir()
+    folder_with_text(tmp_path / "in")
+    message = error_of(*(tmp_path / name for name in names))
+    assert "a pattern are for tars" in message and message.endswith(f" folder, here {tmp_path / 'in'}")
+
+
 def test_two_folders_and_two_tars_of_one_name(tmp_path):
     assert "one path, and 2 are given" in error_of(tmp_path, tmp_path, kind="folder")
     for place in ("a", "b"):
@@ -424,6 +483,13 @@ def test_metadata_that_is_no_parquet(tmp_path):
     in_folder(tmp_path)
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
     assert f"{tmp_path / 'metadata.parquet'} cannot be read as parquet" in error_of(tmp_path)
+
+
+def test_parquet_of_texts_is_asked_for_its_column_of_pictures(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    parquet.write_table(pyarrow.table({"text": ["a"], "url": ["b"]}), tmp_path / "0.parquet")
+    assert f"which column of {tmp_path} is meant? Set image_column to one of text, url" in error_of(tmp_path)
 
 
 def test_columns_and_splits_that_a_dataset_does_not_have(tmp_path):

@@ -5,6 +5,8 @@ import logging
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import time
 import tracemalloc
 
@@ -232,6 +234,33 @@ def test_index_is_made_once_and_anew_when_a_file_or_an_option_changes(write, fol
     write(b_txt="other")
     assert "other" in all_texts(TextCorpus(path)) and len(built) == 6
     assert all((place / "index.json").exists() for place in (folder / ".lit_transfusion").iterdir())
+
+
+def index_made_elsewhere(path):
+    """By another process, which has ended by then: this one keeps what it uses."""
+    script = "import sys; from lit_transfusion.data.sources import TextCorpus; TextCorpus(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+
+
+def test_index_of_files_that_have_changed_or_gone_is_dropped_when_another_is_made(write, folder):
+    path = write(a_txt="one", b_txt="gone soon", c_txt="three")
+    index_made_elsewhere(folder / "b.txt")
+    index_made_elsewhere(folder / "a.txt")
+    index_made_elsewhere(path)
+    (folder / "b.txt").unlink()
+    assert len(os.listdir(folder / ".lit_transfusion")) == 3
+    TextCorpus(path)
+    kept = [json.loads(file.read_text())["path"] for file in (folder / ".lit_transfusion").glob("*/made_of.json")]
+    assert sorted(kept) == [".", "a.txt"] and len(os.listdir(folder / ".lit_transfusion")) == 2
+
+
+def test_index_that_a_process_uses_is_left_to_it(write, folder):
+    path = write(a_txt="one")
+    source = TextCorpus(path)
+    write(b_txt="another")
+    index_made_elsewhere(path)
+    assert len(os.listdir(folder / ".lit_transfusion")) == 2
+    assert all_texts(source) == ["one"]
 
 
 def test_corpus_that_cannot_be_written_has_its_index_in_the_cache(write, folder, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Codecs: pixels as they are, and autoencoders of diffusers against diffusers' own calls, on tiny random weights."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import VAE, Codec, Pixels
+from lit_transfusion.latents.vae import check_may_be_on_hub
 
 
 def tiny_kl(**config):
@@ -299,10 +301,48 @@ def test_the_base_says_what_is_missing():
 
 def test_path_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for path in (str(tmp_path / "nothing"), "nobody/nothing", "no such name", ""):
-        with pytest.raises(InputError, match="no folder here, and the Hugging Face hub") as caught:
-            VAE(path)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no folder here, and the Hugging Face hub") as caught:
+        VAE("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("{here}/nothing", "is no folder here"),
+        ("", "is no folder here"),
+        ("word", "is no folder here"),
+        ("./nothing", "is no folder here"),
+        ("no/such/folder", "is no folder here"),
+        ("no/vae.safetensors", "is no folder here"),
+        ("there/vae.safetensors", "is a file, and no folder"),
+        ("there/nothing", "is not there, though the folder there is; mend the path, or set revision: main"),
+    ],
+)
+def test_path_that_is_no_name_on_the_hub_is_not_asked_of_it(tmp_path, monkeypatch, path, said):
+    """Offline, the hub would have given the reason."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "vae.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=re.escape(said)):
+        VAE(path.format(here=tmp_path))
+
+
+def test_name_on_the_hub_whose_owner_is_also_a_folder_here(tmp_path, monkeypatch):
+    """It may be asked for with a revision, or if it was fetched before."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    check_may_be_on_hub("there/vae", None, "main")
+    with pytest.raises(InputError, match="is not there"):
+        check_may_be_on_hub("there/vae", None, None)
+    fetched = tmp_path / "cache" / "models--there--vae"  # as the hub's own library keeps it
+    (fetched / "snapshots" / "0123").mkdir(parents=True)
+    (fetched / "snapshots" / "0123" / "config.json").write_text("{}")
+    (fetched / "refs").mkdir()
+    (fetched / "refs" / "main").write_text("0123")
+    check_may_be_on_hub("there/vae", None, None)
 
 
 def test_folder_without_a_config(tmp_path):

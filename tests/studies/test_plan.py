@@ -86,7 +86,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tiny, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     cli.main(["ablate", "--config", str(tiny), "--dry_run", "--arms", "both"])
     said = capsys.readouterr()
-    assert "both" in said.err and "causal" not in said.err and "1 arms x 3 seeds" in " ".join(said.err.split())  # timed
+    assert "both" in said.err and "causal" not in said.err and "1 arm x 3 seeds" in " ".join(said.err.split())  # timed
     assert list(tmp_path.iterdir()) == [tiny]
 
 

@@ -233,7 +233,7 @@ def test_refused_continuation_leaves_the_run_as_it_is(whole, folder, capsys):
     tokenizer = ("--data.tokenizer_model", str(folder / "tokenizer.model"))
     with pytest.raises(SystemExit):
         fit(folder, "--ckpt_path", "last", *tokenizer, "--data.source.init_args.num_examples", "11")
-    assert "where there are now 11 examples" in capsys.readouterr().err
+    assert "where this run has 11 examples" in capsys.readouterr().err
     assert [(folder / name).read_bytes() for name in names] == written
     after = fit(folder, "--ckpt_path", "last")
     assert_same(before + after, whole[1])

@@ -42,6 +42,7 @@ from lit_transfusion.data.shards.layout import (
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.latents import Codec
+from lit_transfusion.wording import counted
 
 SETTINGS = "settings.json"
 PREVIEWED = 32  # pictures
@@ -69,8 +70,8 @@ def prepare(
     """Crop and resize pictures once, and put them with their captions into shards that train fast.
 
     The input is a folder of pictures as `ImageCaptions` reads it, a metadata file beside pictures, WebDataset tars, a
-    captions file of COCO, or a Hugging Face data set (a folder of save_to_disk, or a name on the hub). It is listed
-    first, and shuffled as a whole.
+    captions file of COCO, or a Hugging Face data set (a folder of save_to_disk, .parquet files with the pictures in
+    them, or a name on the hub). It is listed first, and shuffled as a whole.
 
     The same command goes on where it was stopped or killed, and the result is the same to the last byte. Run on a
     folder that is finished, it checks the content of all shards.
@@ -83,7 +84,7 @@ def prepare(
         metadata: Of a folder: the metadata file, if its name is another than metadata.csv, .jsonl or .parquet.
         pictures: Of COCO: the folder of the pictures; null if they are beside the file.
         split: Of a Hugging Face data set; null is train.
-        image_column: Of a Hugging Face data set; null takes the only column of pictures.
+        image_column: Of a Hugging Face data set; null takes the only column of pictures, or else of bytes.
         caption_column: Of a Hugging Face data set, or in the .json of WebDataset; null: caption, text or captions.
         format: webp and png keep every pixel; webp is smaller and at 256 pixels faster to read, png is known to more
             programs. jpg changes pixels a little for a third of the space.
@@ -294,8 +295,8 @@ def report(folder: Path, index: dict[str, Any]) -> None:
         options += f" --data.codec {codec['class_path']}"
         options += "".join(f" --data.codec.init_args.{name} {value}" for name, value in codec["init_args"].items())
     print(
-        f"{folder}: {index['num_examples']} pictures of {side} x {side}{made_by} in {len(shards)} shards, "
-        f"{megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
+        f"{folder}: {counted(index['num_examples'], 'picture')} of {side} x {side}{made_by} in "
+        f"{counted(len(shards), 'shard')}, {megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
     )
     if index["skipped"]:
         table = Table("skipped, because", "pictures")
@@ -327,5 +328,5 @@ def check_finished(folder: Path, settings: dict[str, Any]) -> None:
             "written; copy it again, or remove the folder and prepare again"
         )
     shutil.rmtree(folder / PREPARING, ignore_errors=True)  # of a process that was killed while it removed that
-    print(f"{folder} is finished already, and its {len(shards.index['shards'])} shards are as they were written")
+    print(f"{folder} is finished already, and what it holds is as it was written")
     report(folder, shards.index)

@@ -1,6 +1,5 @@
 """What a reader has to offer."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -52,11 +51,3 @@ def usable(texts: Iterable[object]) -> tuple[str, ...]:
     except UnicodeEncodeError:  # halves of pairs, which JSON can spell
         raise ValueError("with a caption that is not UTF-8") from None
     return captions
-
-
-def digest(parts: Iterable[object]) -> str:
-    """One name for many things."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        hashed.update(repr(part).encode(errors="surrogateescape") + b"\n")
-    return hashed.hexdigest()

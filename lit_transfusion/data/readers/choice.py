@@ -7,7 +7,7 @@ from typing import Literal
 from lit_transfusion.data.readers.base import Reader
 from lit_transfusion.data.readers.coco import CocoReader
 from lit_transfusion.data.readers.folder import FolderReader
-from lit_transfusion.data.readers.hugging_face import HuggingFaceReader
+from lit_transfusion.data.readers.hugging_face import HuggingFaceReader, holds_pictures, is_repository, is_saved
 from lit_transfusion.data.readers.tars import TarReader
 from lit_transfusion.data.sources.metadata import SUFFIXES
 from lit_transfusion.errors import InputError
@@ -55,13 +55,13 @@ def kind_of(paths: list[str]) -> Kind:
         return "webdataset"
     if path.is_dir():
         names = {file.name for file in path.iterdir()}
-        if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
+        if is_saved(path) or is_repository(path):
             return "hugging_face"
         visible = [name for name in names if not name.startswith(".")]
         return "webdataset" if visible and all(name.endswith(".tar") for name in visible) else "folder"
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
-            return "folder"
+            return "hugging_face" if holds_pictures(path) else "folder"
         if path.suffix.lower() == ".json":
             return "coco"
         raise InputError(f"{path} is neither a tar nor .json nor a metadata file; set --kind if it is one nevertheless")

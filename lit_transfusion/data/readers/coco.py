@@ -5,7 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.data.readers.base import Item, Reader, usable
+from lit_transfusion.data.sources.base import digest
 from lit_transfusion.errors import InputError
 
 FORM = '{"images": [{"id": 1, "file_name": "…"}, …], "annotations": [{"image_id": 1, "caption": "…"}, …]}'

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.data.readers.base import Item, Reader, usable
+from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.image_captions import find_entries
 
 

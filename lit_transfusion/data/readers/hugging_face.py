@@ -5,18 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, digest, usable
-from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
+from lit_transfusion.data.readers.base import Item, Reader, usable
+from lit_transfusion.data.sources.base import digest
+from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS, PICTURE_SUFFIXES
+from lit_transfusion.data.sources.metadata import METADATA_FILES
 from lit_transfusion.errors import InputError
 
 
 class HuggingFaceReader(Reader):
     """Rows of a Hugging Face data set. Their keys are the split and their number in it.
 
+    All but what `save_to_disk` wrote is first unpacked into the cache of `datasets`, which takes its space once more.
+
     Args:
-        path: A folder that `save_to_disk` wrote, or the name of a data set on the hub.
+        path: A folder that `save_to_disk` wrote, a folder of .parquet files with the pictures in them, as data sets lie
+            on the hub, or one such file; or the name of a data set on the hub.
         split: Its split.
-        image_column: The column of pictures; None takes the only one that holds pictures.
+        image_column: The column of pictures; None takes the only one that holds pictures, or else bytes.
         caption_column: The column of captions, each a text or a list of texts; None: caption, text or captions.
     """
 
@@ -33,7 +38,8 @@ class HuggingFaceReader(Reader):
             ) from None
         dataset = load(path, split)
         pictures = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-        self._image = chosen("image_column", image_column, pictures, dataset.column_names, path)
+        likely = pictures or columns_of_bytes(dataset.features.arrow_schema)
+        self._image = chosen("image_column", image_column, likely, dataset.column_names, path)
         captions = [name for name in CAPTION_COLUMNS if name in dataset.column_names]
         self._caption = chosen("caption_column", caption_column, captions[:1], dataset.column_names, path)
         if self._image in pictures:  # the file as it is, for `read_pixels` to decode
@@ -60,11 +66,13 @@ class HuggingFaceReader(Reader):
 
 
 def load(path: str, split: str) -> Any:
-    """The split of a data set, from a folder or the hub."""
+    """The split of a data set, from a folder, a file or the hub."""
     import datasets
 
     try:
-        if not Path(path).is_dir():
+        if Path(path).is_file():
+            return datasets.load_dataset("parquet", data_files=path, split=split)
+        if not is_saved(Path(path)):
             return datasets.load_dataset(path, split=split)
         dataset = datasets.load_from_disk(path)
     except Exception as error:  # the libraries under it raise whatever they like
@@ -78,6 +86,49 @@ def load(path: str, split: str) -> Any:
     if split not in dataset:
         raise InputError(f"{path} has no split {split}; set split to one of {', '.join(dataset)}")
     return dataset[split]
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    names = "dataset_dict.json", "dataset_info.json", "state.json"
+    several, *one = ((folder / name).is_file() for name in names)
+    return several or all(one)
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether a folder holds .parquet files as a data set on the hub does, beside no pictures that they could name."""
+    tables = [file for pattern in ("*.parquet", "*/*.parquet") for file in folder.glob(pattern)]
+    if all(file.name in METADATA_FILES for file in tables):
+        return False
+    return not any(file.suffix.lower() in PICTURE_SUFFIXES for file in folder.rglob("*"))
+
+
+def holds_pictures(file: Path) -> bool:
+    """Whether a metadata file is a .parquet that holds pictures in place of their names."""
+    if file.suffix.lower() != ".parquet":
+        return False
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import read_schema
+    except ImportError:
+        return False
+    try:
+        return bool(columns_of_bytes(read_schema(file)))
+    except (ArrowInvalid, OSError):  # which its reader will say
+        return False
+
+
+def columns_of_bytes(schema: Any) -> list[str]:
+    """Of a pyarrow.Schema, the columns of bytes, or of structs with a field `bytes`, as `file_of` takes them."""
+    from pyarrow import types
+
+    return [
+        field.name
+        for field in schema
+        if types.is_binary(field.type)
+        or types.is_large_binary(field.type)
+        or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+    ]
 
 
 def chosen(option: str, wanted: str | None, likely: list[str], columns: list[str], path: str) -> str:

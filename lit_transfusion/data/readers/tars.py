@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, digest, usable
+from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.shards.files import OpenFiles
+from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS, PICTURE_SUFFIXES
 from lit_transfusion.errors import InputError
 
@@ -159,6 +160,13 @@ def find_tars(paths: list[str]) -> list[str]:
         found = [path] if os.path.isfile(path) else glob.glob(pattern, recursive=True)
         if not found:
             raise InputError(f"no tar is named {pattern}; set input to tars, or to a pattern in quotes")
+        for file in found:
+            if os.path.isdir(file) or file.lower().endswith(PICTURE_SUFFIXES):
+                folder = file if os.path.isdir(file) else os.path.dirname(file) or "."
+                raise InputError(
+                    f"{file} is no tar, and several paths or a pattern are for tars; pictures are given by their "
+                    f"folder, here {folder}"
+                )
         tars.update(found)
     stems = [Path(tar).stem for tar in sorted(tars)]
     if len(set(stems)) < len(stems):

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch.utils.data import Dataset
 
 from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
+from lit_transfusion.wording import counted
 
 
 class Encoding(NamedTuple):
@@ -27,7 +28,7 @@ class Stream(NamedTuple):
 
     @property
     def examples(self) -> str:
-        return f"{len(self.indices)} examples" + (f" of {self.name}" if self.name else "")
+        return counted(len(self.indices), "example") + (f" of {self.name}" if self.name else "")
 
     def weight_after(self, batches: int) -> float:
         """The weight by which it is served once so many batches have been handed out."""
@@ -67,6 +68,11 @@ class Source(Dataset):
         """Captions, instructions or texts to train a tokenizer from: all, or a fair sample of some ten thousand."""
         raise NotImplementedError
 
+    def fingerprint(self) -> str | None:
+        """A name for the examples, which is another if they have changed, as far as that is seen without reading them;
+        None of a source that depends on nothing but its arguments."""
+        return None
+
     def streams(self) -> list[Stream]:
         """What training goes through side by side: the whole, or of a mix each source."""
         return [Stream("", 1.0, range(len(self)))]
@@ -96,3 +102,11 @@ def fraction(name: str, seed: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments, evenly spread over names: what to hold out."""
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def digest(parts: Iterable[object]) -> str:
+    """One name for many things."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(repr(part).encode(errors="surrogateescape") + b"\n")
+    return hashed.hexdigest()

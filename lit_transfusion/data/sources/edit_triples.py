@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from lit_transfusion.data.document import EditExample, Skipped
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.sources.base import Source, hold_out
+from lit_transfusion.data.sources.base import Source, digest, hold_out
 from lit_transfusion.data.sources.metadata import find_metadata, name_in, rows, texts_in
 from lit_transfusion.errors import InputError
 
@@ -84,6 +84,9 @@ class EditTriples(Source):
             except ValueError as error:
                 return Skipped(str(self._folder / name), str(error))
         return EditExample(images[0], triple.instructions, images[1])
+
+    def fingerprint(self) -> str:
+        return digest(self._triples)
 
     def captions(self) -> list[str]:
         return [instruction for triple in self._triples for instruction in triple.instructions]

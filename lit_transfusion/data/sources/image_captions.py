@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 
 from lit_transfusion.data.document import Example, Skipped, in_words
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.sources.base import Source, hold_out
+from lit_transfusion.data.sources.base import Source, digest, hold_out
 from lit_transfusion.data.sources.metadata import clean, find_metadata, name_in, rows, texts_in
 from lit_transfusion.errors import InputError
+from lit_transfusion.wording import counted
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first that is there counts
@@ -67,10 +68,8 @@ class ImageCaptions(Source):
         self._folder = Path(path).expanduser()
         self._entries, left_out = find_entries(self._folder, metadata)
         if left_out:
-            count = sum(map(len, left_out.values()))
-            log.warning(
-                "%s: %d pictures used, %d left out: %s", self._folder, len(self._entries), count, listed(left_out)
-            )
+            count, used = sum(map(len, left_out.values())), counted(len(self._entries), "picture")
+            log.warning("%s: %s used, %d left out: %s", self._folder, used, count, listed(left_out))
 
     def split(self, name: Literal["train", "val"]) -> "ImageCaptions":
         held_out = hold_out((entry.name for entry in self._entries), self.val_fraction, self.seed)
@@ -88,6 +87,10 @@ class ImageCaptions(Source):
             return Example(read_image(file, self.image_size), entry.captions)
         except ValueError as error:
             return Skipped(str(file), str(error))
+
+    def fingerprint(self) -> str:
+        """Of names and captions: to ask for the size of each file takes long where they are many."""
+        return digest(self._entries)
 
     def captions(self) -> list[str]:
         return [caption for entry in self._entries for caption in entry.captions]

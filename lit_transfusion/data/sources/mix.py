@@ -37,13 +37,13 @@ class Mix(Source):
         sources: dict[str, Source] = {},  # noqa: B006 (never written to; `| None` would hide the errors of sources)
         weights: dict[str, float] | None = None,
         image_size: int = 64,
-        later: dict[int, dict[str, float]] | None = None,
+        later: dict[int | str, dict[str, float]] | None = None,  # of int alone, jsonargparse would make 1 of 1.5
     ) -> None:
         super().__init__(image_size)
         if not sources:
             raise InputError("Mix has no sources: set sources to one or more of them, each under a name of yours")
         self.weights = weights or dict.fromkeys(sources, 1.0)
-        self.later = dict(sorted((later or {}).items()))
+        self.later = dict(sorted((batches(since), weights) for since, weights in (later or {}).items()))
         self._check(sources)
         # Pictures come first, so that whoever looks at the first examples sees them.
         ordered = sorted(sources, key=lambda name: (sources[name].images_per_example != 1, sources[name].has_texts))
@@ -108,14 +108,18 @@ class Mix(Source):
                     raise InputError(f"Mix: in {key}, the weight of {name} is {weights[name]}; set it to 0 or more")
             if not any(weights.values()):
                 raise InputError(f"Mix: in {key}, all weights are 0; give one source at least a weight above 0")
-        for since in self.later:
-            if since < 1:
-                raise InputError(f"Mix: later[{since}] is not a number of batches above 0; see weights for the start")
         for name, source in sources.items():
             if not any(weights[name] for weights in told.values()):
                 raise InputError(f"Mix: the weight of {name} is 0; leave it out, or give it one in `later`")
             if isinstance(source, Mix):
                 raise InputError(f"Mix: {name} is itself a mix; name its sources beside the others")
+
+
+def batches(since: int | str) -> int:
+    """The number that a key of `later` is, which may stand in quotes."""
+    if not str(since).isdecimal() or int(since) < 1:
+        raise InputError(f"Mix: later[{since}] is not a whole number of batches above 0; see weights for the start")
+    return int(since)
 
 
 def share_of(name: str, weights: dict[str, float]) -> float:

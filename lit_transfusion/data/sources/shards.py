@@ -7,7 +7,7 @@ from typing import Literal
 from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.shards.folder import EncodedSample, Sample, ShardFolder
-from lit_transfusion.data.sources.base import Encoding, Source
+from lit_transfusion.data.sources.base import Encoding, Source, digest
 from lit_transfusion.errors import InputError
 
 MOST_READ = 20_000  # examples whose captions a tokenizer is trained on
@@ -92,6 +92,9 @@ class Shards(Source):
         pixels = copy.copy(self)
         pixels.encoding = None
         return pixels
+
+    def fingerprint(self) -> str:
+        return digest(shard["sha256"] for shard in self._shards.index["shards"])
 
     def captions(self) -> list[str]:
         """Those of all examples, or of 20,000 that are spread evenly over them."""

@@ -12,6 +12,7 @@ from lit_transfusion.data.document import Skipped, TextExample
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.text_index import TextOptions, row_of, text_in, text_index, told
 from lit_transfusion.errors import InputError
+from lit_transfusion.wording import counted
 
 SAMPLE = 4_000_000  # characters to train a tokenizer from, at most
 PASSAGE = 1000  # characters of each that it sees together; SentencePiece leaves out what is longer than 4 kB
@@ -70,8 +71,8 @@ class TextCorpus(Source):
         self._rows: np.ndarray | None = None  # opened by each process for itself, when it first needs them
         if self._index.left_out:
             log.warning(
-                "%s: %d documents used, %d left out: %s",
-                *(given, self._index.num_documents, sum(self._index.left_out.values())),
+                "%s: %s used, %d left out: %s",
+                *(given, counted(self._index.num_documents, "document"), sum(self._index.left_out.values())),
                 told(self._index.left_out, self._index.first_left_out),
             )
 
@@ -97,6 +98,10 @@ class TextCorpus(Source):
     def __getstate__(self) -> dict[str, Any]:
         """For a copy, or another process: without the rows, of which that opens its own."""
         return self.__dict__ | {"_rows": None}
+
+    def fingerprint(self) -> str:
+        """Of the names, sizes and times of the files."""
+        return self._index.folder.name
 
     def captions(self) -> list[str]:
         """Passages of some hundred words, evenly spread over the documents: 4 million characters, or all."""

@@ -1,6 +1,8 @@
 """Where each document of a text corpus begins and ends, written once to files, so that no list of them is in memory."""
 
 import codecs
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +36,9 @@ ROW = np.dtype(
     ]
 )
 CHUNK = 1000  # rows in memory at once
+MADE_OF = "made_of.json"  # in an index, what it is of; locked by who uses it
+
+_used: dict[Path, int] = {}  # index → the open file whose lock this process holds until it ends
 
 
 class TextOptions(NamedTuple):
@@ -117,7 +122,7 @@ def text_index(path: Path, options: TextOptions) -> TextIndex:
     places = root / FOLDER, cache_home() / FOLDER.removeprefix(".") / hashlib.sha256(bytes(root)).hexdigest()[:16]
     key = fingerprint(path, options)
     for place in places:
-        if (place / key / "index.json").is_file():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return load(place / key)
     for place in places:
         try:
@@ -127,6 +132,8 @@ def text_index(path: Path, options: TextOptions) -> TextIndex:
             continue
         try:
             build(unfinished, path, options)
+            made_of = {"path": str(path.relative_to(root)), "options": options}
+            (unfinished / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
             unfinished.chmod(0o755)
             os.rename(unfinished, place / key)
         except OSError as error:
@@ -134,7 +141,9 @@ def text_index(path: Path, options: TextOptions) -> TextIndex:
                 raise InputError(f"the index of {path} cannot be made in {place}: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        return load(place / key)
+        index = load(place / key)
+        drop_outdated(place, root)
+        return index
     raise InputError(f"neither {places[0]} nor {places[1]} can be written, and the index of {path} must be somewhere")
 
 
@@ -143,6 +152,12 @@ def cache_home() -> Path:
 
 
 def load(folder: Path) -> TextIndex:
+    """The index in a folder, which nobody drops before this process has ended, and those that it has forked."""
+    with contextlib.suppress(OSError):  # of an earlier version, which is never dropped; or there are no locks here
+        if folder not in _used:
+            handle = os.open(folder / MADE_OF, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            _used[folder] = handle
     return TextIndex(folder, **json.loads((folder / "index.json").read_text(encoding="utf-8")))
 
 
@@ -171,6 +186,23 @@ def fingerprint(path: Path, options: TextOptions) -> str:
     if empty:
         raise InputError(f"no texts in {path} or the folders in it; looked for {' '.join(SUFFIXES)}")
     return digest.hexdigest()[:16]
+
+
+def drop_outdated(place: Path, root: Path) -> None:
+    """Remove indices of files that have changed or gone since, but for those that a process uses: it goes on with what
+    it began with."""
+    for path in place.glob(f"*/{MADE_OF}"):
+        with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:  # in use, or another process drops it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            made_of = json.load(file)
+            try:
+                current = fingerprint(root / made_of["path"], TextOptions(*made_of["options"]))
+            except InputError:  # all of them have gone
+                current = None
+            if path.parent.name != current:
+                dropped = tempfile.mkdtemp(prefix="unfinished-", dir=place)
+                os.rename(path.parent, dropped)  # at once: half an index must not be found under its name
+                shutil.rmtree(dropped)
 
 
 def build(folder: Path, path: Path, options: TextOptions) -> None:
