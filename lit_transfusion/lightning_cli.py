@@ -9,7 +9,6 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse 5 drops
 
 import lightning
-import torch
 from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,9 +17,12 @@ from omegaconf import OmegaConf
 from lit_transfusion.config_files import ConfigFile
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.checkpoint import is_sharded
+from lit_transfusion.hardware import has_bf16
 from lit_transfusion.model import SIZES
 from lit_transfusion.refusals import in_its_own_words, naming_likely_options
 from lit_transfusion.training import callbacks  # noqa: F401
+from lit_transfusion.training.fsdp import check_sharding
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 
@@ -81,22 +83,27 @@ class TransfusionCLI(LightningCLI):
         ckpt_path = self.config[self.subcommand].ckpt_path
         if ckpt_path is None and self.subcommand != "fit":
             raise InputError(f"{self.subcommand} needs weights: add --ckpt_path last, or the path of a checkpoint")
-        if ckpt_path not in (None, "last", "hpc") and not Path(ckpt_path).exists():
+        if ckpt_path in (None, "hpc"):
+            return
+        if ckpt_path == "last":
+            ckpt_path = str(last_checkpoint(Path(self.trainer.default_root_dir) / "checkpoints"))
+            self.config_init[self.subcommand].ckpt_path = ckpt_path
+        if not Path(ckpt_path).exists():
             raise InputError(f"--ckpt_path {ckpt_path}: there is no such file")
-        if ckpt_path != "last":
-            return
-        folder = Path(self.trainer.default_root_dir) / "checkpoints"
-        if any(path.exists() for path in folder.glob("last*.ckpt")):
-            return
-        # A run that was killed while it moved the link has none, or one to the checkpoint that it had just removed.
-        checkpoints = [path for path in folder.glob("*.ckpt") if path.exists()]
-        if not checkpoints:
-            raise InputError(f"--ckpt_path last: there is no checkpoint in {folder}")
-        newest = max(checkpoints, key=lambda path: path.stat().st_mtime_ns)
-        self.config_init[self.subcommand].ckpt_path = str(newest)
+        check_sharding(Path(ckpt_path), self.trainer.strategy)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let what the checkpoint says win over the YAML and the command line."""
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """A run that was killed while it moved the link to the last has none, or one to what it had just removed; a sharded
+    one that was killed while it wrote a checkpoint has a folder that lacks something."""
+    whole = [path for path in folder.glob("*.ckpt") if path.is_file() or is_sharded(path)]
+    if not whole:
+        raise InputError(f"--ckpt_path last: there is no checkpoint in {folder}")
+    named = [path for path in whole if path.name.startswith("last")]
+    return max(named or whole, key=lambda path: path.stat().st_mtime_ns)
 
 
 class PartsOnly(TransfusionCLI):
@@ -162,11 +169,10 @@ def check_precision(trainer: lightning.Trainer) -> None:
     if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
         # bf16 weights lose the small steps of AdamW and of the average; fp16's loss scaling runs past our clipping.
         raise InputError(f"trainer.precision {trainer.precision} is not supported; use 32-true or bf16-mixed")
-    fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
-    if trainer.precision.startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not fast:
+    if trainer.precision.startswith("bf16") and not has_bf16(trainer.strategy.root_device):
         raise InputError(
-            f"trainer.precision {trainer.precision}: this CPU has no bf16 arithmetic and would be several times slower "
-            "than in float32; leave it at 32-true"
+            f"trainer.precision {trainer.precision}: this {trainer.strategy.root_device.type.upper()} has no bf16 "
+            "arithmetic and would be several times slower than in float32; leave it at 32-true"
         )
 
 

@@ -148,6 +148,10 @@ LIGHTER = {
         *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.strategy", "auto"),
         *("--trainer.devices", "1"),
     ],
+    "paper_7B.yaml": [
+        *("--model.size", "nano", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+        *("--trainer.num_nodes", "1", "--trainer.devices", "1"),
+    ],
 }
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from lit_transfusion.errors import InputError
 
 KEY = "lit_transfusion"  # of the description in a checkpoint
+META = "meta.pt"  # Lightning's name for all that is no tensor, beside what torch.distributed.checkpoint writes
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -35,8 +37,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether torch.distributed.checkpoint wrote this folder, as it does for Lightning's ModelParallelStrategy."""
-    return (path / ".metadata").is_file()
+    """Whether this is the folder of a sharded run (`training/fsdp.py`), written to its end."""
+    return (path / ".metadata").is_file() and (path / META).is_file()
 
 
 def _read_file(path: Path) -> Any:
@@ -46,21 +48,26 @@ def _read_file(path: Path) -> Any:
 
 def _read_shards(folder: Path) -> dict[str, Any]:
     """Only the weights are put together. (Lightning's tool for that knows the folders of FSDPStrategy alone.)"""
-    with open(folder / ".metadata", "rb") as file:
-        index: Metadata = _Index(file).load()
-    weights = {
-        name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in index.state_dict_metadata.items()
-        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
-    }
+    weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in shapes_of_shards(folder).items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
         try:
             dcp.load({"state_dict": weights}, checkpoint_id=folder, no_dist=True)
         except dcp.api.CheckpointException as error:  # no Exception; has what went wrong on each rank
             raise next(iter(error.failures.values()))[0] from None
-    rest = torch.load(folder / "meta.pt", map_location="cpu", weights_only=True)  # all that is no tensor
+    rest = torch.load(folder / META, map_location="cpu", weights_only=True)  # all that is no tensor
     return {**rest, "state_dict": weights}
+
+
+def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
+    """The weights by name, as tensors that have a shape and a dtype and no values."""
+    with open(folder / ".metadata", "rb") as file:
+        index: Metadata = _Index(file).load()
+    return {
+        name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        for name, entry in index.state_dict_metadata.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
 
 
 class _Index(pickle.Unpickler):

@@ -10,13 +10,16 @@ padded to the needs of another, and denoising, by far the most of the work, is d
 are. No row sees another, so the order of work changes nothing in what comes out.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from lit_transfusion.data.document import TEXT, Document, ImageSegment
 from lit_transfusion.data.packing import FlatDocument, flatten
@@ -72,7 +75,19 @@ def write(
     return [pipeline.tokenizer.decode(sample.token_ids) for sample in generated]
 
 
-@torch.inference_mode()
+def without_gradients(function: Callable) -> Callable:
+    """In inference mode, which saves a twentieth of the time of a token on a CPU; but not where the weights of the net
+    are shared out among processes, since FSDP2 keeps what it gathers them in for later steps of training."""
+
+    @functools.wraps(function)
+    def run(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad() if isinstance(pipeline.net, FSDPModule) else torch.inference_mode():
+            return function(pipeline, *args, **kwargs)
+
+    return run
+
+
+@without_gradients
 def generate(
     pipeline: Pipeline,
     prompts: Sequence[Document],

@@ -101,9 +101,11 @@ class Transfusion(nn.Module):
         return TransfusionOutput(logits, self.patcher.unpatchify(hidden, t_emb, skips, grid))
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        size, weight = self.transformer.size, self.head.weight
+        size, device = self.transformer.size, self.head.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.head.weight.dtype  # of keys and values
         head_dim = size.dim // size.n_heads
-        return KVCache.empty(size.n_layers, batch_size, size.n_heads, head_dim, capacity, weight.device, weight.dtype)
+        return KVCache.empty(size.n_layers, batch_size, size.n_heads, head_dim, capacity, device, dtype)
 
     def reset_parameters(self) -> None:
         """All initial values but the patcher's own (see `Transformer.reset_parameters` for the reasons)."""

@@ -9,6 +9,8 @@ import lightning
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from lit_transfusion.data.document import ExampleBatch, PackedBatch
 from lit_transfusion.data.order import mix
@@ -25,6 +27,7 @@ from lit_transfusion.model.block_runner import ActivationCheckpointing, block_ru
 from lit_transfusion.training.earlier_weights import check_fits, start_from
 from lit_transfusion.training.ema import AverageWeights
 from lit_transfusion.training.exact_stops import ExactStops
+from lit_transfusion.training.fsdp import shard
 from lit_transfusion.training.losses import LossTerms, mean_by_timestep, transfusion_loss
 from lit_transfusion.training.optim import decay_groups
 
@@ -108,6 +111,13 @@ class LitTransfusion(lightning.LightningModule):
                 "set model.noise.init_args.clip_sample to false"
             )
         self.pipeline.describe()  # a part that cannot be put into a checkpoint should fail now, not there
+
+    def configure_model(self) -> None:
+        """Under FSDP2, share out the weights and their averages. (Called again when a fit is followed by a test.)"""
+        nets = [net for net in (self.net, self.ema) if net is not None]
+        if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
+            for net in nets:
+                shard(net, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
 
     @property
     def codec(self) -> Codec:
@@ -217,6 +227,7 @@ class LitTransfusion(lightning.LightningModule):
     ) -> None:
         """Clip by norm and log it. Lightning's own refuses fused AdamW under bf16-mixed, and returns no norm."""
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.log("train/grad_norm", norm)
 
     def configure_callbacks(self) -> list[lightning.Callback]:

@@ -163,3 +163,17 @@ def test_a_mask_of_ones_own_holds_in_decoding_too(make_pipeline, read):
         documents = [longer(document, TextSegment((token_id,))) for document in documents]
         decoder.read_tokens([token_id] * 2)
         assert_logits(decoder, documents)
+
+
+@torch.no_grad()
+def test_under_autocast_keys_and_values_are_in_its_precision(make_pipeline, read):
+    """As when a run in bf16-mixed shows samples, or predicts."""
+    pipeline, noisy = make_pipeline(), torch.stack([picture(row) for row in range(4)])
+    expected = read(pipeline, PROMPTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoder = read(pipeline, PROMPTS)
+        prediction = decoder.predict_images(noisy, 500)
+    assert decoder.cache.buffers.dtype == torch.bfloat16
+    assert decoder.logits.dtype == prediction.dtype == torch.float32
+    torch.testing.assert_close(decoder.logits, expected.logits, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(prediction, expected.predict_images(noisy, 500), atol=0.05, rtol=0.05)

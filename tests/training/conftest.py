@@ -1,10 +1,15 @@
 """What the tests of the training room share: the smallest module that is complete, and batches for it."""
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import lightning
 import pytest
 import torch
+import yaml
+from kept_runs import ENVIRONMENT, REPOSITORY
 
 from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.data.packing import collate, flatten
@@ -96,3 +101,63 @@ def loader():
         return torch.utils.data.DataLoader(list(batches), batch_size=None)
 
     return loader
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """The config of the smallest run on two processes, in `tmp_path / name`."""
+
+    def make_config(name: str, **trainer) -> Path:
+        checkpoints = {"dirpath": "${trainer.default_root_dir}/checkpoints", "every_n_train_steps": 1}
+        checkpoints |= {"save_top_k": -1, "save_last": "link", "save_on_exception": True}
+        samples = {"every_n_steps": 1, "num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 2}
+        content = {
+            "base": str(REPOSITORY / "configs" / "default.yaml"),
+            "trainer": {
+                "default_root_dir": str(tmp_path / name),
+                "accelerator": "cpu",
+                "strategy": "ddp",
+                "devices": 2,
+                "max_steps": 3,
+                "val_check_interval": 2,
+                "limit_val_batches": 1,
+                "log_every_n_steps": 1,
+                "enable_progress_bar": False,
+                "callbacks": [
+                    {"class_path": "ModelCheckpoint", "init_args": checkpoints},
+                    {"class_path": "ShowSamples", "init_args": samples},
+                    {"class_path": "Throughput"},
+                    {"class_path": "RunDirectory"},
+                ],
+            }
+            | trainer,
+            "model": {
+                "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+                "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
+            },
+            "data": {
+                "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
+                "image_size": 16,
+                "sequence_length": 96,
+                "batch_size": 1,
+                "vocab_size": 300,
+            },
+        }
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(content))
+        return config
+
+    return make_config
+
+
+@pytest.fixture
+def fit(make_config, tmp_path):
+    """Runs `fit` on two processes in `tmp_path / name`."""
+
+    def fit(name: str, *arguments: str) -> Path:
+        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(make_config(name)), *arguments]
+        done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / name
+
+    return fit

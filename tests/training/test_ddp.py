@@ -6,82 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
-
-REPOSITORY = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-
+from kept_runs import ENVIRONMENT, checkpoint
 
 # The whole command
-
-
-@pytest.fixture
-def make_config(tmp_path):
-    """The config of the smallest run on two processes, in `tmp_path / name`."""
-
-    def make_config(name: str, **trainer) -> Path:
-        checkpoints = {"dirpath": "${trainer.default_root_dir}/checkpoints", "every_n_train_steps": 1}
-        checkpoints |= {"save_top_k": -1, "save_last": "link", "save_on_exception": True}
-        samples = {"num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 2}
-        content = {
-            "base": str(REPOSITORY / "configs" / "default.yaml"),
-            "trainer": {
-                "default_root_dir": str(tmp_path / name),
-                "accelerator": "cpu",
-                "strategy": "ddp",
-                "devices": 2,
-                "max_steps": 3,
-                "val_check_interval": 2,
-                "limit_val_batches": 1,
-                "log_every_n_steps": 1,
-                "enable_progress_bar": False,
-                "callbacks": [
-                    {"class_path": "ModelCheckpoint", "init_args": checkpoints},
-                    {"class_path": "ShowSamples", "init_args": samples},
-                    {"class_path": "Throughput"},
-                    {"class_path": "RunDirectory"},
-                ],
-            }
-            | trainer,
-            "model": {
-                "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
-                "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
-            },
-            "data": {
-                "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
-                "image_size": 16,
-                "sequence_length": 96,
-                "batch_size": 1,
-                "vocab_size": 300,
-            },
-        }
-        config = tmp_path / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(content))
-        return config
-
-    return make_config
-
-
-@pytest.fixture
-def fit(make_config, tmp_path):
-    """Runs `fit` on two processes in `tmp_path / name`."""
-
-    def fit(name: str, *arguments: str) -> Path:
-        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(make_config(name)), *arguments]
-        done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return tmp_path / name
-
-    return fit
-
-
-def checkpoint(folder: Path, step: int) -> dict:
-    (path,) = (folder / "checkpoints").glob(f"*step={step}.ckpt")
-    return torch.load(path, weights_only=True)
 
 
 def test_command_trains_on_two_processes(fit):
@@ -91,7 +21,7 @@ def test_command_trains_on_two_processes(fit):
     assert not torch.equal(start["state_dict"]["net.head.weight"], end["state_dict"]["net.head.weight"])
     ranks = end["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["ranks"]
     assert len(ranks) == 2 and all(rank["streams"][0]["used"] > 0 for rank in ranks) and ranks[0] != ranks[1]
-    assert len(list((folder / "samples").glob("samples_*.png"))) == 1  # rank 0 draws
+    assert len(list((folder / "samples").glob("samples_*.png"))) == 3  # rank 0 draws
     assert (folder / "config.yaml").exists() and not folder.with_name("run.1").exists()
 
 

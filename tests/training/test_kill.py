@@ -119,14 +119,24 @@ def test_killed_in_the_midst_and_continued_equals_an_uninterrupted_one(written, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_workers", "devices"), [(0, 1), (2, 1), (0, 2), (2, 2)])
-def test_command_killed_again_and_again_equals_an_uninterrupted_one(written, tmp_path, num_workers, devices):
+@pytest.mark.parametrize(
+    ("strategy", "num_workers", "devices"),
+    [("auto", 0, 1), ("auto", 2, 1), ("ddp", 0, 2), ("ddp", 2, 2), ("fsdp2", 2, 2)],
+)
+def test_command_killed_again_and_again_equals_an_uninterrupted_one(written, tmp_path, strategy, num_workers, devices):
     """The whole group of processes, after a step and some milliseconds more, and while it starts."""
-    ddp = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
     errors = tmp_path / "errors"
 
     def start(name: str, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", written(name, **ddp), *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "lit_transfusion",
+            "fit",
+            "--config",
+            written(name, strategy=strategy, devices=devices),
+            *arguments,
+        ]
         command += ["--data.num_workers", str(num_workers)]
         with errors.open("w") as file:
             return subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True, stderr=file)

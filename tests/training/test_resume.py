@@ -12,6 +12,7 @@ import lightning
 import pytest
 import torch
 import yaml
+from kept_runs import read
 
 from lit_transfusion.cli import main
 
@@ -145,7 +146,7 @@ def assert_same(first, second, where=""):
 
 
 def newest(folder: Path) -> dict:
-    checkpoints = [torch.load(path, weights_only=True) for path in (folder / "checkpoints").glob("*.ckpt")]
+    checkpoints = [read(path) for path in (folder / "checkpoints").glob("*.ckpt")]
     return max(checkpoints, key=lambda checkpoint: checkpoint["global_step"])
 
 

@@ -55,9 +55,11 @@ class Show(lightning.Callback):
             self._show(trainer, pl_module)
 
     def _show(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """On every rank, since a sharded net needs them all; rank 0 writes."""
+        """On every rank, since a sharded net needs them all; rank 0 writes. In the precision of training."""
         self.last_step = trainer.global_step
-        self._keep(trainer, self.pictures(trainer.datamodule.source.pictures.split("val"), pl_module.pipeline))
+        with trainer.precision_plugin.forward_context():
+            pictures = self.pictures(trainer.datamodule.source.pictures.split("val"), pl_module.pipeline)
+        self._keep(trainer, pictures)
 
     @rank_zero_only
     def _keep(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:

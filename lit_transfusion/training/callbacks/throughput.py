@@ -27,8 +27,11 @@ class Throughput(lightning.Callback):
         self.flops: Flops | None = None
         self._restart()
 
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        if self.flops is None:  # before a net is shared out among processes
+            self.flops = Flops.count(pl_module.net, pl_module.pipeline.latent_shape)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.flops = Flops.count(pl_module.net, pl_module.pipeline.latent_shape)
         self.waited = getattr(trainer.train_dataloader, "seconds", 0.0)
         self._restart()
 

@@ -1,0 +1,29 @@
+"""What tests know of runs that were started as commands."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def checkpoint(folder: Path, step: int) -> dict[str, Any]:
+    """The one of a step, in the run in `folder`."""
+    (path,) = (folder / "checkpoints").glob(f"*step={step}.ckpt")
+    return read(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint of one file, or of a sharded run, whose parts torch's own tool puts together, in the same form."""
+    if path.is_file():
+        return torch.load(path, weights_only=True)
+    with TemporaryDirectory() as folder:
+        dcp_to_torch_save(path, f"{folder}/whole.pt")
+        whole = torch.load(f"{folder}/whole.pt", weights_only=True)
+    rest = torch.load(path / "meta.pt", weights_only=True)
+    return rest | {"state_dict": whole["state_dict"], "optimizer_states": [whole["optimizer_0"]]}

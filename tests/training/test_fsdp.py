@@ -1,0 +1,113 @@
+"""Sharded training is training: the same weights as DDP, whole checkpoints, and exact continuations."""
+
+import os
+
+import pytest
+import torch
+from kept_runs import checkpoint
+from lightning.pytorch.strategies import DDPStrategy
+from test_resume import assert_same as assert_bit_equal
+
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.lightning_cli import last_checkpoint
+from lit_transfusion.training.fsdp import FSDP2Strategy, check_sharding
+
+SHARDED = "--trainer.strategy", "fsdp2"
+
+
+def assert_same(first, second, **tolerance):
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    torch.testing.assert_close(first["state_dict"], second["state_dict"], **tolerance)
+    loaders = [run["loops"]["fit_loop"]["state_dict"]["combined_loader"] for run in (first, second)]
+    assert loaders[0] == loaders[1]
+
+
+def test_two_processes_train_as_under_ddp(fit):
+    """Gradients are summed in another order. Samples are drawn by both and written by one."""
+    expected, folder = fit("ddp"), fit("sharded", *SHARDED)
+    assert_same(checkpoint(folder, 3), checkpoint(expected, 3), atol=1e-6, rtol=1e-5)
+    assert len(list((folder / "samples").glob("samples_*.png"))) == 3
+    last = folder / "checkpoints" / "last.ckpt"
+    parts = [path.stat().st_size for path in last.glob("*.distcp")]
+    assert len(parts) == 2 and max(parts) < 1.5 * min(parts)  # each has kept its own
+    assert Pipeline.from_pretrained(last).net.head.weight.dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--model.compile", "true"), ("--model.activation_checkpointing", "full"), ("--model.ema_decay", "null")],
+    ids=["as it is", "compiled", "checkpointing", "no average"],
+)
+def test_stopped_and_continued_run_equals_an_uninterrupted_one(fit, options):
+    options = *SHARDED, *options, "--trainer.limit_val_batches", "0"
+    whole = fit("whole", *options)
+    fit(
+        "parts",
+        *(*options, "--trainer.max_steps", "2", "--trainer.limit_train_batches", "3"),
+        *("--model.scheduler.total_steps", "3"),
+    )
+    parts = fit("parts", "--ckpt_path", "last", *options)
+    first, second = checkpoint(whole, 3), checkpoint(parts, 3)
+    assert_same(first, second, atol=0, rtol=0)
+    assert_bit_equal(first["optimizer_states"], second["optimizer_states"])
+
+
+@pytest.mark.slow
+def test_run_of_two_processes_goes_on_with_one_and_with_two_again(fit):
+    options = *SHARDED, "--trainer.limit_val_batches", "0"
+    fit("run", *options, "--trainer.max_steps", "1")
+    fit("run", *options, "--trainer.max_steps", "2", "--ckpt_path", "last", "--trainer.devices", "1")
+    folder = fit("run", *options, "--ckpt_path", "last")
+    states = [checkpoint(folder, step)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0] for step in (2, 3)]
+    assert [len(state["ranks"]) for state in states] == [1, 2]
+    weights = [checkpoint(folder, step)["state_dict"]["net.head.weight"] for step in (1, 2, 3)]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    # Not begun anew: a step of Adam's moves no weight by much more than the rate.
+    assert (weights[2] - weights[0]).abs().max() < 0.01
+
+
+# Which checkpoint, and for whom
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """A file, a folder of shards, and one that was not written to its end, each later than the one before."""
+    (tmp_path / "file.ckpt").write_text("")
+    for name in ("shards.ckpt", "torn.ckpt"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".metadata").write_text("")
+    (tmp_path / "shards.ckpt" / "meta.pt").write_text("")
+    for seconds, name in enumerate(("file", "shards", "torn")):
+        os.utime(tmp_path / f"{name}.ckpt", (seconds, seconds))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "message"),
+    [
+        ("shards.ckpt", DDPStrategy(), "shards.ckpt is of a sharded run: add --trainer.strategy fsdp2"),
+        ("file.ckpt", FSDP2Strategy(), "file.ckpt is of a run that was not sharded: leave out"),
+        ("torn.ckpt", FSDP2Strategy(), "torn.ckpt: this folder is no checkpoint, or one that was not written to its"),
+        ("torn.ckpt", DDPStrategy(), "torn.ckpt: this folder is no checkpoint, or one that was not written to its"),
+        ("shards.ckpt", FSDP2Strategy(), None),
+        ("file.ckpt", DDPStrategy(), None),
+    ],
+)
+def test_a_checkpoint_that_the_strategy_cannot_read_is_refused(checkpoints, name, strategy, message):
+    if message is None:
+        check_sharding(checkpoints / name, strategy)
+    else:
+        with pytest.raises(InputError, match=message):
+            check_sharding(checkpoints / name, strategy)
+
+
+def test_the_last_checkpoint_is_a_whole_one(checkpoints):
+    assert last_checkpoint(checkpoints).name == "shards.ckpt"
+    (checkpoints / "last.ckpt").symlink_to("file.ckpt")
+    assert last_checkpoint(checkpoints).name == "last.ckpt"
+    (checkpoints / "file.ckpt").unlink()
+    assert last_checkpoint(checkpoints).name == "shards.ckpt"
+    with pytest.raises(InputError, match="there is no checkpoint in"):
+        last_checkpoint(checkpoints / "nothing")
