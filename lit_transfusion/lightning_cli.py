@@ -70,6 +70,14 @@ class TransfusionCLI(LightningCLI):
         with in_its_own_words():
             super().instantiate_classes()
 
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except ValueError as error:  # a strategy that there is not, or not for this accelerator
+            raise InputError(f"trainer: {error}") from None
+
     def before_fit(self) -> None:
         check_precision(self.trainer)
         self._check_ckpt_path()

@@ -399,6 +399,7 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
             *(["fit", "--config", "small.yaml", "--trainer.accelerator", "gpu"], ["gpu"]),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
+        (["fit", "--config", "small.yaml", "--trainer.strategy", "fsdp9"], ["trainer: ", "strategy='fsdp9'"]),
         (["fit", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in run/checkpoints"]),
         (["fit", "--config", "small.yaml", "--ckpt_path", "none.ckpt"], ["none.ckpt"]),
         (["validate", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in"]),
