@@ -68,6 +68,15 @@ def test_run_of_two_processes_goes_on_with_one_and_with_two_again(fit):
     assert (weights[2] - weights[0]).abs().max() < 0.01
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_in_bf16_and_compiled(fit):
+    gpu = "--trainer.accelerator", "gpu", "--trainer.devices", "1", "--trainer.precision", "bf16-mixed"
+    folder = fit("run", *SHARDED, *gpu, "--model.compile", "true")
+    assert all(weight.isfinite().all() for weight in checkpoint(folder, 3)["state_dict"].values())
+    assert len(list((folder / "samples").glob("samples_*.png"))) == 3
+
+
 # Which checkpoint, and for whom
 
 
