@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from lit_transfusion.config_files import ConfigFile
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.checkpoint import is_sharded
+from lit_transfusion.generation.checkpoint import is_whole
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.model import SIZES
 from lit_transfusion.refusals import in_its_own_words, naming_likely_options
@@ -107,7 +107,7 @@ class TransfusionCLI(LightningCLI):
 def last_checkpoint(folder: Path) -> Path:
     """A run that was killed while it moved the link to the last has none, or one to what it had just removed; a sharded
     one that was killed while it wrote a checkpoint has a folder that lacks something."""
-    whole = [path for path in folder.glob("*.ckpt") if path.is_file() or is_sharded(path)]
+    whole = [path for path in folder.glob("*.ckpt") if path.is_file() or is_whole(path)]
     if not whole:
         raise InputError(f"--ckpt_path last: there is no checkpoint in {folder}")
     named = [path for path in whole if path.name.startswith("last")]

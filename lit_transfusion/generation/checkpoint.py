@@ -24,6 +24,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file() and not is_sharded(path):
         raise InputError(f"checkpoint {path} not found")
+    if path.is_dir() and not is_whole(path):
+        raise InputError(f"{path} was not written to its end; take an earlier checkpoint")
     try:
         checkpoint = _read_shards(path) if path.is_dir() else _read_file(path)
     except Exception as error:  # of a dozen kinds, depending on where in the file torch loses the thread
@@ -37,8 +39,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether this is the folder of a sharded run (`training/fsdp.py`), written to its end."""
-    return (path / ".metadata").is_file() and (path / META).is_file()
+    """Whether this is a folder into which the processes of a sharded run wrote their parts (`training/fsdp.py`)."""
+    return any(path.glob("*.distcp"))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether it has what is written after all parts."""
+    return (folder / ".metadata").is_file() and (folder / META).is_file()
 
 
 def _read_file(path: Path) -> Any:

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.checkpoint import META, is_sharded, shapes_of_shards
+from lit_transfusion.generation.checkpoint import META, is_whole, shapes_of_shards
 from lit_transfusion.model import Transfusion
 
 
@@ -60,7 +60,7 @@ def check_sharding(path: Path, strategy: Strategy) -> None:
         InputError: It was written by another, or not to its end.
     """
     sharded = isinstance(strategy, FSDP2Strategy)
-    if path.is_dir() and not is_sharded(path):
+    if path.is_dir() and not is_whole(path):
         raise InputError(f"--ckpt_path {path}: this folder is no checkpoint, or one that was not written to its end")
     if path.is_dir() and not sharded:
         raise InputError(f"--ckpt_path {path} is of a sharded run: add --trainer.strategy fsdp2")
