@@ -1,4 +1,4 @@
-"""Work that is recorded once for inputs of each shape, and then replayed.
+"""Work that is recorded for inputs of each shape that comes often, and then replayed.
 
 A forward pass is some hundreds of kernels, and for few rows a GPU is done with each before the CPU has started the
 next. A CUDA graph starts all of them at once. It is bound to shapes and to places in memory: so inputs are copied to
@@ -6,13 +6,14 @@ where they were when it was recorded, and results are copied from where it leave
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
-WARM_UP = 2  # calls before recording, in which libraries choose their kernels and take the memory they keep
+RARE = 8  # calls with inputs of some shapes until they are recorded, which takes as long as some calls
 
 
 class Recorded:
@@ -25,10 +26,14 @@ class Recorded:
 
     def __init__(self, function: Function) -> None:
         self.function = function
+        self.calls: Counter[tuple[torch.Size, ...]] = Counter()  # by shapes, as what follows
         self.recordings: dict[tuple[torch.Size, ...], tuple[list[Tensor], Function]] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(tensor.shape for tensor in inputs)
+        self.calls[shapes] += 1
+        if self.calls[shapes] <= RARE:
+            return self.function(*inputs)
         if shapes not in self.recordings:
             places = [tensor.clone() for tensor in inputs]
             self.recordings[shapes] = places, record(self.function, places)
@@ -44,9 +49,8 @@ def record(function: Function, places: Sequence[Tensor]) -> Function:
         return functools.partial(function, *places)
     now, aside = torch.cuda.current_stream(), torch.cuda.Stream()
     aside.wait_stream(now)
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP):
-            function(*places)
+    with torch.cuda.stream(aside):  # as recording will be: what libraries set up for a stream is no part of it
+        function(*places)
     now.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

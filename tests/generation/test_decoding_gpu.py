@@ -6,14 +6,14 @@ import torch
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.generation import Images, Sampling, generate, prompt_document
 from lit_transfusion.generation.decoder import Decoder
-from lit_transfusion.generation.recording import Recorded
+from lit_transfusion.generation.recording import RARE, Recorded
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
     pytest.mark.filterwarnings("ignore"),
 ]
-SAMPLING = Sampling(num_inference_steps=4, guidance_scale=2.5, max_new_tokens=30)
+SAMPLING = Sampling(num_inference_steps=20, guidance_scale=2.5, max_new_tokens=30)
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_what_is_recorded_is_replayed_with_new_values():
         return (a * a,)
 
     recorded = Recorded(square)
-    for value in (1.0, 2.0, 3.0):
-        [output] = recorded(torch.full((4,), value, device="cuda"))
+    for value in range(RARE + 4):
+        [output] = recorded(torch.full((4,), float(value), device="cuda"))
         assert output.tolist() == [value**2] * 4
-    assert len(calls) == 3  # two to warm up, one to record, and none to replay
+    assert len(calls) == RARE + 2  # one to warm up, one to record, and none to replay
 
 
 @pytest.mark.parametrize("patcher", ["linear", "unet"])
