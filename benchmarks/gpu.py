@@ -113,7 +113,10 @@ def sampling_table(sizes: list[str], quick: bool, device: str = "cuda") -> Table
     table = Table(
         "Sampling in bf16 after 256 positions: a guided step of 256 patches, and a token",
         ["size", "samples at once", "ms a step", "compiled", "ratio", "ms a token", "compiled", "ratio"],
-        notes=["Compiled: blocks compiled, and each forward pass replayed as a CUDA graph."],
+        notes=[
+            "Compiled: blocks compiled, and a step replayed as a CUDA graph once it is recorded. Before that, each "
+            "batch of images takes eight plain passes, a warm-up and a recording, which are not in these numbers."
+        ],
     )
     prefix, (few, many) = 256, (2, 18 if quick else 66)
     for size in sizes:

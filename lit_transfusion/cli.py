@@ -96,8 +96,8 @@ def tool_parser(name: str) -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. What the user can mend is said in one line, with exit status 2; Ctrl-C ends it with 130, as a
-    shell has it."""
+    """Run the command. What the user can mend is said in one line, with exit status 2; Ctrl-C ends a tool with 130, as
+    a shell has it, and a fit, after its checkpoint, with Lightning's 1."""
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     quieten()
     try:

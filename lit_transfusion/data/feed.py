@@ -1,5 +1,6 @@
 """Documents of several streams, made by the same workers, each stream in its own order."""
 
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -45,6 +46,7 @@ class Feed:
                 batch_size=None,
                 num_workers=num_workers,
                 prefetch_factor=16 if num_workers else None,
+                worker_init_fn=leave_ctrl_c_to_the_run,
                 collate_fn=as_it_is,
             )
         )
@@ -75,6 +77,11 @@ def ask(keys: list[Iterator[Key]], asked: deque[tuple[int, Key]], ahead: list[in
         ahead[stream] += 1
         asked.append((stream, key))
         yield key
+
+
+def leave_ctrl_c_to_the_run(worker: int) -> None:
+    """Which may make one step more, and stops its workers then; a terminal sends it to all of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def as_it_is(documents: list[FlatDocument] | Skipped) -> list[FlatDocument] | Skipped:

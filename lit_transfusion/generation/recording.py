@@ -45,19 +45,27 @@ class Recorded:
 
 def record(function: Function, places: Sequence[Tensor]) -> Function:
     """What computes `function` of whatever stands in `places` by then. (On a CPU that is the function itself.)"""
-    if not places[0].is_cuda:
+    device = places[0].device
+    if device.type != "cuda":
         return functools.partial(function, *places)
-    now, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-    aside.wait_stream(now)
-    with torch.cuda.stream(aside):  # as recording will be: what libraries set up for a stream is no part of it
-        function(*places)
-    now.wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function(*places)
+    graph, aside = torch.cuda.CUDAGraph(), side_stream(device)
+    with torch.cuda.device(device):  # whose streams are meant in what follows
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what libraries set up for a stream is then no part of the recording
+            function(*places)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph, stream=aside):
+            outputs = function(*places)
 
     def replay() -> tuple[Tensor, ...]:
-        graph.replay()
+        with torch.cuda.device(device):
+            graph.replay()
         return outputs
 
     return replay
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where a device records; nothing can be recorded on the stream that everything else runs on."""
+    return torch.cuda.Stream(device)

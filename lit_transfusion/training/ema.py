@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 
 class AverageWeights(lightning.Callback):
@@ -32,6 +33,7 @@ class AverageWeights(lightning.Callback):
             torch._foreach_lerp_(list(pl_module.ema.parameters()), list(pl_module.net.parameters()), 1 - decay)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Ctrl-C may come after the step and before this callback, as while samples are drawn; a checkpoint follows."""
-        if self.last_step is not None:
+        """Ctrl-C may come after the step and before this callback, as while samples are drawn; a checkpoint follows.
+        (Not of a sharded net, some of whose weights may be gathered then.)"""
+        if self.last_step is not None and not isinstance(pl_module.net, FSDPModule):
             self.on_train_batch_end(trainer, pl_module)

@@ -74,13 +74,15 @@ def check_sharding(path: Path, strategy: Strategy) -> None:
 def shard(net: Transfusion, mesh: DeviceMesh, bf16: bool) -> None:
     """Each block gathers its weights when it runs, and everything around the blocks when the net does.
 
-    Under autocast to bf16, weights are gathered in bf16, half the bytes, and gradients are summed in float32. What else
-    is cast is autocast's business: rotary angles, say, are not.
+    Under autocast to bf16, blocks gather theirs in bf16, half the bytes, and gradients are summed in float32. What else
+    is cast is autocast's business: rotary angles, say, are not. Nor are the weights around the blocks: an embedding in
+    bf16 would make the whole residual stream bf16, which under `ddp` is float32.
     """
     # Nothing writes into what the net returns before its backward pass begins.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bf16 else {}
-    policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
-    for module in (*net.transformer.blocks, net):
-        # The net, too, lets go after its forward pass: there may be no backward pass, and then the average is updated.
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for block in net.transformer.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False))
+    # The net, too, lets go after its forward pass: there may be no backward pass, and then the average is updated.
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)

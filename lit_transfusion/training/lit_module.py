@@ -30,6 +30,7 @@ from lit_transfusion.training.exact_stops import ExactStops
 from lit_transfusion.training.fsdp import shard
 from lit_transfusion.training.losses import LossTerms, mean_by_timestep, transfusion_loss
 from lit_transfusion.training.optim import decay_groups
+from lit_transfusion.training.stop_together import StopTogether
 
 SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
 
@@ -104,6 +105,8 @@ class LitTransfusion(lightning.LightningModule):
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
         self.net.transformer.run_block = block_runner(compile, activation_checkpointing)
+        # FSDP2's hooks, which are not to be compiled, are then inside of what must be compiled as a whole.
+        self.compiles_nothing_sharded = compile and activation_checkpointing == "selective"
 
         if getattr(noise, "clip_sample", False) and codec.downscale > 1:
             raise InputError(
@@ -116,6 +119,11 @@ class LitTransfusion(lightning.LightningModule):
         """Under FSDP2, share out the weights and their averages. (Called again when a fit is followed by a test.)"""
         nets = [net for net in (self.net, self.ema) if net is not None]
         if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
+            if self.compiles_nothing_sharded:
+                raise InputError(
+                    "model.compile with model.activation_checkpointing selective compiles nothing under fsdp2: set the "
+                    "latter to full or none, or model.compile to false"
+                )
             for net in nets:
                 shard(net, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
 
@@ -232,7 +240,7 @@ class LitTransfusion(lightning.LightningModule):
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         # Of the trainer's callbacks these come after the config's, but before those that write checkpoints.
-        return [*([] if self.ema is None else [AverageWeights()]), ExactStops()]
+        return [*([] if self.ema is None else [AverageWeights()]), ExactStops(), StopTogether()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.pipeline.describe()

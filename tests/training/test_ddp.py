@@ -55,8 +55,9 @@ def test_run_of_two_processes_goes_on_with_one_and_of_one_with_two(fit):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_both_processes_and_leaves_a_checkpoint(make_config, tmp_path):
+    """They draw samples after each step, so that they are seldom at the same place."""
     config = make_config("run", max_steps=100_000, val_check_interval=100_000)
-    command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(config)]
+    command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(config), "--data.num_workers", "1"]
     with subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True) as process:
         try:
             deadline = time.monotonic() + 120

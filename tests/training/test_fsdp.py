@@ -4,14 +4,16 @@ import os
 
 import pytest
 import torch
+import torch.distributed as dist
 from kept_runs import checkpoint
 from lightning.pytorch.strategies import DDPStrategy
 from test_resume import assert_same as assert_bit_equal
+from torch.distributed.device_mesh import init_device_mesh
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.lightning_cli import last_checkpoint
-from lit_transfusion.training.fsdp import FSDP2Strategy, check_sharding
+from lit_transfusion.training.fsdp import FSDP2Strategy, check_sharding, shard
 
 SHARDED = "--trainer.strategy", "fsdp2"
 
@@ -75,6 +77,42 @@ def test_on_a_gpu_in_bf16_and_compiled(fit):
     folder = fit("run", *SHARDED, *gpu, "--model.compile", "true")
     assert all(weight.isfinite().all() for weight in checkpoint(folder, 3)["state_dict"].values())
     assert len(list((folder / "samples").glob("samples_*.png"))) == 3
+
+
+# How it is shared out
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """Of one process, this one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,), mesh_dim_names=("data_parallel",))
+    dist.destroy_process_group()
+
+
+def test_under_bf16_the_residual_stream_is_in_float32_as_under_ddp(make_module, make_batch, mesh):
+    net, dtypes = make_module().net, {}
+
+    def note(block, inputs):
+        dtypes.update(stream=inputs[0].dtype, gathered=block.attention.qkv.weight.dtype)
+
+    shard(net, mesh, bf16=True)
+    net.transformer.blocks[0].register_forward_pre_hook(note)
+    batch = make_batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        net(
+            *(batch.tokens, batch.positions, batch.document_ids, batch.image_ids, batch.images),
+            *(torch.zeros(len(batch.images), dtype=torch.int64), batch.target_positions),
+        )
+    assert dtypes == {"stream": torch.float32, "gathered": torch.bfloat16}
+
+
+def test_what_would_compile_nothing_is_refused(make_module, mesh):
+    module = make_module(compile=True, activation_checkpointing="selective")
+    module.configure_model()  # not sharded: it is fine
+    module._device_mesh = mesh
+    with pytest.raises(InputError, match="compiles nothing under fsdp2"):
+        module.configure_model()
 
 
 # Which checkpoint, and for whom

@@ -36,6 +36,7 @@ ROW = np.dtype(
     ]
 )
 CHUNK = 1000  # rows in memory at once
+UNFINISHED = "unfinished-"  # begins the name of an index that is being made, or dropped
 MADE_OF = "made_of.json"  # in an index, what it is of; locked by who uses it
 
 _used: dict[Path, int] = {}  # index → the open file whose lock this process holds until it ends
@@ -127,7 +128,7 @@ def text_index(path: Path, options: TextOptions) -> TextIndex:
     for place in places:
         try:
             place.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=place))
+            unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=place))
         except OSError:
             continue
         try:
@@ -192,6 +193,8 @@ def drop_outdated(place: Path, root: Path) -> None:
     """Remove indices of files that have changed or gone since, but for those that a process uses: it goes on with what
     it began with."""
     for path in place.glob(f"*/{MADE_OF}"):
+        if path.parent.name.startswith(UNFINISHED):  # another process is about to give it its name
+            continue
         with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:  # in use, or another process drops it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             made_of = json.load(file)
@@ -200,7 +203,7 @@ def drop_outdated(place: Path, root: Path) -> None:
             except InputError:  # all of them have gone
                 current = None
             if path.parent.name != current:
-                dropped = tempfile.mkdtemp(prefix="unfinished-", dir=place)
+                dropped = tempfile.mkdtemp(prefix=UNFINISHED, dir=place)
                 os.rename(path.parent, dropped)  # at once: half an index must not be found under its name
                 shutil.rmtree(dropped)
 
