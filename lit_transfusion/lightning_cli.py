@@ -22,7 +22,7 @@ from lit_transfusion.hardware import has_bf16
 from lit_transfusion.model import SIZES
 from lit_transfusion.refusals import in_its_own_words, naming_likely_options
 from lit_transfusion.training import callbacks  # noqa: F401
-from lit_transfusion.training.fsdp import check_sharding
+from lit_transfusion.training.fsdp import check_sharding, check_strategy
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 
@@ -80,6 +80,7 @@ class TransfusionCLI(LightningCLI):
 
     def before_fit(self) -> None:
         check_precision(self.trainer)
+        check_strategy(self.trainer.strategy)
         self._check_ckpt_path()
         if self.config.fit.ckpt_path is None and not self.trainer.fast_dev_run:
             move_earlier_run_aside(Path(self.trainer.default_root_dir))

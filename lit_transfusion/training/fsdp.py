@@ -8,7 +8,13 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -51,6 +57,15 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all devices")
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse other ways to share out weights, of which clipping, averages and checkpoints here know nothing."""
+    other = isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy)
+    if other or isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise InputError(
+            f"trainer.strategy {type(strategy).__name__} is not supported; to share out weights, use fsdp2"
+        )
 
 
 def check_sharding(path: Path, strategy: Strategy) -> None:

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from kept_runs import checkpoint
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from test_resume import assert_same as assert_bit_equal
 from torch.distributed.device_mesh import init_device_mesh
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.lightning_cli import last_checkpoint
-from lit_transfusion.training.fsdp import FSDP2Strategy, check_sharding, shard
+from lit_transfusion.training.fsdp import FSDP2Strategy, check_sharding, check_strategy, shard
 
 SHARDED = "--trainer.strategy", "fsdp2"
 
@@ -113,6 +113,14 @@ def test_what_would_compile_nothing_is_refused(make_module, mesh):
     module._device_mesh = mesh
     with pytest.raises(InputError, match="compiles nothing under fsdp2"):
         module.configure_model()
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy()])
+def test_other_ways_to_share_out_are_refused(strategy):
+    check_strategy(FSDP2Strategy())
+    check_strategy(DDPStrategy())
+    with pytest.raises(InputError, match=f"{type(strategy).__name__} is not supported; to share out weights, use fsdp"):
+        check_strategy(strategy)
 
 
 # Which checkpoint, and for whom
