@@ -119,7 +119,7 @@ def test_what_would_compile_nothing_is_refused(make_module, mesh):
 def test_other_ways_to_share_out_are_refused(strategy):
     check_strategy(FSDP2Strategy())
     check_strategy(DDPStrategy())
-    with pytest.raises(InputError, match=f"{type(strategy).__name__} is not supported; to share out weights, use fsdp"):
+    with pytest.raises(InputError, match=f"{type(strategy).__name__} is not supported; use fsdp2"):
         check_strategy(strategy)
 
 
