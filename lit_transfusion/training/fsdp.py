@@ -63,9 +63,7 @@ def check_strategy(strategy: Strategy) -> None:
     """Refuse other ways to share out weights, of which clipping, averages and checkpoints here know nothing."""
     other = isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy)
     if other or isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
-        raise InputError(
-            f"trainer.strategy {type(strategy).__name__} is not supported; to share out weights, use fsdp2"
-        )
+        raise InputError(f"trainer.strategy {type(strategy).__name__} is not supported; use fsdp2 to share out weights")
 
 
 def check_sharding(path: Path, strategy: Strategy) -> None:
