@@ -93,6 +93,8 @@ def shard(net: Transfusion, mesh: DeviceMesh, bf16: bool) -> None:
     """
     # Nothing writes into what the net returns before its backward pass begins.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # The weights of a block's norms are gathered in bf16 with the rest; what they scale is float32, and stays so.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bf16 else {}
     for block in net.transformer.blocks:
         fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False))
