@@ -61,8 +61,8 @@ def evaluate(
         output: Directory for evaluation.json and the first pictures that were drawn; null keeps nothing.
         ema: Use the averaged weights, if the checkpoint has them.
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
-        compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, after a
-            minute of compiling. On a CPU it brings nothing.
+        compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, since it has
+            to be compiled first. On a CPU it brings nothing.
     """
     began = time.monotonic()
     # All of them, so that a scale which cannot be is refused before anything is measured; the first is the subject's.

@@ -59,8 +59,8 @@ def draw_benchmark(
         ema: Use the averaged weights, if the checkpoint has them.
         device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
         dtype: Of the net; bfloat16 is for GPUs: half the memory, faster products, some rounding.
-        compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, after a
-            minute of compiling. On a CPU it brings nothing.
+        compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, since it has
+            to be compiled first. On a CPU it brings nothing.
         sampling: How to sample; see Sampling.
     """
     settings = Sampling(**sampling)

@@ -64,7 +64,7 @@ class Decoder:
             self._stack([]),
             timestep=0,
             logit_positions=torch.arange(len(tokens), device=self.device),
-            recorded=self.pipeline.recording,
+            repeated=True,
         ).logits
         self._grow([int(token is not None) for token in token_ids])
 
@@ -79,7 +79,7 @@ class Decoder:
             noisy_images,
             timestep,
             logit_positions=torch.zeros(0, dtype=torch.int64, device=self.device),
-            recorded=self.pipeline.recording,
+            repeated=True,
         ).image_prediction
 
     def branch(self, rows: Sequence[int], null: "Decoder | None", room: int) -> "Decoder":
@@ -109,9 +109,10 @@ class Decoder:
         images: Tensor,
         timestep: int,
         logit_positions: Tensor,
-        recorded: bool = False,
+        repeated: bool = False,
     ) -> TransfusionOutput:
-        """What the net says to (B, L) new positions, one after another, of the first B rows."""
+        """What the net says to (B, L) new positions, one after another, of the first B rows. A pass that is `repeated`
+        comes again and again in these shapes, and may be recorded."""
         B, L = tokens.shape
         starts = self.lengths[:B]
         end = max(starts) + L
@@ -121,7 +122,7 @@ class Decoder:
         timesteps = torch.full((len(images),), timestep, device=self.device)
         images = images.to(self.cache.buffers.dtype)
         inputs = tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions
-        if not recorded:
+        if not (repeated and self.pipeline.recording):
             return in_float32(self.pipeline.net(*inputs, self.cache.first(B, end)))
         slots = whole_buckets(end)  # in the last of them nothing stands yet, and nobody looks there
         if slots not in self.recorded:
@@ -149,4 +150,5 @@ def in_float32(output: Sequence[Tensor]) -> TransfusionOutput:
 
 
 def whole_buckets(slots: int) -> int:
+    """Rounded up."""
     return -(-slots // BUCKET) * BUCKET

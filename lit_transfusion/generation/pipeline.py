@@ -66,7 +66,7 @@ class Pipeline(
     def compile(self) -> None:
         """Decode with compiled blocks, and with steps that a GPU records once for each batch, and then replays.
 
-        It pays where many samples are made on a GPU: compiling takes a minute, and on a CPU it brings nothing.
+        It is for many samples on a GPU, since it has to be compiled first; on a CPU it brings nothing.
         """
         self.net.transformer.run_cached_block = torch.compile(as_it_is, dynamic=True)
         self.recording = True

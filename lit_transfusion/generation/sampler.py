@@ -76,7 +76,7 @@ def write(
 
 
 def without_gradients(function: Callable) -> Callable:
-    """In inference mode, which saves a twentieth of the time of a token on a CPU; but not where the weights of the net
+    """In inference mode, in which a token takes less time on a CPU (docs/LOG.md); but not where the weights of the net
     are shared out among processes, since FSDP2 keeps what it gathers them in for later steps of training."""
 
     @functools.wraps(function)

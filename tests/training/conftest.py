@@ -9,7 +9,7 @@ import lightning
 import pytest
 import torch
 import yaml
-from kept_runs import ENVIRONMENT, REPOSITORY
+from kept_runs import ENVIRONMENT, REPOSITORY, SMALLEST_DATA, SMALLEST_MODEL
 
 from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.data.packing import collate, flatten
@@ -131,17 +131,8 @@ def make_config(tmp_path):
                 ],
             }
             | trainer,
-            "model": {
-                "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
-                "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
-            },
-            "data": {
-                "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
-                "image_size": 16,
-                "sequence_length": 96,
-                "batch_size": 1,
-                "vocab_size": 300,
-            },
+            "model": SMALLEST_MODEL,
+            "data": SMALLEST_DATA,
         }
         config = tmp_path / f"{name}.yaml"
         config.write_text(yaml.safe_dump(content))

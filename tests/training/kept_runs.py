@@ -11,6 +11,18 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
+SMALLEST_MODEL = {
+    "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+    "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
+}
+SMALLEST_DATA = {
+    "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
+    "image_size": 16,
+    "sequence_length": 96,
+    "batch_size": 1,
+    "vocab_size": 300,
+}
+
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
     """The one of a step, in the run in `folder`."""

@@ -12,7 +12,7 @@ import lightning
 import pytest
 import torch
 import yaml
-from kept_runs import read
+from kept_runs import SMALLEST_DATA, SMALLEST_MODEL, read
 
 from lit_transfusion.cli import main
 
@@ -85,19 +85,12 @@ def config(folder: Path, stop: tuple[int, str] | None) -> dict:
             "enable_progress_bar": False,
             "callbacks": callbacks,
         },
-        "model": {
-            "size": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
-            "patcher": {"class_path": "LinearPatcher", "init_args": {"patch_size": 4}},
+        "model": SMALLEST_MODEL
+        | {
             "scheduler": {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 3}},
             "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1.0e-2}},
         },
-        "data": {
-            "source": {"class_path": "Shapes", "init_args": {"num_examples": 25, "num_val_examples": 8}},
-            "image_size": 16,
-            "sequence_length": 96,
-            "batch_size": 1,
-            "vocab_size": 300,
-        },
+        "data": dict(SMALLEST_DATA),  # tests put other sources in
     }
 
 
