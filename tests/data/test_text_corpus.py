@@ -13,7 +13,7 @@ import tracemalloc
 import pytest
 
 from lit_transfusion.data.document import Skipped, TextExample
-from lit_transfusion.data.sources import TextCorpus, text_index
+from lit_transfusion.data.sources import TextCorpus, text_files, text_index
 from lit_transfusion.errors import InputError
 
 
@@ -99,7 +99,7 @@ def test_folders_are_searched_and_hidden_ones_are_not(folder):
     ids=["words", "wide", "narrow", "both", "lines", "long lines"],
 )
 def test_long_document_is_several_examples_and_no_character_is_lost(write, monkeypatch, text, blocks):
-    monkeypatch.setattr(text_index, "MAX_SPAN", 16)
+    monkeypatch.setattr(text_files, "MAX_SPAN", 16)
     source = TextCorpus(write(a_txt=text), documents="block" if blocks else "file", val_fraction=0.0)
     examples = [source[i] for i in range(len(source))]
     assert "".join(example.text for example in examples) == text
@@ -204,7 +204,7 @@ def test_held_out_are_the_same_whatever_else_there_is_and_others_for_another_see
 
 
 def test_equal_documents_and_the_parts_of_one_are_in_one_part(write, monkeypatch):
-    monkeypatch.setattr(text_index, "MAX_SPAN", 16)
+    monkeypatch.setattr(text_files, "MAX_SPAN", 16)
     long = {f"{i:02d}_txt": f"{i:02d} " * 20 for i in range(20)}
     source = TextCorpus(write(a_jsonl=rows(20) * 3, **long), val_fraction=0.3)
     train, val = texts(source.split("train")), texts(source.split("val"))

@@ -1,6 +1,5 @@
 """Where each document of a text corpus begins and ends, written once to files, so that no list of them is in memory."""
 
-import codecs
 import contextlib
 import fcntl
 import hashlib
@@ -10,20 +9,18 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from lit_transfusion.data.document import in_words
-from lit_transfusion.data.sources.base import fraction
+from lit_transfusion.data.sources.text_files import documents_of
 from lit_transfusion.errors import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-MAX_SPAN = 2**16  # bytes of a text file that are read as one example; a longer document is several
 VERSION = 1  # of what the files of an index hold
 FOLDER = ".lit_transfusion"
 ROW = np.dtype(
@@ -49,42 +46,6 @@ class TextOptions(NamedTuple):
     column: str
     val_fraction: float
     seed: int
-
-
-@dataclass
-class Found:
-    """A document as it is read for the index."""
-
-    spans: list[tuple[int, int]] = field(default_factory=list)  # (start, length) in bytes, one after the other
-    fault: str | None = None  # why it cannot be used
-    empty: bool = True
-    _digest: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, start: int, text: bytes) -> None:
-        """Take the bytes that follow, whole characters."""
-        begin, length = self.spans[-1] if self.spans else (start, 0)
-        if length and length + len(text) > MAX_SPAN:
-            self.spans.append((start, len(text)))
-        else:
-            self.spans[-1:] = [(begin, length + len(text))]
-        self.see(text)
-
-    def see(self, text: bytes) -> None:
-        """What the document says, where its spans are known already."""
-        self.empty = self.empty and not text.strip()
-        self._digest.update(text)
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            self.fault = "not UTF-8"
-
-    def end(self) -> "Found":
-        if self.empty and not self.fault:
-            self.fault = "empty"
-        return self
-
-    def fraction(self, seed: int) -> float:
-        return fraction(self._digest.hexdigest(), seed)
 
 
 class TextIndex(NamedTuple):
@@ -223,7 +184,9 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
         for file in files_of(path):
             position = names.tell()
             names.write(os.fsencode(file.relative_to(root)) + b"\n")
-            for number, found in enumerate(documents_of(file, folder / "texts", options), 1):
+            for number, found in enumerate(
+                documents_of(file, folder / "texts", options.column, options.documents == "block"), 1
+            ):
                 if found.fault:
                     left_out[found.fault] += 1
                     first_left_out.setdefault(found.fault, f"{file}, document {number}")
@@ -264,123 +227,3 @@ def divide(folder: Path, limit: float) -> dict[str, int]:
 
 def told(left_out: dict[str, int], first: dict[str, str]) -> str:
     return in_words({reason: (count, first[reason]) for reason, count in left_out.items()})
-
-
-def documents_of(file: Path, texts: Path, options: TextOptions) -> Iterator[Found]:
-    match file.suffix.lower():
-        case ".jsonl":
-            return from_jsonl(file, options.column)
-        case ".parquet":
-            return from_parquet(file, texts, options.column)
-        case _:
-            return from_text(file, options.documents == "block")
-
-
-def from_text(file: Path, blocks: bool) -> Iterator[Found]:
-    """The whole file, or its blocks, which blank lines divide."""
-    found, in_line = Found(), False
-    with open(file, "rb") as lines:
-        start = len(codecs.BOM_UTF8) if lines.read(3) == codecs.BOM_UTF8 else 0
-        lines.seek(start)
-        while line := next_line(lines):
-            if not blocks or in_line or line.strip():
-                found.add(start, line)
-            elif found.spans:
-                yield found.end()
-                found = Found()
-            start, in_line = lines.tell(), not line.endswith(b"\n")
-    if found.spans or not blocks:
-        yield found.end()
-
-
-def next_line(lines: BinaryIO) -> bytes:
-    """A line, or of a very long one as much as ends between two words, or at least between two characters."""
-    line = lines.readline(MAX_SPAN)
-    if len(line) < MAX_SPAN or line.endswith(b"\n"):
-        return line
-    end = line.rfind(b" ") + 1
-    if not end:
-        end = len(line)
-        while end > MAX_SPAN - 4 and line[end - 1] & 0b1100_0000 == 0b1000_0000:  # goes on with a character
-            end -= 1
-        end -= line[end - 1] >= 0b1100_0000  # begins one, which may not be whole
-    lines.seek(end - len(line), os.SEEK_CUR)
-    return line[:end]
-
-
-def from_jsonl(file: Path, column: str) -> Iterator[Found]:
-    with open(file, "rb") as lines:
-        start, first = 0, True
-        while line := lines.readline():
-            if line.strip():
-                found = Found([(start, len(line))])
-                row = None
-                try:
-                    row = row_of(line)
-                    found.see(text_in(row, column))
-                except ValueError as error:
-                    found.fault = str(error)
-                if first and row is not None and column not in row:  # in a later line it is a fault of that line
-                    raise InputError(
-                        f"{file}: its first line has no field {column!r}, but {', '.join(row)}; "
-                        "set column to the one that holds the text"
-                    )
-                first = first and row is None
-                yield found.end()
-            start = lines.tell()
-
-
-def row_of(line: bytes) -> dict[str, Any]:
-    """What a line of a .jsonl file holds.
-
-    Raises:
-        ValueError: It cannot be used. The message is a short reason that is the same for all of one kind.
-    """
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8") from error
-    except ValueError as error:
-        raise ValueError("broken json") from error
-    if not isinstance(row, dict):
-        raise ValueError("not a json object")
-    return row
-
-
-def text_in(row: dict[str, Any], column: str) -> bytes:
-    """The text in a row, as UTF-8; null is the empty one. Raises what `row_of` does."""
-    text = row.get(column, 0)
-    if not isinstance(text, str | None):
-        raise ValueError(f"without a text in {column!r}")
-    try:
-        return (text or "").encode()
-    except UnicodeEncodeError as error:  # half of a character, which JSON can write
-        raise ValueError("not UTF-8") from error
-
-
-def from_parquet(file: Path, texts: Path, column: str) -> Iterator[Found]:
-    """Its texts are copied: to read one of them there, thousands beside it would have to be unpacked each time."""
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise InputError(f"{file} needs pyarrow ({error}): pip install 'lit-transfusion[data]'") from error
-    try:
-        table = ParquetFile(file)
-        names = table.schema_arrow.names
-        if column not in names:
-            raise InputError(
-                f"{file} has no column {column!r}: it has {', '.join(names)}; set column to the one that holds the text"
-            )
-        with open(texts, "ab") as copy:
-            for batch in table.iter_batches(1000, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    if not isinstance(text, str | None):
-                        raise InputError(f"{file}: column {column!r} holds {type(text).__name__}, and no text")
-                    content = (text or "").encode()
-                    found = Found([(copy.tell(), len(content))])
-                    found.see(content)
-                    copy.write(content)
-                    yield found.end()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
