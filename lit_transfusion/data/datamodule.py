@@ -149,6 +149,7 @@ class TransfusionData(lightning.LightningDataModule):
             world_size=self.trainer.world_size if shared else 1,
             name=name,
             max_skipped=self.max_skipped,
+            batches_per_step=self.trainer.accumulate_grad_batches if shared else 1,
         )
 
     def _check(self) -> None:

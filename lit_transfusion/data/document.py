@@ -120,3 +120,4 @@ class PackedBatch(NamedTuple):
     learned_images: Tensor  # (M,) int64; into `images`, those that have a diffusion loss
     target_positions: Tensor  # (T,) int64; into the flattened (B · L) labels; a GPU would have to wait to find them
     lengths: Tensor  # (B,) int64; positions of each row that hold a document, the rest is padding
+    step_counts: Tensor  # (2,) int64; T and M of all this process's batches of the same optimiser step, this one too

@@ -1,4 +1,4 @@
-"""The stream of batches: documents made by workers, packed in the main process, resumable at any batch."""
+"""The stream of batches: documents made by workers, packed in the main process, resumable at any optimiser step."""
 
 import copy
 import logging
@@ -27,6 +27,7 @@ from lit_transfusion.wording import counted
 log = logging.getLogger(__name__)
 
 Piece = tuple[int, int, int]  # (epoch, index, which of the documents of that example)
+Rows = list[list[tuple[Piece, FlatDocument]]]
 
 
 class DocumentSet(Dataset):
@@ -77,6 +78,8 @@ class PackedLoader:
         name: What validation calls its losses, where there is more than one loader.
         max_skipped: Largest share of an epoch's examples of a source that may be of no use, in [0, 1], each rank for
             those that are its own. Validation only counts: of a few held-out examples, one is a large share.
+        batches_per_step: Batches that one optimiser step learns from. They are made together, so that each knows how
+            many targets all of them have, and the place in the data moves from one step to the next.
 
     Raises:
         InputError: As soon as it is certain that more of an epoch is skipped, or when all of it was.
@@ -95,6 +98,7 @@ class PackedLoader:
         world_size: int = 1,
         name: str = "",
         max_skipped: float = 1.0,
+        batches_per_step: int = 1,
     ) -> None:
         self.documents = documents
         self.batch_size = batch_size
@@ -107,6 +111,7 @@ class PackedLoader:
         self.world_size = world_size
         self.name = name
         self.max_skipped = max_skipped
+        self.batches_per_step = batches_per_step
         # Without an end to it, nothing is mixed by weight: all is gone through once.
         self.streams = documents.source.streams() if endless else [Stream("", 1.0, range(len(documents.source)))]
         for stream in self.streams:
@@ -118,8 +123,10 @@ class PackedLoader:
         self.positions = [0] * len(self.streams)  # of the documents that each stream has given by its present weight
         self.seconds = 0.0  # spent in here, while training waited
         places = [asdict(Place(stream.name, stream.weight, len(stream.indices))) for stream in self.streams]
-        self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}  # after the batch handed out last
-        self._state_before = self._state  # before it
+        # The place in the data after the last optimiser step whose batches were all handed out, and before that step.
+        self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}
+        self._state_before = self._state
+        self.step_pieces: list[list[list[Piece]]] = []  # what each batch handed out in this step is made of, row by row
 
     def __iter__(self) -> Iterator[PackedBatch]:
         batches = self._batches()
@@ -132,6 +139,23 @@ class PackedLoader:
             yield batch
 
     def _batches(self) -> Iterator[PackedBatch]:
+        """The batches of one optimiser step after the other (validation: of one batch each)."""
+        step: list[Rows] = []
+        for rows, state in self._full_rows():
+            step.append(rows)
+            if len(step) < self.batches_per_step:
+                continue
+            batches, self._state_before, self.step_pieces = list(map(self._collate, step)), self._state, []
+            counts = torch.stack([batch.step_counts for batch in batches]).sum(0)
+            for number, (rows, batch) in enumerate(zip(step, batches, strict=True), 1):
+                self.step_pieces.append([[piece for piece, _ in row] for row in rows])
+                if number == len(step) and self.endless:  # validation starts at the first example each time
+                    self._state = state
+                yield batch._replace(step_counts=counts)
+            step = []
+
+    def _full_rows(self) -> Iterator[tuple[Rows, dict[str, Any]]]:
+        """The rows of one batch after the other, and the place in the data after each."""
         for stream in self.streams:
             if not stream.indices:
                 self._end_epoch(stream, Place(stream.name, stream.weight, 0))
@@ -141,7 +165,7 @@ class PackedLoader:
         packer = FirstFit(self.length, self.open_rows)
         packer.rows = list(map(self._reopened, self._state["open"]))
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
-        closed: list[list[Any]] = []  # full rows: fewer than a batch, none when one is handed out
+        closed: Rows = []  # full rows: fewer than a batch, none when one is handed out
         while True:
             number = min((n for n, place in enumerate(places) if place.weight), key=lambda n: places[n].served)
             stream, place = self.streams[number], places[number]
@@ -167,15 +191,13 @@ class PackedLoader:
             if row is not None:
                 closed.append(row)
             if len(closed) == self.batch_size:
-                batch, closed, batches = closed, [], batches + 1
-                if self.endless:  # validation starts at the first example each time
-                    self._remember(places, packer, batches)
-                yield self._collate(batch)
+                rows, closed, batches = closed, [], batches + 1
+                yield rows, self._place(places, packer, batches)
                 self._weigh(places, batches)
         self._end_epoch(stream, place)
         closed += packer.flush()
         for start in range(0, len(closed), self.batch_size):
-            yield self._collate(closed[start : start + self.batch_size])
+            yield closed[start : start + self.batch_size], {}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream of every rank stands: Lightning keeps only what rank 0 returns."""
@@ -234,8 +256,9 @@ class PackedLoader:
         return {s.name: count / total for s, count in zip(self.streams, self.positions, strict=True) if s.name}
 
     def give_back(self) -> None:
-        """The batch handed out last was not used: a run that goes on from here begins with it."""
-        self._state = self._state_before
+        """The optimiser step that the last batch belongs to was not made: a run that resumes begins with that step."""
+        if len(self.step_pieces) == self.batches_per_step:  # otherwise the place is still the one before the step
+            self._state = self._state_before
 
     def _keys(self, stream: Stream, place: Place) -> Iterator[Key]:
         """The examples of a stream from the given place on, in the order in which they are used."""
@@ -283,15 +306,14 @@ class PackedLoader:
             shares = ", ".join(f"{place.name} {place.weight:.3g}" for place in places)
             log.info("after %d batches, the shares are now %s", batches, shares)
 
-    def _remember(self, places: list[Place], packer: FirstFit, batches: int) -> None:
-        self._state_before = self._state
-        self._state = {
+    def _place(self, places: list[Place], packer: FirstFit, batches: int) -> dict[str, Any]:
+        return {
             "streams": [asdict(place) for place in places],
             "open": [[piece for _, (piece, _) in row] for row in packer.rows],
             "batches": batches,
         }
 
-    def _collate(self, rows: list[list[tuple[Piece, FlatDocument]]]) -> PackedBatch:
+    def _collate(self, rows: Rows) -> PackedBatch:
         documents = [[document for _, document in row] for row in rows]
         return collate(documents, self.length, self.documents.tokenizer.pad, self.image_shape)
 

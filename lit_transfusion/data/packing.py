@@ -123,4 +123,5 @@ def collate(
     columns = map(torch.tensor, batch.values())
     targets = [i for i, label in enumerate(chain.from_iterable(batch["labels"])) if label != IGNORE_INDEX]
     target_positions = torch.tensor(targets, dtype=torch.int64)
-    return PackedBatch(*columns, latents, max_timesteps, learned, target_positions, torch.tensor(lengths))
+    counts = torch.tensor([len(target_positions), len(learned)])
+    return PackedBatch(*columns, latents, max_timesteps, learned, target_positions, torch.tensor(lengths), counts)

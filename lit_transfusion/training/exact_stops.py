@@ -6,17 +6,24 @@ import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_transfusion.data.loader import PackedLoader
+from lit_transfusion.training.nonfinite import NonFiniteError
 
 
 class ExactStops(lightning.Callback):
     """What is written down of a run, when it ends, is interrupted, killed, or refused to be continued, is all that has
     been trained and nothing else.
 
-    The module brings it, so that no config can forget it. It comes after the callback that averages the weights, and
-    before those that write checkpoints.
+    The module brings it, so that no config can forget it. It comes before the callbacks that write checkpoints.
     """
 
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        start_at_a_step(checkpoint, trainer.accumulate_grad_batches)
+        self._keep_saved(trainer, checkpoint)
+
+    def _keep_saved(self, trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
         """What is saved need not be saved again before the next step: an error until then, such as of data that have
         changed, would put a place at their beginning into the checkpoint."""
         for keeper in trainer.checkpoint_callbacks:
@@ -45,6 +52,26 @@ class ExactStops(lightning.Callback):
         """A batch that Ctrl-C interrupts is learned after the run is continued. Checkpoints are written after this."""
         for logger in trainer.loggers:
             logger.save()  # what it has not written yet
+        if isinstance(exception, NonFiniteError):  # what is saved came before the trouble
+            for keeper in trainer.checkpoint_callbacks:
+                keeper.save_on_exception = False
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         if batches.ready > batches.processed and isinstance(trainer.train_dataloader, PackedLoader):
             trainer.train_dataloader.give_back()
+
+
+def start_at_a_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
+    """Let a run resume with the first batch of an optimiser step.
+
+    A checkpoint may be written between the batches of a step, as by a validation there. Their gradients are not in it,
+    and its place in the data is the one before the step, so that Lightning's count of batches must be, too. The count
+    also changes where a step now has more or fewer batches than before.
+    """
+    before = checkpoint.get("accumulate_grad_batches", accumulate_grad_batches)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    done = progress["current"]["processed"]
+    if done % before == 0 and before == accumulate_grad_batches:
+        return
+    for counts in (progress["current"], progress["total"]):
+        moved = done - done // before * accumulate_grad_batches
+        counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), counts["processed"] - moved))

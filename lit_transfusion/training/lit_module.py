@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -25,12 +26,21 @@ from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
 from lit_transfusion.training.earlier_weights import check_fits, start_from
-from lit_transfusion.training.ema import AverageWeights
+from lit_transfusion.training.ema import update_average
 from lit_transfusion.training.exact_stops import ExactStops
 from lit_transfusion.training.fsdp import shard
-from lit_transfusion.training.losses import LossTerms, mean_by_timestep, transfusion_loss
+from lit_transfusion.training.losses import (
+    LossTerms,
+    StepLosses,
+    sums_by_timestep,
+    timestep_buckets,
+    transfusion_loss,
+)
+from lit_transfusion.training.nonfinite import NonFiniteError, report
 from lit_transfusion.training.optim import decay_groups
 from lit_transfusion.training.stop_together import StopTogether
+
+log = logging.getLogger(__name__)
 
 SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
 
@@ -64,6 +74,8 @@ class LitTransfusion(lightning.LightningModule):
             data begin anew. To go on with a run as it was, use --ckpt_path instead.
         sequence_length: Positions of a row (set by the data module); a checkpoint tells it to whoever generates.
         sampling: How `predict` draws and writes.
+        skip_nonfinite: Steps in a run that may be left out because a loss or the norm of the gradient is not finite;
+            the next one ends the run.
     """
 
     def __init__(
@@ -86,6 +98,7 @@ class LitTransfusion(lightning.LightningModule):
         init_from: str | None = None,
         sequence_length: int | None = None,
         sampling: Sampling = Sampling(),
+        skip_nonfinite: int = 0,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -99,6 +112,8 @@ class LitTransfusion(lightning.LightningModule):
         self.image_loss_weight = image_loss_weight
         self.ema_decay = ema_decay
         self.seed = seed
+        self.skip_nonfinite = skip_nonfinite
+        self.skipped_steps = 0
         size = SIZES[size] if isinstance(size, str) else size
         self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, attention=attention)
         if init_from is not None:
@@ -137,10 +152,28 @@ class LitTransfusion(lightning.LightningModule):
         net = self.ema or self.net
         return Pipeline(net, self.noise, self.codec, self.tokenizer, self.image_size, self.sequence_length)
 
-    def losses(self, net: Transfusion, batch: PackedBatch, generator: torch.Generator) -> tuple[LossTerms, Tensor]:
-        """Noise each image as its own timestep says, and compare the net's predictions where something is learned.
+    def losses(
+        self, net: Transfusion, batch: PackedBatch, generator: torch.Generator, counts: Tensor | None = None
+    ) -> tuple[LossTerms, Tensor]:
+        """The losses of a batch, and the timesteps (M,) of its learned images.
 
-        Also returns the timesteps of the images that are learned.
+        Args:
+            net: What predicts.
+            batch: On the net's device.
+            generator: Of noise and timesteps.
+            counts: (2,) by which sums are divided; see `transfusion_loss`.
+        """
+        compared, timesteps = self.predictions(net, batch, generator)
+        return transfusion_loss(*compared, self.image_loss_weight, counts), timesteps
+
+    def predictions(
+        self, net: Transfusion, batch: PackedBatch, generator: torch.Generator
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Add noise to each image at a timestep of its own, and let the net predict.
+
+        Returns:
+            Logits (T, V) and their targets (T,), predictions for the learned images (M, C, H, W) and their targets; and
+            the timesteps (M,) of these images.
         """
         images = self.latents_of(batch.images, generator)  # (N, C, H, W)
         timesteps = self.noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
@@ -157,8 +190,7 @@ class LitTransfusion(lightning.LightningModule):
         labels = batch.labels.flatten().index_select(0, batch.target_positions)  # (T,)
         prediction = output.image_prediction.index_select(0, batch.learned_images)  # (M, C, H, W)
         target = self.noise.target(images, noise, timesteps).index_select(0, batch.learned_images)
-        terms = transfusion_loss(output.logits, labels, prediction, target, self.image_loss_weight)
-        return terms, timesteps.index_select(0, batch.learned_images)
+        return (output.logits, labels, prediction, target), timesteps.index_select(0, batch.learned_images)
 
     def latents_of(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """What a batch holds, pixels (N, 3, S, S) or what the codec has kept of them (N, K, h, w) → (N, C, H, W)."""
@@ -167,17 +199,27 @@ class LitTransfusion(lightning.LightningModule):
         return self.codec.sample(images.to(torch.promote_types(images.dtype, torch.float32)), generator)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        # Randomness is a function of the step, so that a run that was stopped goes on exactly as if it had not been.
-        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-        seed = mix(self.seed, self.global_step, micro_batch, self.global_rank)
-        terms, timesteps = self.losses(self.net, batch, torch.Generator(self.device).manual_seed(seed))
-        self._log("train", terms, batch)
-        is_last = micro_batch == self.trainer.accumulate_grad_batches - 1
-        if is_last and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # as Lightning writes them down
-            losses = self._by_timestep("train", terms, timesteps)
-            for logger in self.loggers:  # not self.log, which would repeat old values of the buckets not drawn now
-                logger.log_metrics({name: loss.item() for name, (loss, _) in losses.items()}, self.global_step)
-        return terms.total
+        """A micro-batch's share of the objective of the optimiser step, which is the mean over the text targets plus λ
+        times the mean over the learned images of all its micro-batches, on all ranks."""
+        number = batch_idx % self.trainer.accumulate_grad_batches
+        if number == 0:
+            self.step = StepLosses(self._sum_over_ranks(batch.step_counts), self.noise.num_train_timesteps)
+        terms, timesteps = self.losses(self.net, batch, self.generator(number), self.step.counts)
+        self.step.add(batch, terms, timesteps)
+        if number == self.trainer.accumulate_grad_batches - 1:
+            self._sum_over_ranks(self.step.sums)
+        # Lightning will divide by the number of micro-batches, and DDP and FSDP2 by the number of ranks.
+        return terms.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def generator(self, number: int) -> torch.Generator:
+        """Of noise and timesteps: a function of step, micro-batch and rank, so that a resumed run draws the same."""
+        seed = mix(self.seed, self.global_step, number, self.global_rank)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(stage_of("val", self.trainer.val_dataloaders, dataloader_idx), batch, batch_idx)
@@ -195,36 +237,36 @@ class LitTransfusion(lightning.LightningModule):
         """The same noise and timesteps each time and on each rank, so that curves are comparable from step to step."""
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx))
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
-        self._log(stage, terms, batch)
-        for name, (loss, count) in self._by_timestep(stage, terms, timesteps).items():
-            self.log(name, loss, batch_size=count, add_dataloader_idx=False)
+        # Means over all batches, by how much each has of a thing. The names distinguish the loaders of a mix.
+        if num_targets := len(batch.target_positions):
+            self.log(f"{stage}/loss_text", terms.text, batch_size=num_targets, prog_bar=True, add_dataloader_idx=False)
+        if num_images := len(terms.per_image):
+            self.log(f"{stage}/loss_image", terms.image, batch_size=num_images, prog_bar=True, add_dataloader_idx=False)
+        errors, counts = sums_by_timestep(terms.per_image, timesteps, self.noise.num_train_timesteps).tolist()
+        for bucket, error, count in zip(timestep_buckets(self.noise.num_train_timesteps), errors, counts, strict=True):
+            if count:
+                name = f"{stage}/loss_image_by_timestep/{bucket}"
+                self.log(name, error / count, batch_size=int(count), add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_perplexity("val")
+        self._log_totals("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_perplexity("test")
+        self._log_totals("test")
 
-    def _log(self, stage: str, terms: LossTerms, batch: PackedBatch) -> None:
-        num_targets, num_images = len(batch.target_positions), len(terms.per_image)
-        on_epoch = stage != "train"
-        shown = {"prog_bar": True, "add_dataloader_idx": False}  # the names tell the loaders of a mix apart
-        self.log(f"{stage}/loss", terms.total, batch_size=len(batch.tokens), **shown)
-        if num_targets:
-            self.log(f"{stage}/loss_text", terms.text, batch_size=num_targets, **shown)
-            if not on_epoch:
-                self.log("train/perplexity", terms.text.exp())
-        if num_images:
-            self.log(f"{stage}/loss_image", terms.image, batch_size=num_images, **shown)
-
-    def _log_perplexity(self, stage: str) -> None:
-        for name, loss in self.trainer.callback_metrics.items():  # none if no text is learned: all captions are dropped
-            if name.startswith(f"{stage}/") and name.endswith("/loss_text"):
-                self.log(name.replace("/loss_text", "/perplexity"), loss.exp())
-
-    def _by_timestep(self, stage: str, terms: LossTerms, timesteps: Tensor) -> dict[str, tuple[Tensor, int]]:
-        means = mean_by_timestep(terms.per_image, timesteps, self.noise.num_train_timesteps)
-        return {f"{stage}/loss_image_by_timestep/{bucket}": mean for bucket, mean in means.items()}
+    def _log_totals(self, stage: str) -> None:
+        """The objective and the perplexity, from the means over all batches."""
+        means = {name: loss for name, loss in self.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
+        totals: dict[str, Tensor] = {}
+        for name, mean in means.items():
+            loader, _, loss = name.rpartition("/")
+            if loss == "loss_text":  # none if no text is learned: all captions are dropped
+                self.log(f"{loader}/perplexity", mean.exp())
+            if loss in ("loss_text", "loss_image"):
+                weight = self.image_loss_weight if loss == "loss_image" else 1.0
+                totals[loader] = totals.get(loader, 0.0) + weight * mean
+        for loader, total in totals.items():
+            self.log(f"{loader}/loss", total, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(decay_groups(self.net))
@@ -233,20 +275,48 @@ class LitTransfusion(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
     ) -> None:
-        """Clip by norm and log it. Lightning's own refuses fused AdamW under bf16-mixed, and returns no norm."""
+        """Clip by norm, log the step, and stop or skip it where it is not finite. (Lightning's own clipping does not
+        work with fused AdamW under bf16-mixed, and returns no norm.)"""
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.log("train/grad_norm", norm)
+        values = self.step.values(self.image_loss_weight, norm)
+        if not all(map(math.isfinite, values.values())):
+            self._skip_step(values)
+            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient stays as it is
+        for name in ("loss", "loss_text", "loss_image", "grad_norm"):
+            if name in values:
+                self.log(f"train/{name}", values[name], prog_bar=name != "grad_norm", logger=False)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            # Not by self.log, which repeats old values in a step that lacks a modality or a bucket of timesteps.
+            for logger in self.loggers:
+                logger.log_metrics({f"train/{name}": value for name, value in values.items()}, self.global_step)
+
+    def _skip_step(self, values: dict[str, float]) -> None:
+        """Raise an error unless steps that are not finite may be skipped."""
+        self.skipped_steps += 1
+        message = report(self, values)
+        if self.skipped_steps > self.skip_nonfinite:
+            raise NonFiniteError(message)
+        if self.global_rank == 0:
+            log.warning("%s This step is skipped, %d of %d.", message, self.skipped_steps, self.skip_nonfinite)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Update the average with the weights: a checkpoint, or samples, never see the one without the other."""
+        super().optimizer_step(*arguments, **options)
+        if self.ema is not None:
+            update_average(self.ema, self.net, self.ema_decay, self.global_step + 1)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         # Of the trainer's callbacks these come after the config's, but before those that write checkpoints.
-        return [*([] if self.ema is None else [AverageWeights()]), ExactStops(), StopTogether()]
+        return [ExactStops(), StopTogether()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.pipeline.describe()
+        checkpoint["skipped_steps"] = self.skipped_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.tokenizer)
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
 
 def stage_of(stage: str, loaders: Any, number: int) -> str:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lit_transfusion.model import LinearPatcher
 from lit_transfusion.training import losses
-from lit_transfusion.training.losses import SumOfCrossEntropy, mean_by_timestep, transfusion_loss
+from lit_transfusion.training.losses import SumOfCrossEntropy, sums_by_timestep, timestep_buckets, transfusion_loss
 
 
 def images(*values: float, shape=(3, 4, 4)) -> torch.Tensor:
@@ -121,8 +121,25 @@ def test_cross_entropy_in_place_cannot_be_gone_back_through_twice():
         loss.backward()
 
 
-def test_means_by_timestep_by_hand():
+def test_sums_by_timestep_by_hand():
     """Of T = 20, which eight does not divide: eighths of it begin at 0, 2.5, 5, …, 17.5."""
     losses, timesteps = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([3, 4, 2, 19])
-    assert mean_by_timestep(losses, timesteps, 20) == {"000-002": (4, 1), "003-004": (1.5, 2), "018-019": (8, 1)}
-    assert mean_by_timestep(losses[:0], timesteps[:0], 20) == {}
+    sums, counts = sums_by_timestep(losses, timesteps, 20)
+    assert sums.tolist() == [4, 3, 0, 0, 0, 0, 0, 8] and counts.tolist() == [1, 2, 0, 0, 0, 0, 0, 1]
+    assert timestep_buckets(20)[:2] == ["000-002", "003-004"] and timestep_buckets(20)[-1] == "018-019"
+    assert not sums_by_timestep(losses[:0], timesteps[:0], 20).any()
+
+
+def test_counts_of_a_step_divide_each_of_its_micro_batches():
+    """Three targets and two images in one batch, or in three of which one has no image and one no text."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, 7), torch.randint(7, (3,))
+    prediction, target = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 4, 4)
+    whole = transfusion_loss(logits, targets, prediction, target, 5)
+    counts = torch.tensor([3, 2])
+    parts = [
+        transfusion_loss(logits[t], targets[t], prediction[i], target[i], 5, counts)
+        for t, i in ((slice(0, 2), slice(0, 0)), (slice(2, 3), slice(0, 1)), (slice(0, 0), slice(1, 2)))
+    ]
+    for name in ("total", "text", "image"):
+        torch.testing.assert_close(sum(getattr(part, name) for part in parts), getattr(whole, name))

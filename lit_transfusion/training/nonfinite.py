@@ -1,0 +1,85 @@
+"""What is reported of an optimiser step whose losses or gradient are not finite."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_transfusion.data.loader import PackedLoader
+from lit_transfusion.errors import InputError
+
+FOLDER = "nonfinite"  # in the run directory
+
+
+class NonFiniteError(InputError):
+    """A loss or the norm of the gradient is NaN or infinite."""
+
+
+def report(module: Any, values: dict[str, float]) -> str:
+    """Save the batches of the step that `module` is about to make, and return what is known about it.
+
+    All ranks must call it, since a sharded net needs them all.
+
+    Args:
+        module: The LitTransfusion.
+        values: Of the step, by name.
+    """
+    trainer = module.trainer
+    step, rank = trainer.global_step + 1, trainer.global_rank
+    loader = trainer.train_dataloader
+    pieces = loader.step_pieces if isinstance(loader, PackedLoader) else []
+    found = documents_that_are_not_finite(module, pieces)
+    batches = [{name: part.cpu() for name, part in batch._asdict().items()} for batch in module.step.batches]
+    folder = Path(trainer.default_root_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:06d}_rank_{rank}.pt"
+    torch.save({"step": step, "values": values, "documents": found, "pieces": pieces, "batches": batches}, path)
+    if trainer.world_size > 1:
+        ranks: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(ranks, found)
+        found = [document for documents in ranks for document in documents]
+    names = ("loss_text", "loss_image", "grad_norm")
+    wrong = ", ".join(f"{name} is {values[name]}" for name in names if not math.isfinite(values.get(name, 0.0)))
+    where = "The losses of its documents, computed again, are all finite."
+    if found:
+        where = f"It comes from {'; '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}."
+    return (
+        f"step {step} is not finite: {wrong}. {where} Its batches are saved in {path.parent}. The last checkpoint is "
+        "kept; check these documents, lower the learning rate, or let such steps be skipped with model.skip_nonfinite."
+    )
+
+
+@torch.no_grad()
+def documents_that_are_not_finite(module: Any, pieces: list[list[list[tuple[int, int, int]]]]) -> list[str]:
+    """The documents on this rank whose own losses are not finite, when they are computed again."""
+    found = []
+    for number, batch in enumerate(module.step.batches):
+        (logits, targets, prediction, target), _ = module.predictions(module.net, batch, module.generator(number))
+        tokens = F.cross_entropy(logits.float(), targets, reduction="none")  # (T,)
+        images = (prediction.float() - target.float()).flatten(1).square().mean(1)  # (M,)
+        wrong_images = batch.learned_images[~images.isfinite()]
+        at = torch.cat(
+            [
+                batch.target_positions[~tokens.isfinite()],
+                torch.isin(batch.image_ids.flatten(), wrong_images).nonzero()[:, 0],
+            ]
+        )
+        length = batch.tokens.shape[1]
+        rows, documents = at // length, batch.document_ids.flatten()[at]
+        for row, document in sorted(set(zip(rows.tolist(), documents.tolist(), strict=True))):
+            found.append(
+                name_of(module, batch.tokens[row][batch.document_ids[row] == document], pieces, number, row, document)
+            )
+    return found
+
+
+def name_of(module: Any, tokens: Tensor, pieces: list, number: int, row: int, document: int) -> str:
+    text = repr(module.tokenizer.decode(tokens.tolist())[:60])
+    if not pieces:
+        return f"document {document} of row {row}, {text}"
+    epoch, index, _ = pieces[number][row][document]
+    return f"example {index} in epoch {epoch}, {text}"
