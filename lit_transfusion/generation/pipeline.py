@@ -165,6 +165,12 @@ class Pipeline(
             pipeline = cls._from_folder(download_model(str(path), **download), str(path), ema, trust_remote_code)
         else:
             raise InputError(f"checkpoint {path} not found")
+        bad = next((key for key, weight in pipeline.net.state_dict().items() if not weight.isfinite().all()), None)
+        if bad is not None:
+            raise InputError(
+                f"{path} cannot be used: its weight {bad} holds NaN or infinite numbers, so the run it comes from has "
+                "diverged; use an earlier checkpoint, or train again with a lower learning rate"
+            )
         pipeline.net.to(device, dtype)
         pipeline.codec.to(device)
         return pipeline

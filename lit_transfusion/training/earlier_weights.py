@@ -48,6 +48,12 @@ def check_fits(checkpoint: dict[str, Any], weights: dict[str, Tensor], tokenizer
             "changed since); set data.tokenizer_model to the tokenizer.model in the checkpoint's run directory"
         )
     theirs = checkpoint["state_dict"]
+    bad = [name for name, weight in theirs.items() if weight.device.type != "meta" and not weight.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"the checkpoint's weight {bad[0]} holds NaN or infinite numbers, so the run has diverged; resume from an "
+            "earlier checkpoint with --ckpt_path"
+        )
     odd = [name for name in weights | theirs if shape_of(weights, name) != shape_of(theirs, name)]
     if odd:
         name = odd[0]

@@ -203,7 +203,7 @@ class LitTransfusion(lightning.LightningModule):
         times the mean over the learned images of all its micro-batches, on all ranks."""
         number = batch_idx % self.trainer.accumulate_grad_batches
         if number == 0:
-            self.step = StepLosses(self._sum_over_ranks(batch.step_counts), self.noise.num_train_timesteps)
+            self.step = StepLosses(self._sum_over_ranks(batch.step_counts.clone()), self.noise.num_train_timesteps)
         terms, timesteps = self.losses(self.net, batch, self.generator(number), self.step.counts)
         self.step.add(batch, terms, timesteps)
         if number == self.trainer.accumulate_grad_batches - 1:

@@ -152,6 +152,48 @@ def test_no_document_is_lost_or_doubled_in_packed_batches(make_loader):
     assert len(counts) == 25 and counts.max() - counts.min() <= 2  # but for what is still in open rows
 
 
+# Optimiser steps of several batches
+
+
+def test_batches_of_a_step_are_those_of_a_loader_without_steps(make_loader):
+    source = Numbered(30)
+    assert_equal(
+        [b._replace(step_counts=0) for b in islice(make_loader(source, batches_per_step=3), 12)],
+        [b._replace(step_counts=0) for b in islice(make_loader(source), 12)],
+    )
+
+
+def test_each_batch_knows_the_counts_of_its_step(make_loader):
+    batches = list(islice(make_loader(Numbered(30), batches_per_step=3), 9))
+    for step in (batches[:3], batches[3:6], batches[6:]):
+        counts = [sum(len(b.target_positions) for b in step), sum(len(b.learned_images) for b in step)]
+        assert all(b.step_counts.tolist() == counts for b in step)
+    assert len({tuple(b.step_counts.tolist()) for b in batches}) == 3
+
+
+@pytest.mark.parametrize("given_back", [False, True])
+@pytest.mark.parametrize("taken", range(1, 8))
+def test_place_in_the_data_moves_from_step_to_step(make_loader, taken, given_back):
+    """A step of which not all batches were handed out, or that is given back, comes again."""
+    source = Numbered(30)
+    first, second = (make_loader(source, batches_per_step=3) for _ in range(2))
+    expected = list(islice(make_loader(source, batches_per_step=3), 15))
+    batches = list(islice(first, taken))
+    if given_back:
+        first.give_back()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    done = taken - 3 * given_back if taken % 3 == 0 else taken // 3 * 3
+    assert_equal(batches[:done] + list(islice(second, 15 - done)), expected)
+
+
+def test_batches_of_a_step_tell_what_they_are_made_of(make_sequence):
+    loader = make_sequence(Numbered(20), batches_per_step=2)
+    for number, batch in enumerate(islice(loader, 6)):
+        assert len(loader.step_pieces) == number % 2 + 1
+        ((piece,),) = loader.step_pieces[-1]
+        assert numbers([batch]) == [piece[1]]
+
+
 # Validation
 
 

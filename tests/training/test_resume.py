@@ -40,8 +40,10 @@ class StopAt(lightning.Callback):
     def on_before_backward(self, trainer, *_):
         self.stop(trainer, "midst of the next step")
 
-    def on_train_batch_end(self, trainer, *_):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.stop(trainer, "callbacks")  # such as the one that draws samples, which takes seconds
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            self.stop(trainer, "between the batches of the next step")
 
     def on_validation_batch_end(self, trainer, *_):
         self.stop(trainer, "validation")
@@ -217,6 +219,55 @@ def test_any_step_will_do_with_workers_and_accumulated_gradients(folder, tmp_pat
     after = fit(folder, *options, "--ckpt_path", "last")
     assert_same(before + after, uninterrupted)
     assert_same_end(folder, tmp_path / "uninterrupted")
+
+
+ACCUMULATE = ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "3")
+
+
+@pytest.fixture(scope="module")
+def accumulated(tmp_path_factory):
+    """An uninterrupted run of two batches in each step."""
+    folder = tmp_path_factory.mktemp("accumulated") / "run"
+    return folder, fit(folder, *ACCUMULATE)
+
+
+@pytest.mark.parametrize("where", ["midst of the next step", "between the batches of the next step"])
+def test_run_stopped_within_a_step_resumes_with_that_step(accumulated, folder, where):
+    """Its gradients so far are in no checkpoint, so that their documents must come again."""
+    before = fit(folder, *ACCUMULATE, stop=(3, where))
+    after = fit(folder, *ACCUMULATE, "--ckpt_path", "last")
+    assert_same(before[:6] + after, accumulated[1])
+    assert_same_end(folder, accumulated[0])
+
+
+def test_checkpoint_of_a_validation_within_a_step_resumes_with_that_step(folder, tmp_path):
+    """The third batch, after which the validation comes, is the first of the second step."""
+
+    def run(where, *options, stop=None):
+        return fit(where, *ACCUMULATE, "--trainer.max_steps", "4", *options, stop=stop)
+
+    monitored = tmp_path / "monitored.yaml"
+    keeper = {"dirpath": "${trainer.default_root_dir}/checkpoints", "monitor": "val/loss", "save_top_k": -1}
+    keeper["filename"] = "{epoch}-{step}-validated"
+    callbacks = [{"class_path": "ModelCheckpoint", "init_args": keeper}]
+    monitored.write_text(yaml.safe_dump({"trainer": {"callbacks+": callbacks}}))
+    whole = run(tmp_path / "uninterrupted", "--config", str(monitored))
+    before = run(folder, "--config", str(monitored), stop=(2, "killed"))
+    (saved,) = (folder / "checkpoints").glob("*step=1-validated.ckpt")
+    after = run(folder, "--config", str(monitored), "--ckpt_path", str(saved))
+    assert [step for step, *_ in before] == [0, 1, 1] and len(after) == 6
+    assert_same(before[:2] + after, whole)
+    assert_same_end(folder, tmp_path / "uninterrupted")
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2), (2, 3)])
+def test_number_of_batches_in_a_step_may_change(folder, first, second):
+    """The documents go on where they were, and each step has as many batches as it now should."""
+    fit(folder, "--trainer.accumulate_grad_batches", str(first), stop=(3, "callbacks"))
+    after = fit(folder, "--trainer.accumulate_grad_batches", str(second), "--ckpt_path", "last")
+    steps = [step for step, *_ in after]
+    ends = [step for number, step in enumerate(steps, 1) if number % second == 0]
+    assert ends == [4, 5, 6, 7, 8] and len(steps) == 5 * second
 
 
 def test_refused_continuation_leaves_the_run_as_it_is(whole, folder, capsys):

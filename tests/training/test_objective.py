@@ -1,0 +1,56 @@
+"""The objective of an optimiser step does not depend on how its rows are split into micro-batches and among ranks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import objective_run
+import pytest
+import torch
+from kept_runs import ENVIRONMENT
+
+from lit_transfusion.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def one_batch():
+    moved, logged = objective_run.train("auto", 1, 1)
+    assert all(change.abs().max() > 1e-4 for change in moved.values())
+    return moved, logged
+
+
+def assert_same(result, expected):
+    for name, change in expected[0].items():
+        torch.testing.assert_close(result[0][name], change, rtol=1e-5, atol=1e-6, msg=name)
+    assert result[1] == pytest.approx(expected[1], rel=1e-5)
+    assert {"train/loss", "train/loss_text", "train/loss_image", "train/grad_norm"} <= result[1].keys()
+
+
+def test_the_rows_differ_in_what_they_teach():
+    """So that a mean of the means of micro-batches would be another number."""
+    tokenizer = Tokenizer.train(["a red circle", "two blue squares above"], 300)
+    batches = objective_run.batches_of(objective_run.four_rows(tokenizer), 4, tokenizer)
+    counts = [(len(batch.target_positions), len(batch.learned_images)) for batch in batches]
+    assert [images for _, images in counts] == [0, 1, 1, 0]
+    texts = [text for text, _ in counts]
+    assert len(set(texts)) == 4 and 0 in texts
+    assert batches[0].step_counts.tolist() == [sum(texts), 2]
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches(one_batch, micro_batches):
+    assert_same(objective_run.train("auto", 1, micro_batches), one_batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks(one_batch, strategy, micro_batches, tmp_path):
+    """Of which the first has the only long text, and one the most images."""
+    output = tmp_path / "result.pt"
+    command = [sys.executable, objective_run.__file__, strategy, "2", str(micro_batches), str(output)]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(torch.load(output), one_batch)
