@@ -86,8 +86,6 @@ def generate(
         images = Images.NEVER
     else:
         images, limited = Images.FORCED, settings.one_image()
-    # Of an edit, guidance strengthens the instruction. The picture that it is about is seen by both sides.
-    null_prompt = prompt_document(pipeline, settings.negative_prompt, None if edit is None else given)
 
     orders = number_samples(requests, num_images, settings.seed)
     exhibits, frames = [], Frames(pipeline.codec, settings.num_inference_steps)
@@ -110,7 +108,6 @@ def generate(
                 on_step,
                 images,
                 seeds=[seed for _, seed in batch],
-                null_prompts=[null_prompt] * len(batch),
             )
             for (number, seed), sample in zip(batch, samples, strict=True):
                 exhibits.append(exhibit(pipeline, sample, requests[number].prompt, seed))

@@ -27,8 +27,7 @@ def edit(
     Guidance strengthens the instruction: the null half sees the picture and no instruction, or the negative one.
     """
     prompts = [prompt_document(pipeline, text, image) for image, text in zip(images, instructions, strict=True)]
-    null_prompts = [prompt_document(pipeline, sampling.negative_prompt, image) for image in images]
-    return draw_after(pipeline, prompts, sampling, on_step, seeds, null_prompts)
+    return draw_after(pipeline, prompts, sampling, on_step, seeds)
 
 
 def edit_grid(inputs: Tensor, instructions: Sequence[str], outputs: Tensor, truths: Tensor) -> Image.Image:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.data.document import Document, ImageSegment, TextSegment
+from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import Pipeline
 
 
@@ -26,3 +27,13 @@ def interleaved(pipeline: Pipeline, parts: Sequence[str | Tensor]) -> Document:
             # Each by itself, so that what a codec draws at random is the same in any batch.
             segments.append(ImageSegment(pipeline.codec.encode(pixels, torch.Generator().manual_seed(0))[0]))
     return Document(tuple(segments))
+
+
+def null_document(tokenizer: Tokenizer, images: Sequence[ImageSegment], negative_prompt: str | None) -> Document:
+    """BOS [images] negative prompt: what guidance steers away from when it draws the next image of a document.
+
+    It has all images of the document so far, given or drawn, and none of its text. So guidance strengthens the text and
+    never the images, as in training on edits (`data/recipe.py`, `null_edit_prompt`).
+    """
+    negative = TextSegment(tokenizer.encode(negative_prompt or ""))
+    return Document((TextSegment((tokenizer.bos,)), *images, negative))
