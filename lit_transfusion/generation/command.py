@@ -17,7 +17,7 @@ from lit_transfusion.generation.gallery import Gallery, exhibit
 from lit_transfusion.generation.pictures import Frames
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompt_file import Request, read_prompt_file
-from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.prompts import check_lengths, prompt_document
 from lit_transfusion.generation.sampler import Images
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.hardware import has_bf16
@@ -86,6 +86,8 @@ def generate(
         images = Images.NEVER
     else:
         images, limited = Images.FORCED, settings.one_image()
+    name = f"prompts {prompts}: the prompt" if prompts else "--instruction" if edit else "--prompt"
+    check_lengths(pipeline, documents, images is Images.FORCED, name)  # all of them, before the first is drawn
 
     orders = number_samples(requests, num_images, settings.seed)
     exhibits, frames = [], Frames(pipeline.codec, settings.num_inference_steps)

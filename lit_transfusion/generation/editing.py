@@ -21,12 +21,14 @@ def edit(
     sampling: Sampling = Sampling(),
     on_step: OnStep | None = None,
     seeds: Sequence[int] | None = None,
+    cut: bool = False,
 ) -> Tensor:
     """Each picture (B, 3, S, S) in [-1, 1] changed as its instruction says; BOI is put after it. (B, 3, S, S).
 
     Guidance strengthens the instruction: the null half sees the picture and no instruction, or the negative one.
+    `cut` is for instructions from data; see `draw`.
     """
-    prompts = [prompt_document(pipeline, text, image) for image, text in zip(images, instructions, strict=True)]
+    prompts = [prompt_document(pipeline, text, image, cut) for image, text in zip(images, instructions, strict=True)]
     return draw_after(pipeline, prompts, sampling, on_step, seeds)
 
 

@@ -11,7 +11,6 @@ are. No row sees another, so the order of work changes nothing in what comes out
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -29,7 +28,7 @@ from lit_transfusion.generation.denoising import OnStep, denoise
 from lit_transfusion.generation.generated import Generated, Sample
 from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import null_document, prompt_document
+from lit_transfusion.generation.prompts import check_lengths, image_length, null_document, prompt_document
 from lit_transfusion.generation.settings import Sampling
 
 
@@ -47,9 +46,14 @@ def draw(
     sampling: Sampling = Sampling(),
     on_step: OnStep | None = None,
     seeds: Sequence[int] | None = None,
+    cut: bool = False,
 ) -> Tensor:
-    """One picture for each prompt: BOI is put after it, whatever the model would write. (B, 3, S, S) in [-1, 1]."""
-    return draw_after(pipeline, [prompt_document(pipeline, prompt) for prompt in prompts], sampling, on_step, seeds)
+    """One picture for each prompt: BOI is put after it, whatever the model would write. (B, 3, S, S) in [-1, 1].
+
+    A prompt that has no room in a row of training is an error; `cut` is for captions from data, which are cut instead.
+    """
+    documents = [prompt_document(pipeline, prompt, cut=cut) for prompt in prompts]
+    return draw_after(pipeline, documents, sampling, on_step, seeds)
 
 
 def draw_after(
@@ -123,7 +127,7 @@ def generate(
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
     rooms = check_lengths(pipeline, prompts, at_boi)
     if null_prompts:  # which grow by the same images
-        rooms = map(min, rooms, check_lengths(pipeline, null_prompts, at_boi))
+        rooms = map(min, rooms, check_lengths(pipeline, null_prompts, at_boi, "negative_prompt"))
     samples = [
         Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room)
         for prompt, seed, room in zip(prompts, seeds, rooms, strict=True)
@@ -144,27 +148,6 @@ def generate(
             drawing = [row for row, sample in enumerate(rows) if sample.at_boi]
             draw_image(decoder, rows, drawing, sampling, on_step)
     return [sample.finished() for sample in samples]
-
-
-def image_length(pipeline: Pipeline) -> int:
-    """Positions of an image with its BOI and EOI."""
-    return pipeline.patches_per_image + 2
-
-
-def check_lengths(pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool) -> list[float]:
-    """How many positions may follow each prompt: those further on than any in training mean nothing to the net."""
-    longest = math.inf if pipeline.sequence_length is None else pipeline.sequence_length  # None: not known
-    image = image_length(pipeline) if at_boi else 0
-    rooms = []
-    for prompt in prompts:
-        length = len(flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image).tokens)
-        rooms.append(longest - length)
-        if length + image > longest:
-            drawn = f" and the image after it {image}" if at_boi else ""
-            raise InputError(
-                f"the prompt takes {length} positions{drawn}; the model was trained on no more than {longest} in all"
-            )
-    return rooms
 
 
 def write_token(

@@ -153,6 +153,27 @@ def test_compiled_or_in_bf16_it_is_the_same_picture(run, monkeypatch, option, to
     assert plain.std() > 0.1
 
 
+@pytest.mark.parametrize("kind", ["--prompt", "--prompts", "--instruction", "--negative_prompt"])
+def test_a_typed_prompt_that_has_no_room_is_an_error_before_anything_is_drawn(refused, pipeline, kind, tmp_path):
+    """It names the prompt, its tokens and the room."""
+    text = "two green triangles on white"
+    count = len(pipeline.tokenizer.encode(text))
+    images = 2 if kind == "--instruction" else 1
+    pipeline.sequence_length = 1 + images * 6 + count - 1  # an image takes 4 patches, BOI and EOI
+    weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
+    torch.save({"state_dict": weights, KEY: pipeline.describe()}, "run.ckpt")
+    (tmp_path / "prompts.txt").write_text(f"two\n{text}\n")
+    arguments = {
+        "--prompt": ["--prompt", "two", "--prompt", text],
+        "--prompts": ["--prompts", "prompts.txt"],
+        "--instruction": ["--edit", "given.png", "--instruction", text],
+        "--negative_prompt": ["--prompt", "two", "--negative_prompt", text],
+    }[kind]
+    message = refused(*arguments, "--batch_size", "1", "--output", "out")
+    assert kind.strip("-").split("_")[0] in message and f"'{text}' has {count} tokens" in message
+    assert f"room for {count - 1}" in message and not list(tmp_path.glob("out/*"))
+
+
 def test_bf16_is_refused_where_it_is_slow(refused, monkeypatch):
     monkeypatch.setattr(command, "has_bf16", lambda device: False)
     message = refused("--prompt", "two", "--device", "cpu", "--dtype", "bfloat16")
