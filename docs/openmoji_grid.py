@@ -18,5 +18,5 @@ for name, part, indices in (
     ("held_out", source.split("val"), range(3, 159, 10)),
 ):
     captions = [part[index].captions[0] for index in indices]
-    drawn = draw(pipeline, captions, Sampling("ddim", num_inference_steps=50, guidance_scale=2))
+    drawn = draw(pipeline, captions, Sampling("ddim", num_inference_steps=50, guidance_scale=2), cut=True)
     print(save(captioned_grid(drawn, captions), Path(f"{output}_{name}.png")))

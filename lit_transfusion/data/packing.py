@@ -25,7 +25,8 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
 
     What is learned (paper, 3.2 and footnote 8): text tokens and the BOI after learned text. What is not: patches; EOI,
     since it is the decoder that appends it; anything at an input BOI. An EOI as input predicts the text after it.
-    An empty learned text after a prompt makes the BOI that follows it learned, and nothing of the prompt.
+    A text without tokens before an image decides for its BOI alone: after a prompt, one that is learned makes the BOI
+    learned and nothing of the prompt; after a learned text, one that is not learned leaves the BOI out.
     """
     tokens: list[int] = []
     learn: list[bool] = []

@@ -16,6 +16,9 @@ from lit_transfusion.data.document import (
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 
+# A text without tokens before an image decides whether its BOI is learned, whatever text came before.
+LEARNED, NOT_LEARNED = TextSegment(()), TextSegment((), learn=False)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -64,6 +67,7 @@ class Recipe:
         """What is learned from an example: of a picture or an edit one document, of a long text several.
 
         Captions and instructions are cut to `max_text_tokens`, with a mark; a text is cut into pieces of that length.
+        What would follow a cut is not learned there: the text does not end where the room ends.
         """
         if isinstance(example, TextExample):
             return text_documents(tokenizer.encode(example.text), tokenizer, max_text_tokens, example.complete)
@@ -95,9 +99,9 @@ class Recipe:
         if order < self.caption_first:
             if dropout < self.caption_dropout:
                 return unconditional(example.image, tokenizer)
-            return caption_first(caption, example.image, tokenizer)._replace(cut=cut)
+            return caption_first(caption, example.image, tokenizer, cut)
         cap = noise_cap(self.image_first_max_timestep)
-        return image_first(caption, example.image, tokenizer, cap)._replace(cut=cut)
+        return image_first(caption, example.image, tokenizer, cap, cut)
 
     def _edited(
         self, example: EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
@@ -106,15 +110,14 @@ class Recipe:
         dropout = float(torch.rand((), generator=generator))
         choice = int(torch.randint(len(example.instructions), (), generator=generator))
         given = ImageSegment(example.input_image, noise_cap(self.input_max_timestep), learn=self.learn_input)
-        cut = False
         if dropout < self.instruction_dropout:
             prompt, end = null_edit_prompt(given, tokenizer), TextSegment((tokenizer.eos,), learn=False)
         else:
             instruction = tokenizer.encode(example.instructions[choice])
             cut = len(instruction) > max_text_tokens
-            prompt = edit_prompt(given, instruction[:max_text_tokens], tokenizer, self.learn_instruction)
+            prompt = edit_prompt(given, instruction[:max_text_tokens], tokenizer, self.learn_instruction, cut)
             end = TextSegment((tokenizer.eos,))
-        return Document((*prompt.segments, ImageSegment(example.output_image), end), cut)
+        return Document((*prompt.segments, ImageSegment(example.output_image), end), prompt.cut)
 
 
 def noise_cap(max_timestep: int | None) -> int:
@@ -136,17 +139,22 @@ def text_documents(
     return [Document((TextSegment(piece),)) for piece in pieces]
 
 
-def caption_first(caption: tuple[int, ...], image: torch.Tensor, tokenizer: Tokenizer) -> Document:
-    """BOS caption [image] EOS"""
-    return Document((TextSegment((tokenizer.bos, *caption)), ImageSegment(image), TextSegment((tokenizer.eos,))))
+def caption_first(caption: tuple[int, ...], image: torch.Tensor, tokenizer: Tokenizer, cut: bool = False) -> Document:
+    """BOS caption [image] EOS; the BOI after a caption that was cut is not learned."""
+    text = [TextSegment((tokenizer.bos, *caption)), *[NOT_LEARNED] * cut]
+    return Document((*text, ImageSegment(image), TextSegment((tokenizer.eos,))), cut)
 
 
 def image_first(
-    caption: tuple[int, ...], image: torch.Tensor, tokenizer: Tokenizer, max_timestep: int = NO_LIMIT
+    caption: tuple[int, ...],
+    image: torch.Tensor,
+    tokenizer: Tokenizer,
+    max_timestep: int = NO_LIMIT,
+    cut: bool = False,
 ) -> Document:
-    """BOS [image] caption EOS"""
-    segments = TextSegment((tokenizer.bos,)), ImageSegment(image, max_timestep), TextSegment((*caption, tokenizer.eos))
-    return Document(segments)
+    """BOS [image] caption EOS; no EOS after a caption that was cut."""
+    text = TextSegment(caption if cut else (*caption, tokenizer.eos))
+    return Document((TextSegment((tokenizer.bos,)), ImageSegment(image, max_timestep), text), cut)
 
 
 def unconditional(image: torch.Tensor, tokenizer: Tokenizer) -> Document:
@@ -161,13 +169,15 @@ def null_prompt(tokenizer: Tokenizer) -> TextSegment:
 
 
 def edit_prompt(
-    given: ImageSegment, instruction: tuple[int, ...], tokenizer: Tokenizer, learn: bool = False
+    given: ImageSegment, instruction: tuple[int, ...], tokenizer: Tokenizer, learn: bool = False, cut: bool = False
 ) -> Document:
     """BOS [input] instruction: what stands before the output of an edit, in training and in sampling alike.
 
-    The BOI of the output is learned even where the instruction is not, so that the net begins the output by itself.
+    The BOI of the output is learned even where the instruction is not, so that the net begins the output by itself;
+    but not after an instruction that was cut.
     """
-    return Document((null_prompt(tokenizer), given, TextSegment(instruction, learn), TextSegment(())))
+    boi = NOT_LEARNED if cut else LEARNED
+    return Document((null_prompt(tokenizer), given, TextSegment(instruction, learn), boi), cut)
 
 
 def null_edit_prompt(given: ImageSegment, tokenizer: Tokenizer) -> Document:

@@ -21,6 +21,7 @@ from lit_transfusion.evaluation import default_metrics
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import save, to_pil
+from lit_transfusion.generation.prompts import caption_read
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.refusals import in_its_own_words, one_line
 
@@ -96,6 +97,9 @@ def evaluate(
     }
     if any(by_scale.values()):
         Console().print(table_of(by_scale, f"{ckpt}, {len(subject.examples)} examples"))
+    cut = sum(caption_read(pipeline, prompt) != prompt for prompt in subject.prompts)
+    if cut:
+        print(f"{cut} of {len(subject.prompts)} captions were cut to what a row of training has room for")
     for name, reason in skipped.items():
         print(f"{name} was left out: {reason}")
     if output is not None:

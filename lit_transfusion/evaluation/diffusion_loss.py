@@ -8,9 +8,10 @@ from torch import Tensor
 
 from lit_transfusion.data.order import mix
 from lit_transfusion.data.recipe import caption_first
-from lit_transfusion.evaluation.likelihood import Noised, caption_tokens, image_losses, latents_of
+from lit_transfusion.evaluation.likelihood import Noised, image_losses, latents_of
 from lit_transfusion.evaluation.metric import Metric, Subject
 from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.prompts import caption_tokens
 
 TIMESTEP_BUCKETS = 8  # as in training's charts
 BUCKET_NAMES = [

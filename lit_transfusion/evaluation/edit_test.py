@@ -51,7 +51,9 @@ def score_edits(
     with Progress(transient=True) as progress:
         task = progress.add_task("editing", total=num_inference_steps)
         sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
-        edited = edit(pipeline, inputs, asked, sampling, lambda step, _: progress.update(task, completed=step + 1))
+        edited = edit(
+            pipeline, inputs, asked, sampling, lambda step, _: progress.update(task, completed=step + 1), cut=True
+        )
     scores = score_edited(edited, edits)
     table = Table("", "edits", "right", "other object unchanged", title=f"{num_samples} held-out edits")
     for kind in dict.fromkeys(one.kind for one in edits):

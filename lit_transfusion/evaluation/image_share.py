@@ -33,7 +33,7 @@ class ImageShare(Metric):
         begun = 0
         for rows in subject.batches(len(subject.prompts)):
             subject.on_progress("waiting for images", rows.start, len(subject.prompts))
-            prompts = [prompt_document(subject.pipeline, subject.prompts[i]) for i in rows]
+            prompts = [prompt_document(subject.pipeline, subject.prompts[i], cut=True) for i in rows]
             seeds = [subject.sampling.seed + i for i in rows]
             samples = generate(subject.pipeline, prompts, sampling, seeds=seeds)
             begun += sum(sample.stop_reason is StopReason.IMAGE_LIMIT for sample in samples)

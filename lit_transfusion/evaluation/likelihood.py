@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
-from lit_transfusion.data.packing import collate, flatten, room_for_text
+from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.recipe import null_prompt
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import OnProgress, silent
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.prompts import caption_tokens, prompt_document
 from lit_transfusion.model.visibility import FLEX_BLOCK
 from lit_transfusion.training.losses import rows_at_once
 
@@ -178,20 +178,6 @@ def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
 def latents_of(pipeline: Pipeline, pictures: Tensor) -> Tensor:
     """(N, 3, S, S) in [-1, 1] → (N, C, H, W), encoded as prompts of the sampler are: the same for the same picture."""
     return torch.stack([prompt_document(pipeline, picture=picture).images[0].latents for picture in pictures])
-
-
-def caption_tokens(pipeline: Pipeline, caption: str) -> tuple[int, ...]:
-    """The token ids of a caption, cut where training cuts it, so that it fits beside an image."""
-    tokens = pipeline.tokenizer.encode(caption)
-    if pipeline.sequence_length is None:  # not known
-        return tokens
-    return tokens[: room_for_text(pipeline.sequence_length, pipeline.patches_per_image, 1)]
-
-
-def caption_read(pipeline: Pipeline, caption: str) -> str:
-    """What is left of a caption if it was cut; else the caption as it is, letter by letter."""
-    tokens = caption_tokens(pipeline, caption)
-    return caption if tokens == pipeline.tokenizer.encode(caption) else pipeline.tokenizer.decode(tokens)
 
 
 def caption_alone(pipeline: Pipeline, caption: str) -> Document:

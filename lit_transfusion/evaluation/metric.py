@@ -85,7 +85,10 @@ class Subject:
         return self.write(self.pictures)
 
     def draw(self, prompts: Sequence[str]) -> Tensor:
-        """(N, 3, S, S) in [-1, 1]: a picture for each prompt; that of prompt i depends on seed + i alone."""
+        """(N, 3, S, S) in [-1, 1]: a picture for each prompt; that of prompt i depends on seed + i alone.
+
+        A prompt that has no room in a row of training is cut as there.
+        """
         steps, drawn = self.sampling.num_inference_steps, []
         for rows in self.batches(len(prompts)):
             done = rows.start
@@ -94,7 +97,8 @@ class Subject:
                 self.on_progress("drawing", done * steps + count * (step + 1), len(prompts) * steps)
 
             seeds = [self.sampling.seed + i for i in rows]
-            drawn.append(draw(self.pipeline, [prompts[i] for i in rows], self.sampling, on_step, seeds).cpu())
+            texts = [prompts[i] for i in rows]
+            drawn.append(draw(self.pipeline, texts, self.sampling, on_step, seeds, cut=True).cpu())
         return torch.cat(drawn)
 
     def write(self, pictures: Tensor) -> list[str]:

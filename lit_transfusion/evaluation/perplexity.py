@@ -7,11 +7,11 @@ from lit_transfusion.evaluation.likelihood import (
     TextLikelihood,
     caption_alone,
     caption_given_image,
-    caption_read,
     latents_of,
     text_likelihoods,
 )
 from lit_transfusion.evaluation.metric import Metric, Subject
+from lit_transfusion.generation.prompts import caption_read
 
 
 class Perplexity(Metric):

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from lit_transfusion.data.document import Example
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.likelihood import caption_given_image, caption_read, latents_of, text_likelihoods
+from lit_transfusion.evaluation.likelihood import caption_given_image, latents_of, text_likelihoods
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
+from lit_transfusion.generation.prompts import caption_read
 
 
 class RankedCaptions(Metric):

@@ -47,11 +47,11 @@ def score_shapes(
     with Progress(transient=True) as progress:
         task = progress.add_task("drawing", total=num_inference_steps)
         texts = [prompt.text for prompt in prompts]
-        drawn = draw(pipeline, texts, sampling, lambda step, _: progress.update(task, completed=step + 1))
+        drawn = draw(pipeline, texts, sampling, lambda step, _: progress.update(task, completed=step + 1), cut=True)
         held_out = Shapes(image_size=pipeline.image_size, scenes=("single",)).split("val")
         examples = [held_out[i] for i in range(num_samples)]
         written = write(pipeline, torch.stack([example.image for example in examples]), sampling)
-        documents = [prompt_document(pipeline, text) for text in texts]
+        documents = [prompt_document(pipeline, text, cut=True) for text in texts]
         left_to_it = generate(pipeline, documents, Sampling(num_inference_steps=1, guidance_scale=1))
     opened = sum(len(sample.images) == 1 for sample in left_to_it)
     pictures = score_pictures(drawn, [(prompt.colour, prompt.shape) for prompt in prompts])

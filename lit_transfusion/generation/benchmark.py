@@ -18,8 +18,8 @@ from lit_transfusion.generation.benchmark_file import Benchmark, read_benchmark
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import check_lengths, draw
+from lit_transfusion.generation.prompts import caption_read, check_lengths, prompt_document
+from lit_transfusion.generation.sampler import draw
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents.base import hash_weights
 
@@ -84,7 +84,8 @@ def draw_benchmark(
                 progress.update(task, completed=start + count * (step + 1) / settings.num_inference_steps)
 
             texts = [benchmark.orders[i].prompt for i in batch]
-            drawn = draw(pipeline, texts, settings, on_step, seeds=[settings.seed + i for i in batch])
+            seeds = [settings.seed + i for i in batch]
+            drawn = draw(pipeline, texts, settings, on_step, seeds, cut=benchmark.is_of_captions)
             for i, picture in zip(batch, drawn, strict=True):
                 write(folder / benchmark.orders[i].path, png(picture))
     there = sum((folder / order.path).exists() for order in benchmark.orders)
@@ -104,11 +105,14 @@ def part_of(shard: str | None) -> slice:
 def check_before_drawing(pipeline: Pipeline, benchmark: Benchmark, settings: Sampling, prompts: str) -> None:
     """Refuses at once what would be refused hours later."""
     pipeline.noise.sampler(settings.sampler, settings.num_inference_steps)
-    for prompt in dict.fromkeys(order.prompt for order in benchmark.orders):
-        try:
-            check_lengths(pipeline, [prompt_document(pipeline, prompt)], at_boi=True)
-        except InputError as error:
-            raise InputError(f"prompts {prompts}, {prompt!r}: {error}") from None
+    wanted = dict.fromkeys(order.prompt for order in benchmark.orders)
+    if benchmark.is_of_captions:
+        cut = sum(caption_read(pipeline, prompt) != prompt for prompt in wanted)
+        if cut:
+            print(f"{cut} of {len(wanted)} captions are cut to what a row of training has room for")
+        return
+    documents = [prompt_document(pipeline, prompt) for prompt in wanted]
+    check_lengths(pipeline, documents, True, f"prompts {prompts}: the prompt")
 
 
 def record(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lit_transfusion.errors import InputError
 
+CAPTIONS = "captions.jsonl"  # beside the pictures of COCO
 PICTURES_OF_GENEVAL = 4  # of each prompt
 PICTURES_OF_COCO = 30_000  # on which the FID of text-to-image models is reported, the paper's too
 
@@ -24,6 +25,11 @@ class Benchmark(NamedTuple):
 
     orders: list[Order]
     texts: dict[str, str]  # files beside the pictures, by path
+
+    @property
+    def is_of_captions(self) -> bool:
+        """Whether the prompts are captions of data, which are cut as in training; else each is drawn whole."""
+        return CAPTIONS in self.texts
 
 
 def read_benchmark(path: str, num_samples: int | None, seed: int) -> Benchmark:
@@ -112,4 +118,4 @@ def coco(annotations: Any, num_samples: int | None, seed: int, place: str) -> Be
         orders.append(Order(caption, f"pictures/{file}"))
         entry = {"file": file, "image_id": image, "id": identity, "caption": caption}
         lines.append(json.dumps(entry, ensure_ascii=False))
-    return Benchmark(orders, {"captions.jsonl": "\n".join(lines) + "\n"})
+    return Benchmark(orders, {CAPTIONS: "\n".join(lines) + "\n"})

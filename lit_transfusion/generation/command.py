@@ -17,7 +17,7 @@ from lit_transfusion.generation.gallery import Gallery, exhibit
 from lit_transfusion.generation.pictures import Frames
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompt_file import Request, read_prompt_file
-from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.prompts import check_lengths, prompt_document
 from lit_transfusion.generation.sampler import Images
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.hardware import has_bf16
@@ -86,8 +86,8 @@ def generate(
         images = Images.NEVER
     else:
         images, limited = Images.FORCED, settings.one_image()
-    # Of an edit, guidance strengthens the instruction. The picture that it is about is seen by both sides.
-    null_prompt = prompt_document(pipeline, settings.negative_prompt, None if edit is None else given)
+    name = f"prompts {prompts}: the prompt" if prompts else "--instruction" if edit else "--prompt"
+    check_lengths(pipeline, documents, images is Images.FORCED, name)  # all of them, before the first is drawn
 
     orders = number_samples(requests, num_images, settings.seed)
     exhibits, frames = [], Frames(pipeline.codec, settings.num_inference_steps)
@@ -110,7 +110,6 @@ def generate(
                 on_step,
                 images,
                 seeds=[seed for _, seed in batch],
-                null_prompts=[null_prompt] * len(batch),
             )
             for (number, seed), sample in zip(batch, samples, strict=True):
                 exhibits.append(exhibit(pipeline, sample, requests[number].prompt, seed))

@@ -20,15 +20,12 @@ def go_on(pipeline: Pipeline, prompt: Sequence[str | Image.Image], images: str, 
     """See `Pipeline.generate`."""
     if images.upper() not in Images.__members__:
         raise InputError(f"images {images!r} is not one of {', '.join(Images.__members__).lower()}")
-    begin, settings, null_prompts = Images[images.upper()], Sampling(**sampling), None
+    begin, settings = Images[images.upper()], Sampling(**sampling)
     size = pipeline.image_size
     parts = [part if isinstance(part, str) else to_unit_range(square(to_rgb(part), size)) for part in prompt]
     if begin is Images.FORCED:
         settings = settings.one_image()
-        # Guidance strengthens what the text says. Pictures are seen by both of its sides, as in training on edits.
-        pictures = [part for part in parts if not isinstance(part, str)]
-        null_prompts = [interleaved(pipeline, [*pictures, settings.negative_prompt or ""])]
-    (sample,) = generate(pipeline, [interleaved(pipeline, parts)], settings, None, begin, None, null_prompts)
+    (sample,) = generate(pipeline, [interleaved(pipeline, parts)], settings, None, begin)
     return added_parts(pipeline, sample)
 
 

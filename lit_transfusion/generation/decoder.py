@@ -83,15 +83,15 @@ class Decoder:
         ).image_prediction
 
     def branch(self, rows: Sequence[int], null: "Decoder | None", room: int) -> "Decoder":
-        """A decoder whose rows are copies of `rows`, and then of the same rows of `null`, with `room` to go on.
+        """A decoder whose rows are copies of `rows`, and then all rows of `null`, one for each, with `room` to go on.
 
         For images, which only some rows may be about to draw, and to leave rows behind that have ended.
         """
-        parts = [self] if null is None else [self, null]
-        lengths = [part.lengths[row] for part in parts for row in rows]
+        parts = [(self, rows)] if null is None else [(self, rows), (null, range(len(rows)))]
+        lengths = [part.lengths[row] for part, taken in parts for row in taken]
         branch = Decoder(self.pipeline, len(lengths), max(lengths) + room)
-        for i, part in enumerate(parts):
-            branch.cache.take_over(list(range(i * len(rows), (i + 1) * len(rows))), part.cache, rows)
+        for i, (part, taken) in enumerate(parts):
+            branch.cache.take_over(list(range(i * len(rows), (i + 1) * len(rows))), part.cache, list(taken))
         branch.lengths, branch.logits = lengths, self.logits[rows]
         return branch
 

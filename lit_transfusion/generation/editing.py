@@ -21,14 +21,15 @@ def edit(
     sampling: Sampling = Sampling(),
     on_step: OnStep | None = None,
     seeds: Sequence[int] | None = None,
+    cut: bool = False,
 ) -> Tensor:
     """Each picture (B, 3, S, S) in [-1, 1] changed as its instruction says; BOI is put after it. (B, 3, S, S).
 
     Guidance strengthens the instruction: the null half sees the picture and no instruction, or the negative one.
+    `cut` is for instructions from data; see `draw`.
     """
-    prompts = [prompt_document(pipeline, text, image) for image, text in zip(images, instructions, strict=True)]
-    null_prompts = [prompt_document(pipeline, sampling.negative_prompt, image) for image in images]
-    return draw_after(pipeline, prompts, sampling, on_step, seeds, null_prompts)
+    prompts = [prompt_document(pipeline, text, image, cut) for image, text in zip(images, instructions, strict=True)]
+    return draw_after(pipeline, prompts, sampling, on_step, seeds)
 
 
 def edit_grid(inputs: Tensor, instructions: Sequence[str], outputs: Tensor, truths: Tensor) -> Image.Image:

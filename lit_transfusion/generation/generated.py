@@ -76,6 +76,11 @@ class Sample:
         self._num_tokens = self._num_images = 0
 
     @property
+    def images_so_far(self) -> list[ImageSegment]:
+        """Those of its prompt, and those that were drawn."""
+        return [*self.prompt.images, *(part for part in self._segments if isinstance(part, ImageSegment))]
+
+    @property
     def writes(self) -> bool:
         return self.stop_reason is None and not self.at_boi
 

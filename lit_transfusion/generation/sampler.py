@@ -11,7 +11,6 @@ are. No row sees another, so the order of work changes nothing in what comes out
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -29,7 +28,7 @@ from lit_transfusion.generation.denoising import OnStep, denoise
 from lit_transfusion.generation.generated import Generated, Sample
 from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.prompts import check_lengths, image_length, null_document, prompt_document
 from lit_transfusion.generation.settings import Sampling
 
 
@@ -47,9 +46,14 @@ def draw(
     sampling: Sampling = Sampling(),
     on_step: OnStep | None = None,
     seeds: Sequence[int] | None = None,
+    cut: bool = False,
 ) -> Tensor:
-    """One picture for each prompt: BOI is put after it, whatever the model would write. (B, 3, S, S) in [-1, 1]."""
-    return draw_after(pipeline, [prompt_document(pipeline, prompt) for prompt in prompts], sampling, on_step, seeds)
+    """One picture for each prompt: BOI is put after it, whatever the model would write. (B, 3, S, S) in [-1, 1].
+
+    A prompt that has no room in a row of training is an error; `cut` is for captions from data, which are cut instead.
+    """
+    documents = [prompt_document(pipeline, prompt, cut=cut) for prompt in prompts]
+    return draw_after(pipeline, documents, sampling, on_step, seeds)
 
 
 def draw_after(
@@ -58,10 +62,9 @@ def draw_after(
     sampling: Sampling,
     on_step: OnStep | None,
     seeds: Sequence[int] | None,
-    null_prompts: Sequence[Document] | None = None,
 ) -> Tensor:
     """One picture after each document, and nothing more: (B, 3, S, S) in [-1, 1]. See `generate`."""
-    generated = generate(pipeline, documents, sampling.one_image(), on_step, Images.FORCED, seeds, null_prompts)
+    generated = generate(pipeline, documents, sampling.one_image(), on_step, Images.FORCED, seeds)
     latents = [image.latents for sample in generated for image in sample.images]
     return pipeline.codec.decode(torch.stack(latents) if latents else torch.zeros(0, *pipeline.latent_shape))
 
@@ -95,9 +98,10 @@ def generate(
     on_step: OnStep | None = None,
     images: Images = Images.CHOSEN,
     seeds: Sequence[int] | None = None,
-    null_prompts: Sequence[Document] | None = None,
 ) -> list[Generated]:
     """Go on from each prompt until its text ends or a limit is reached.
+
+    What guidance steers away from is the same however an image begins: see `null_document`.
 
     Args:
         pipeline: The net and its parts.
@@ -106,28 +110,27 @@ def generate(
         on_step: Called after each denoising step with the latents of the samples that draw in this round.
         images: How an image begins.
         seeds: One for each prompt, in place of sampling.seed + i.
-        null_prompts: What guidance steers away from, one for each prompt; BOS and the negative prompt if not given.
-            The image that is being drawn stands right after it; it sees nothing else of its document.
     """
     if not prompts:
         return []
     if images is Images.FORCED and sampling.max_images == 0:
         raise InputError("max_images 0 leaves no room for the image that every sample is to begin")
-    tokenizer, null = pipeline.tokenizer, None
+    tokenizer, null_prompts = pipeline.tokenizer, []
     if images is Images.NEVER:
         sampling = replace(sampling, max_images=0)
     else:
         pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)  # refuses now what it would refuse then
         if sampling.guided:
-            null_prompts = null_prompts or [prompt_document(pipeline, sampling.negative_prompt)] * len(prompts)
-            null = read_prompts(pipeline, null_prompts, with_boi=True)
+            null_prompts = [null_document(tokenizer, prompt.images, sampling.negative_prompt) for prompt in prompts]
 
     at_boi = images is Images.FORCED
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
-    rooms = check_lengths(pipeline, [*prompts, *(null_prompts or [])], at_boi)
+    rooms = check_lengths(pipeline, prompts, at_boi)
+    if null_prompts:  # which grow by the same images
+        rooms = map(min, rooms, check_lengths(pipeline, null_prompts, at_boi, "negative_prompt"))
     samples = [
         Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room)
-        for prompt, seed, room in zip(prompts, seeds, rooms, strict=False)
+        for prompt, seed, room in zip(prompts, seeds, rooms, strict=True)
     ]
     room = sampling.max_new_tokens + sampling.max_images * image_length(pipeline)
     decoder = read_prompts(pipeline, prompts, at_boi, room)
@@ -138,35 +141,13 @@ def generate(
     while going_on := [row for row, sample in enumerate(rows) if sample.stop_reason is None]:
         if len(going_on) <= len(rows) // 2:  # those that have ended would be computed for nothing
             decoder = decoder.branch(going_on, None, room)
-            null = null and null.branch(going_on, None, room=0)
             rows = [rows[row] for row in going_on]
         if writing := [row for row, sample in enumerate(rows) if sample.writes]:
             write_token(decoder, rows, writing, never, sampling)
         else:
             drawing = [row for row, sample in enumerate(rows) if sample.at_boi]
-            draw_image(decoder, null, rows, drawing, sampling, on_step)
+            draw_image(decoder, rows, drawing, sampling, on_step)
     return [sample.finished() for sample in samples]
-
-
-def image_length(pipeline: Pipeline) -> int:
-    """Positions of an image with its BOI and EOI."""
-    return pipeline.patches_per_image + 2
-
-
-def check_lengths(pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool) -> list[float]:
-    """How many positions may follow each prompt: those further on than any in training mean nothing to the net."""
-    longest = math.inf if pipeline.sequence_length is None else pipeline.sequence_length  # None: not known
-    image = image_length(pipeline) if at_boi else 0
-    rooms = []
-    for prompt in prompts:
-        length = len(flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image).tokens)
-        rooms.append(longest - length)
-        if length + image > longest:
-            drawn = f" and the image after it {image}" if at_boi else ""
-            raise InputError(
-                f"the prompt takes {length} positions{drawn}; the model was trained on no more than {longest} in all"
-            )
-    return rooms
 
 
 def write_token(
@@ -186,14 +167,17 @@ def write_token(
 
 def draw_image(
     decoder: Decoder,
-    null: Decoder | None,
     samples: Sequence[Sample],
     drawing: Sequence[int],
     sampling: Sampling,
     on_step: OnStep | None,
 ) -> None:
     """Diffusion mode: an image in each row that is `drawing`, and EOI after it. What follows sees the image clean."""
-    pipeline = decoder.pipeline
+    pipeline, null = decoder.pipeline, None
+    if sampling.guided:
+        images = [samples[row].images_so_far for row in drawing]
+        null_prompts = [null_document(pipeline.tokenizer, before, sampling.negative_prompt) for before in images]
+        null = read_prompts(pipeline, null_prompts, with_boi=True)
     branch = decoder.branch(drawing, null, room=pipeline.patches_per_image + 1)
     latents = denoise(branch, [samples[row].generator for row in drawing], sampling, on_step)
     for row, image in zip(drawing, latents, strict=True):

@@ -14,7 +14,8 @@ class Sampling:
     Args:
         sampler: ddpm (ancestral, the paper's), ddim or dpm++.
         num_inference_steps: Denoising steps (paper: 250 with ddpm).
-        guidance_scale: Weight of the prompt against no prompt; 1 is none (paper: 3 in ablations).
+        guidance_scale: Weight of the prompt against no prompt; 1 is none (paper: 3 in ablations). No prompt is without
+            its text; pictures in it stay.
         temperature: Of text; 0 takes the likeliest token each time.
         max_new_tokens: Text tokens written at most; 0 ends a sample with the image it was made to begin.
         max_images: Images drawn at most in one sample, where the model decides.

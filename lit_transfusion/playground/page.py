@@ -18,7 +18,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.generation.generated import StopReason
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.prompts import caption_read, prompt_document
 from lit_transfusion.generation.sampler import generate, write
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.playground.live import watch_drawing, watch_edit, watch_going_on
@@ -255,7 +255,8 @@ def own_prompts(pipeline: Pipeline) -> list[str]:
     written = generate(pipeline, [prompt_document(pipeline)] * 8, Sampling(temperature=1.0, max_images=0))
     drawn_after = [sample for sample in written if sample.stop_reason is StopReason.IMAGE_LIMIT]
     texts = [pipeline.tokenizer.decode(sample.token_ids) for sample in drawn_after]
-    return list(dict.fromkeys(text for text in texts if text))[:4]
+    texts = [text for text in texts if text and caption_read(pipeline, text) == text]  # with room for an image
+    return list(dict.fromkeys(texts))[:4]
 
 
 def enlarge(picture: Image.Image) -> Image.Image:

@@ -231,7 +231,8 @@ class LitTransfusion(lightning.LightningModule):
         pipeline = self.pipeline
         # Each batch has noise of its own, lest all draw the same pictures in the same places.
         sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1000 * batch_idx)
-        return Prediction(draw(pipeline, batch.captions, sampling), write(pipeline, batch.images, sampling))
+        drawn = draw(pipeline, batch.captions, sampling, cut=True)
+        return Prediction(drawn, write(pipeline, batch.images, sampling))
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
         """The same noise and timesteps each time and on each rank, so that curves are comparable from step to step."""

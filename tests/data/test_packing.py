@@ -75,6 +75,11 @@ def test_boi_after_a_prompt_is_learned_where_an_empty_learned_text_comes_between
     assert flat(Document(segments), patches=1).labels == [NO, 7, NO, NO, 2, NO]
 
 
+def test_boi_after_a_learned_text_is_left_out_where_an_empty_text_that_is_not_learned_comes_between():
+    segments = TextSegment((1, 10)), TextSegment((), learn=False), image(), TextSegment((2,))
+    assert flat(Document(segments), patches=1).labels == [10, NO, NO, NO, 2, NO]
+
+
 def test_image_at_the_very_start_is_predicted_by_nothing():
     document = flat(Document((image(), TextSegment((10, 2)))), patches=1)
     assert document.tokens == [7, PAD, 8, 10, 2]

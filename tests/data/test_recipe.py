@@ -149,12 +149,57 @@ def test_all_captions_are_used(tokenizer):
 @pytest.mark.parametrize("caption_first", [0.0, 1.0])
 def test_captions_are_cut(tokenizer, caption_first):
     example = Example(IMAGE, ("a red circle " * 10,))
-    whole = tokenizer.encode(example.captions[0])
+    kept = tokenizer.encode(example.captions[0])[:7]
     (document,) = documents(Recipe(caption_first, caption_dropout=0), tokenizer, 1, example, max_caption_tokens=7)
-    before, _, after = document.segments
-    markers = (tokenizer.bos, tokenizer.eos)
-    assert tuple(i for i in before.token_ids + after.token_ids if i not in markers) == whole[:7]
-    assert (before.token_ids[0], after.token_ids[-1]) == markers
+    image = [tokenizer.boi, *[tokenizer.pad] * PATCHES, tokenizer.eoi]
+    tokens = [tokenizer.bos, *kept, *image, tokenizer.eos] if caption_first else [tokenizer.bos, *image, *kept]
+    assert flatten(document, tokenizer, PATCHES).tokens == tokens
+
+
+def cut_labels(tokenizer, kept, caption_first):
+    """Of BOS kept [image] EOS, or BOS [image] kept, where the text goes on after `kept`."""
+    image = [IGNORE_INDEX] * (1 + PATCHES)  # BOI and patches
+    if caption_first:
+        return [*kept, IGNORE_INDEX, *image, tokenizer.eos, IGNORE_INDEX]  # no BOI after the last kept token
+    return [tokenizer.boi, *image, *kept, IGNORE_INDEX]  # no EOS after the last kept token
+
+
+@pytest.mark.parametrize("caption_first", [0.0, 1.0])
+def test_a_cut_teaches_no_end_of_the_caption(tokenizer, caption_first):
+    """Neither BOI nor EOS follows where a caption was cut; where it just fits, it is learned that it ends."""
+    example, recipe = Example(IMAGE, ("a red circle",)), Recipe(caption_first, caption_dropout=0)
+    caption = tokenizer.encode("a red circle")
+    assert len(caption) > 2
+
+    def labels(room):
+        (document,) = documents(recipe, tokenizer, 1, example, room)
+        return flatten(document, tokenizer, PATCHES).labels
+
+    for room in range(1, len(caption)):
+        assert labels(room) == cut_labels(tokenizer, caption[:room], caption_first)
+    markers = sorted(label for label in labels(len(caption)) if label in (tokenizer.boi, tokenizer.eos))
+    assert markers == [tokenizer.eos, tokenizer.boi]
+
+
+@pytest.mark.parametrize("learn_instruction", [False, True])
+def test_a_cut_teaches_no_end_of_the_instruction(tokenizer, learn_instruction):
+    instruction = tokenizer.encode(INSTRUCTIONS[0])
+    given, drawn = [IGNORE_INDEX] * (1 + PATCHES + 1), [IGNORE_INDEX] * (1 + PATCHES)  # BOS to patches; BOI and patches
+    for room, boi in ((2, IGNORE_INDEX), (len(instruction), tokenizer.boi)):
+        kept = instruction[:room] if learn_instruction else [IGNORE_INDEX] * room
+        example = EDIT._replace(instructions=INSTRUCTIONS[:1])
+        _, flat = edit_document(tokenizer, example, room, learn_instruction=learn_instruction)
+        assert flat.labels == [*given, *kept, boi, *drawn, tokenizer.eos, IGNORE_INDEX]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_piece_of_a_text_teaches_no_end_where_the_text_goes_on(tokenizer, complete):
+    text = tokenizer.encode("a red circle")
+    pieces = Recipe().documents(TextExample("a red circle", complete), tokenizer, len(text) - 1, torch.Generator())
+    first, last = (flatten(piece, tokenizer, PATCHES) for piece in pieces)
+    assert (first.tokens, first.labels) == ([tokenizer.bos, *text[:-1]], [*text[:-1], IGNORE_INDEX])
+    end = [tokenizer.eos] * complete
+    assert (last.tokens, last.labels) == ([tokenizer.bos, text[-1], *end], [text[-1], *end, IGNORE_INDEX])
 
 
 def test_document_depends_on_the_generator_alone(tokenizer):

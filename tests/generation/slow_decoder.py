@@ -32,11 +32,12 @@ class SlowDecoder:
         self.pipeline = pipeline
         self.generator = torch.Generator().manual_seed(seed)
 
-    def draw(self, segments, sampling, null_segments=None):
-        """The latents of the image after `segments`."""
+    def draw(self, segments, sampling):
+        """The latents of the image after `segments`. Guidance steers away from their images without their text."""
         pipeline, tokenizer = self.pipeline, self.pipeline.tokenizer
         negative = tokenizer.encode(sampling.negative_prompt) if sampling.negative_prompt else ()
-        null_segments = null_segments or (TextSegment((tokenizer.bos, *negative)),)
+        images = [segment for segment in segments if isinstance(segment, ImageSegment)]
+        null_segments = (TextSegment((tokenizer.bos,)), *images, TextSegment(negative))
         scheduler = pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)
         latents = torch.randn(pipeline.latent_shape, generator=self.generator) * scheduler.init_noise_sigma
         first, last = sampling.guidance_interval
@@ -54,14 +55,14 @@ class SlowDecoder:
             latents = step.prev_sample[0]
         return latents
 
-    def generate(self, prompt, sampling, images=Images.CHOSEN, null_segments=None):
+    def generate(self, prompt, sampling, images=Images.CHOSEN):
         """What is added to the prompt: tokens, "boi" and latents, one after another; and why it stopped."""
         tokenizer, segments, added = self.pipeline.tokenizer, list(prompt.segments), []
         num_tokens = num_images = 0
         at_boi = images is Images.FORCED
         while True:
             if at_boi:
-                latents = self.draw(segments, sampling, null_segments)
+                latents = self.draw(segments, sampling)
                 segments.append(ImageSegment(latents))
                 added.append(latents)
                 num_images += 1

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from lit_transfusion import cli
+from lit_transfusion.data.document import Document, TextSegment
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation import Sampling, draw
 from lit_transfusion.generation.benchmark import fingerprint, part_of
 from lit_transfusion.generation.benchmark_file import read_benchmark
+from lit_transfusion.generation.sampler import draw_after
 
 # As the repository of GenEval has them; the second says its number twice, and how many are too many.
 GENEVAL = [
@@ -286,4 +288,20 @@ def test_a_prompt_that_is_too_long_is_found_before_anything_is_drawn(make_pipeli
     save_checkpoint(tmp_path / "short.ckpt", pipeline)
     Path("geneval.jsonl").write_text('{"tag": "counting", "include": [], "prompt": "two"}\n' + GENEVAL[2])
     said = refused("geneval.jsonl", ckpt="short.ckpt")
-    assert f"prompts geneval.jsonl, '{PROMPTS[2]}': the prompt takes" in said and not Path("out").exists()
+    tokens = len(pipeline.tokenizer.encode(PROMPTS[2]))
+    assert f"prompts geneval.jsonl: the prompt '{PROMPTS[2]}' has {tokens} tokens" in said and "room for 13" in said
+    assert not Path("out").exists()
+
+
+def test_captions_of_coco_are_cut_as_in_training(make_pipeline, save_checkpoint, run, tmp_path):
+    """One long caption among thousands is nothing that a person can mend."""
+    pipeline = make_pipeline(noise=DDPM(prediction_type="sample"))
+    pipeline.sequence_length = 20  # of which 8 are BOS, EOS, BOI, four patches, EOI
+    save_checkpoint(tmp_path / "short.ckpt", pipeline)
+    annotations = [{"image_id": i, "id": i, "caption": text} for i, text in enumerate(["two", PROMPTS[2]])]
+    Path("coco.json").write_text(json.dumps({"annotations": annotations}))
+    assert run("coco.json", ckpt="short.ckpt") == "out: 2 of 2 pictures, 2 of them drawn now"
+    order = [json.loads(line)["image_id"] for line in Path("out/captions.jsonl").read_text().splitlines()].index(1)
+    prompt = Document((TextSegment((pipeline.tokenizer.bos, *pipeline.tokenizer.encode(PROMPTS[2])[:12])),))
+    drawn = draw_after(pipeline, [prompt], Sampling(num_inference_steps=2), None, [order])
+    torch.testing.assert_close(read_image(f"out/pictures/{1:012d}.png", 4), drawn[0].clamp(-1, 1), atol=0.01, rtol=0)

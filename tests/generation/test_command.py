@@ -2,15 +2,17 @@
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from slow_decoder import SlowDecoder
 
 from lit_transfusion import cli
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Images, Sampling, command, draw, generate, prompt_document
+from lit_transfusion.generation import Sampling, command, draw, prompt_document
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import KEY
 
@@ -98,10 +100,19 @@ def test_a_picture_is_described(run):
 def test_an_edit_is_guided_by_its_instruction(run, pipeline):
     assert run("--edit", "given.png", "--instruction", "two", "--output", "out") == ["out/grid.png", "out/samples.json"]
     picture = read_image("given.png", 4)
-    prompt, null = prompt_document(pipeline, "two", picture), prompt_document(pipeline, picture=picture)
-    sampling = Sampling(num_inference_steps=2, max_new_tokens=0)
-    sample = generate(pipeline, [prompt], sampling, images=Images.FORCED, null_prompts=[null])[0]
-    torch.testing.assert_close(read_image("out/0000.png", 4), sample.images[0].latents.clamp(-1, 1), atol=0.01, rtol=0)
+    with torch.no_grad():
+        drawn = SlowDecoder(pipeline, 0).draw(
+            prompt_document(pipeline, "two", picture).segments, Sampling(num_inference_steps=2)
+        )
+    torch.testing.assert_close(read_image("out/0000.png", 4), drawn.clamp(-1, 1), atol=0.01, rtol=0)
+
+
+def test_a_picture_guides_the_same_whether_the_model_begins_the_image_or_is_made_to(run, pipeline, script):
+    """`--interleave --image` after `--edit`: one null prompt, the picture without its text."""
+    run("--edit", "given.png", "--instruction", "two", "--output", "forced")
+    script([pipeline.tokenizer.boi, pipeline.tokenizer.eos])
+    run("--interleave", "--image", "given.png", "--prompt", "two", "--output", "chosen")
+    assert Path("forced/0000.png").read_bytes() == Path("chosen/0000.png").read_bytes()
 
 
 def test_the_model_may_decide(run, pipeline, script):
@@ -140,6 +151,27 @@ def test_compiled_or_in_bf16_it_is_the_same_picture(run, monkeypatch, option, to
     plain, other = (read_image(f"{folder}/0000.png", 4) for folder in ("plain", "other"))
     torch.testing.assert_close(other, plain, atol=tolerance, rtol=0)
     assert plain.std() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["--prompt", "--prompts", "--instruction", "--negative_prompt"])
+def test_a_typed_prompt_that_has_no_room_is_an_error_before_anything_is_drawn(refused, pipeline, kind, tmp_path):
+    """It names the prompt, its tokens and the room."""
+    text = "two green triangles on white"
+    count = len(pipeline.tokenizer.encode(text))
+    images = 2 if kind == "--instruction" else 1
+    pipeline.sequence_length = 1 + images * 6 + count - 1  # an image takes 4 patches, BOI and EOI
+    weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
+    torch.save({"state_dict": weights, KEY: pipeline.describe()}, "run.ckpt")
+    (tmp_path / "prompts.txt").write_text(f"two\n{text}\n")
+    arguments = {
+        "--prompt": ["--prompt", "two", "--prompt", text],
+        "--prompts": ["--prompts", "prompts.txt"],
+        "--instruction": ["--edit", "given.png", "--instruction", text],
+        "--negative_prompt": ["--prompt", "two", "--negative_prompt", text],
+    }[kind]
+    message = refused(*arguments, "--batch_size", "1", "--output", "out")
+    assert kind.strip("-").split("_")[0] in message and f"'{text}' has {count} tokens" in message
+    assert f"room for {count - 1}" in message and not list(tmp_path.glob("out/*"))
 
 
 def test_bf16_is_refused_where_it_is_slow(refused, monkeypatch):

@@ -87,7 +87,7 @@ def test_images_in_some_rows_and_text_after_them(make_pipeline, read, tokenizer,
     pipeline, documents = make_pipeline(patcher, mask), list(PROMPTS)
     decoder = read(pipeline, documents)
     decoder.read_tokens([None, tokenizer.boi, tokenizer.boi, None])
-    null = read(pipeline, [words(1, tokenizer.boi)] * 4, capacity=2)
+    null = read(pipeline, [words(1, tokenizer.boi)] * 2, capacity=2)
     branch = decoder.branch([1, 2], null, room=P + 1)
     for timestep in (999, 500, 0):
         noisy = torch.stack([picture(timestep + row) for row in range(4)])

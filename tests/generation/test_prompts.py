@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from lit_transfusion.data.document import Document, TextSegment
-from lit_transfusion.generation import prompt_document
+from lit_transfusion.data.document import Document, Example, TextSegment
+from lit_transfusion.data.packing import room_for_text
+from lit_transfusion.data.recipe import Recipe
+from lit_transfusion.errors import InputError
+from lit_transfusion.generation import Sampling, draw, prompt_document
+from lit_transfusion.generation.editing import edit
+from lit_transfusion.generation.prompts import caption_read, caption_tokens
+from lit_transfusion.generation.sampler import draw_after
 
 
 @pytest.fixture
@@ -21,3 +27,56 @@ def test_bos_first_then_the_picture_then_the_words(pipeline):
     before, image, after = prompt_document(pipeline, "a red circle", picture).segments
     assert (before, after) == (TextSegment((bos,)), TextSegment(words))
     assert torch.equal(image.latents, picture)
+
+
+# What is too long
+
+
+def test_a_caption_of_data_is_cut_as_in_training(pipeline):
+    caption = "two green triangles on white and a blue square"
+    tokens = pipeline.tokenizer.encode(caption)
+    assert caption_tokens(pipeline, caption) == tokens and caption_read(pipeline, caption) == caption
+    pipeline.sequence_length = 12  # of which 8 are BOS, EOS, BOI, four patches, EOI
+    assert caption_tokens(pipeline, caption) == tokens[:4]
+    assert caption_read(pipeline, caption) == pipeline.tokenizer.decode(tokens[:4])
+    (text,) = prompt_document(pipeline, caption, cut=True).segments
+    assert text.token_ids == (pipeline.tokenizer.bos, *tokens[:4])
+    pipeline.sequence_length = 18  # room for another image
+    *_, text = prompt_document(pipeline, caption, torch.zeros(3, 4, 4), cut=True).segments
+    assert text.token_ids == tokens[:4]
+
+
+@pytest.mark.parametrize("caption_first", [0.0, 1.0])
+def test_the_cut_is_where_the_recipe_cuts(pipeline, caption_first):
+    """Whatever the length of the rows: what is read of a held-out caption is what training would have kept of it."""
+    caption, recipe = "two green triangles on white", Recipe(caption_first, caption_dropout=0.0)
+    for length in range(9, 40):
+        pipeline.sequence_length = length
+        room = room_for_text(length, pipeline.patches_per_image, 1)
+        example = Example(torch.zeros(3, 4, 4), (caption,))
+        trained = recipe.document(example, pipeline.tokenizer, room, torch.Generator())
+        ids = [i for part in trained.segments if isinstance(part, TextSegment) for i in part.token_ids]
+        assert tuple(i for i in ids if i not in (pipeline.tokenizer.bos, pipeline.tokenizer.eos)) == caption_tokens(
+            pipeline, caption
+        )
+
+
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_drawing_and_editing_cut_what_comes_from_data(pipeline, room):
+    """And else say what has no room."""
+    caption, picture = "two green triangles on white and a blue square", torch.zeros(1, 3, 4, 4)
+    tokens, sampling = pipeline.tokenizer.encode(caption), Sampling(num_inference_steps=1)
+    kept = TextSegment((pipeline.tokenizer.bos, *tokens[:room]))
+    pipeline.sequence_length = 8 + room
+    expected = draw_after(pipeline, [Document((kept,))], sampling, None, None)
+    torch.testing.assert_close(draw(pipeline, [caption], sampling, cut=True), expected)
+    with pytest.raises(
+        InputError, match=f"has {len(tokens)} tokens; the model has room for {room + 1} beside an image"
+    ):
+        draw(pipeline, [caption], sampling)
+    pipeline.sequence_length = 14 + room
+    assert edit(pipeline, picture, [caption], sampling, cut=True).shape == picture.shape
+    with pytest.raises(
+        InputError, match=f"has {len(tokens)} tokens; the model has room for {room + 1} beside 2 images"
+    ):
+        edit(pipeline, picture, [caption], sampling)

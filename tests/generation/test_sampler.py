@@ -137,7 +137,7 @@ def test_samples_that_have_ended_are_left_behind(pipeline, script, record):
     eos, recorder = pipeline.tokenizer.eos, record(pipeline.net)
     script([60, eos], [61, 61, 61, eos], [eos], [62, 62, eos])
     samples = generate(pipeline, [prompt_document(pipeline)] * 4)
-    assert [len(rows) for rows in recorder.tokens[2:]] == [4, 4, 2]  # after the prompts and the null prompts
+    assert [len(rows) for rows in recorder.tokens[1:]] == [4, 4, 2]  # after the prompts
     assert [sample.token_ids for sample in samples] == [(60,), (61,) * 3, (), (62,) * 2]
 
 
@@ -205,7 +205,7 @@ def test_drawing_reads_what_training_reads(pipeline, record):
     tokenizer, image = pipeline.tokenizer, torch.zeros(3, 4, 4)
     recorder = record(pipeline.net)
     draw(pipeline, PROMPTS[:2], Sampling(num_inference_steps=2))
-    (null, prompted, *steps), positions = recorder.tokens, recorder.positions
+    (prompted, null, *steps), positions = recorder.tokens, recorder.positions
     documents = [caption_first(tokenizer.encode(prompt), image, tokenizer) for prompt in PROMPTS[:2]]
     documents += [unconditional(image, tokenizer)] * 2
     for row, (document, given) in enumerate(zip(documents, [*prompted, *null], strict=True)):
@@ -237,19 +237,79 @@ def test_guidance_changes_nothing_where_there_is_no_prompt(pipeline):
     torch.testing.assert_close(draw(pipeline, ["", "two"], negative)[1], alone[1], **TOLERANCE)
 
 
-def test_a_null_prompt_for_each_sample(pipeline, script):
-    """As edits have it: the picture stays, the instruction goes. It stays with its sample when others have ended."""
+@pytest.mark.parametrize("negative_prompt", [None, "white"])
+@pytest.mark.parametrize("kind", ["text", "edit", "picture after text", "two pictures"])
+def test_an_image_is_the_same_whether_it_was_forced_or_chosen(pipeline, script, kind, negative_prompt):
+    """Guidance steers away from the same null prompt: the pictures of the prompt without its text."""
+    text, pictures = TextSegment((pipeline.tokenizer.bos, 60)), [ImageSegment(picture(i)) for i in range(2)]
+    prompt = {
+        "text": Document((text,)),
+        "edit": prompt_document(pipeline, "two", picture(0)),
+        "picture after text": Document((text, pictures[0])),
+        "two pictures": Document((text, pictures[0], TextSegment((61,)), pictures[1], TextSegment((62,)))),
+    }[kind]
+    sampling = Sampling(num_inference_steps=3, guidance_scale=5.0, max_new_tokens=2, negative_prompt=negative_prompt)
+    tokenizer = pipeline.tokenizer
+    script([tokenizer.boi, tokenizer.eos])
+    (chosen,) = generate(pipeline, [prompt], sampling)
+    script([tokenizer.eos])
+    (forced,) = generate(pipeline, [prompt], sampling, images=Images.FORCED)
+    assert kinds(chosen) == kinds(forced) == ["image"]
+    torch.testing.assert_close(chosen.images[0].latents, forced.images[0].latents, **TOLERANCE)
+    negative = tokenizer.encode(negative_prompt or "")
+    null = Document((TextSegment((tokenizer.bos,)), *prompt.images, TextSegment(negative)))
+    torch.testing.assert_close(chosen.images[0].latents, guided_by_hand(pipeline, prompt, null, 3, 5.0), **TOLERANCE)
+
+
+@torch.no_grad()
+def guided_by_hand(pipeline, prompt, null, steps, scale):
+    """The latents after a prompt by DDIM, with the null prompt spelled out."""
+    scheduler = pipeline.noise.sampler("ddim", steps)
+    latents = torch.randn(pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps.tolist():
+        asked, without = (
+            read_all(pipeline, Document((*before.segments, ImageSegment(latents))), t).image_prediction[-1]
+            for before in (prompt, null)
+        )
+        latents = scheduler.step(without + scale * (asked - without), t, latents).prev_sample
+    return latents
+
+
+def test_the_null_prompt_has_the_images_that_were_drawn_before(pipeline, script):
+    """The second image that a model draws is the one that it would be made to draw after the same document."""
+    tokenizer, sampling = pipeline.tokenizer, Sampling("ddim", 3, 5.0, max_new_tokens=4, max_images=2)
+    script([tokenizer.boi, 60, tokenizer.boi, tokenizer.eos])
+    (chosen,) = generate(pipeline, [prompt_document(pipeline, "two")], sampling)
+    first, second = chosen.images
+    noise = torch.Generator().manual_seed(0)
+    torch.randn(pipeline.latent_shape, generator=noise)  # the first image's
+    prompt = Document((*prompt_document(pipeline, "two").segments, first, TextSegment((60,))))
+    with torch.no_grad():
+        slow = SlowDecoder(pipeline, 0)
+        slow.generator = noise
+        torch.testing.assert_close(second.latents, slow.draw(prompt.segments, sampling), **TOLERANCE)
+
+
+def test_a_null_prompt_stays_with_its_sample_when_others_have_ended(pipeline, script):
     prompts = [prompt_document(pipeline, "two", picture(i)) for i in range(3)]
-    null = [prompt_document(pipeline, picture=picture(i)) for i in range(3)]
-    sampling = Sampling(num_inference_steps=3, max_new_tokens=0)
-    samples = generate(pipeline, prompts[:2], sampling, images=Images.FORCED, null_prompts=null[:2])
-    eos = pipeline.tokenizer.eos
+    sampling, eos = Sampling(num_inference_steps=3, max_new_tokens=2), pipeline.tokenizer.eos
     script([eos], [eos], [pipeline.tokenizer.boi, eos])
-    samples += generate(pipeline, prompts, replace(sampling, max_new_tokens=2), null_prompts=null)[2:]
-    for i in range(3):
-        with torch.no_grad():
-            expected = SlowDecoder(pipeline, i).draw(prompts[i].segments, sampling, null[i].segments)
-        torch.testing.assert_close(samples[i].images[0].latents, expected, **TOLERANCE)
+    sample = generate(pipeline, prompts, sampling)[2]
+    with torch.no_grad():
+        expected = SlowDecoder(pipeline, 2).draw(prompts[2].segments, sampling)
+    torch.testing.assert_close(sample.images[0].latents, expected, **TOLERANCE)
+
+
+def test_a_long_negative_prompt_leaves_room_for_the_image(pipeline, script):
+    """No position of the null prompt is further on than any in training, whatever the model draws."""
+    tokenizer = pipeline.tokenizer
+    negative = len(tokenizer.encode("two green triangles on white"))
+    sampling = Sampling(num_inference_steps=1, max_images=2, negative_prompt="two green triangles on white")
+    for room, images in ((P + 2, 1), (2 * (P + 2) - 1, 1), (2 * (P + 2), 2)):
+        pipeline.sequence_length = 1 + negative + room
+        script([tokenizer.boi, tokenizer.boi, tokenizer.eos])
+        (sample,) = generate(pipeline, [prompt_document(pipeline)], sampling)
+        assert len(sample.images) == images
 
 
 # ---------------------------------------------------------------- write

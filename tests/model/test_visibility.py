@@ -1,5 +1,8 @@
 """The visibility rule against the paper's, in loops, and every reading of the intervals against the dense one."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,6 +147,19 @@ def test_cuts_are_where_no_interval_crosses_and_nowhere_else(data):
     lengths = cuts(lo, hi)
     assert [sum(lengths[:i]) for i in range(len(lengths))] == expected
     assert sum(lengths) == 2 * L
+
+
+def test_the_window_of_the_readme_has_the_size_that_it_says(lay_out):
+    """Each text position sees exactly `size` keys, itself among them, or all there are before it; a patch as ever."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n# my_masks\.py\n(.*?)```", readme, re.DOTALL)
+    exec(code, names := {})
+    document_ids, image_ids = lay_out("t" * 40 + "AAAA" + "t" * 4)
+    for size in (1, 16):
+        lo, hi = names["Window"](size).intervals(document_ids, image_ids)
+        seen = dense_mask(lo, hi)[0].sum(1).tolist()
+        text = [min(q + 1, size) for q in range(40)]
+        assert seen == [*text, *[44] * 4, *[size] * 4]
 
 
 def test_a_window_is_not_cut_inside_a_document(lay_out):

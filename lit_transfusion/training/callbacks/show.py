@@ -16,6 +16,7 @@ from lit_transfusion.data.sources import Source
 from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import Frames, captioned_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.prompts import check_lengths, prompt_document
 from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.generation.settings import Sampling
 
@@ -85,7 +86,8 @@ class ShowSamples(Show):
     Args:
         every_n_steps: Optimiser steps between two showings; there is one more at the end.
         num_samples: Pictures and captions each time.
-        prompts: What to draw; null takes captions of the held-out split.
+        prompts: What to draw; null takes captions of the held-out split. One that has no room in a row is an error
+            before training; captions are cut as training cuts them.
         sampler: ddpm, ddim or dpm++.
         num_inference_steps: Denoising steps.
         guidance_scale: Weight of the prompt against no prompt; 1 is none.
@@ -108,6 +110,11 @@ class ShowSamples(Show):
         self.num_samples = num_samples
         self.prompts = prompts
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        super().on_fit_start(trainer, pl_module)
+        documents = [prompt_document(pl_module.pipeline, prompt) for prompt in self.prompts or []]
+        check_lengths(pl_module.pipeline, documents, True, "trainer.callbacks: ShowSamples.prompts: the prompt")
+
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
         held_out = first_of(source, Example, self.num_samples)
         # Each example tells its captions in the same order; taking another one each time shows more wordings.
@@ -115,7 +122,13 @@ class ShowSamples(Show):
         if not prompts:
             return {}
         frames = Frames(pipeline.codec, self.sampling.num_inference_steps)
-        drawn = draw(pipeline, prompts, self.sampling, lambda step, latents: frames.take(step, latents[:4]))
+        drawn = draw(
+            pipeline,
+            prompts,
+            self.sampling,
+            lambda step, latents: frames.take(step, latents[:4]),
+            cut=not self.prompts,
+        )
         pictures = {"samples": captioned_grid(drawn, prompts), "denoising": to_pil_image(frames.sheet())}
         if held_out:
             images = torch.stack([example.image for example in held_out])
@@ -152,5 +165,5 @@ class ShowEdits(Show):
         inputs = torch.stack([e.input_image for e in held_out])
         truths = torch.stack([e.output_image for e in held_out])
         instructions = [e.instructions[i % len(e.instructions)] for i, e in enumerate(held_out)]
-        outputs = edit(pipeline, inputs, instructions, self.sampling)
+        outputs = edit(pipeline, inputs, instructions, self.sampling, cut=True)
         return {"edits": edit_grid(inputs, instructions, outputs, truths)}
