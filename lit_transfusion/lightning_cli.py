@@ -10,6 +10,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2
 
 import lightning
 from jsonargparse import DefaultHelpFormatter, set_parsing_settings
+from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -31,6 +32,7 @@ set_parsing_settings(
     # YAML names classes; it must not name what runs commands.
     import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
 )
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # numpy takes no others
 OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
 
@@ -47,8 +49,13 @@ class TransfusionCLI(LightningCLI):
         )
         return parser
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        text = "Seed of the weights, and of data.seed and model.seed unless those are set."
+        parser.add_argument("--seed_everything", type=Seed, default=0, help=text)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--arm", type=str | None, default=None, help="Arm of a study; null takes the first.")
+        parser.set_defaults({"data.seed": "${..seed_everything}", "model.seed": "${..seed_everything}"})
         # What two parts must agree on is said once, and linked.
         parser.link_arguments("data.tokenizer", "model.tokenizer", apply_on="instantiate")
         parser.link_arguments("data", "model.codec", compute_fn=lambda data: data.codec, apply_on="instantiate")
@@ -150,7 +157,6 @@ def start(cls: type[TransfusionCLI], argv: list[str], description: str | None = 
         auto_configure_optimizers=False,
         save_config_callback=KeepConfig,
         save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
         args=argv,
         run=run,
     )

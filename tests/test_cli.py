@@ -240,6 +240,26 @@ def test_arm_is_the_first_unless_one_is_named(printed):
     assert named[0]["trainer"]["default_root_dir"].endswith("unet_causal")
 
 
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [
+        ([], (0, 0, 0)),
+        (["--seed_everything", "7"], (7, 7, 7)),
+        (["--data.seed", "3", "--seed_everything=7"], (7, 3, 7)),
+        (["--config", "seeds.yaml"], (5, 5, 6)),
+    ],
+)
+def test_one_seed_is_that_of_weights_data_and_noise_unless_those_are_set(printed, folder, words, seeds):
+    (folder / "seeds.yaml").write_text("seed_everything: 5\nmodel: {seed: 6}\n")
+    config = printed("fit", "--config", "small.yaml", *words)
+    assert (config["seed_everything"], config["data"]["seed"], config["model"]["seed"]) == seeds
+
+
+@pytest.mark.parametrize("seed", ["-1", "true", str(2**32)])
+def test_seed_that_cannot_be_is_an_error(refused, seed):
+    assert "seed_everything" in refused("fit", "--config", "small.yaml", "--seed_everything", seed)
+
+
 @pytest.mark.parametrize("arm", [None, "unet_causal"])
 def test_config_laid_over_a_study_wins_and_leaves_the_arm_alone(printed, folder, arm):
     (folder / "more.yaml").write_text("data: {batch_size: 7}")

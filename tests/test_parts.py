@@ -59,8 +59,15 @@ def test_a_description_is_what_yaml_would_say():
         "num_res_blocks": 2,
         "head_dim": 8,
         "attention_levels": 1,
+        "positions": 0,
     }
     assert describe(Bidirectional())["init_args"] == {}
+
+
+def test_a_unet_of_before_positions_can_be_built():
+    description = describe(PARTS[1][0])
+    del description["init_args"]["positions"]
+    assert [*build(description, Patcher).state_dict()] == [*PARTS[1][0].state_dict()]
 
 
 def test_a_part_of_ones_own_comes_back():

@@ -36,7 +36,7 @@ class TransfusionData(lightning.LightningDataModule):
         vocab_size: Largest vocabulary of a tokenizer that is trained, its 256 bytes and 3 controls included.
         num_workers: Processes that make documents; 0 makes them in the training process. The batches are the same.
         open_rows: Rows that packing keeps open at once; more waste less padding.
-        seed: Of order, choice of caption, and dropout.
+        seed: Of order, choice of caption, and dropout; on the command line that of --seed_everything unless it is set.
         max_skipped: Largest share of a source that may be of no use in an epoch of training, in [0, 1]; as soon as more
             is skipped, the run stops with the reasons.
     """

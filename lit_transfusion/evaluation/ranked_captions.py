@@ -12,20 +12,28 @@ from lit_transfusion.generation.prompts import caption_read
 
 
 class RankedCaptions(Metric):
-    """Share of the held-out pictures after which their own caption is the likeliest of a few. Chance: 1 / num_choices.
+    """Share of held-out pictures for which their own caption is the likeliest of a few. Chance: 1 / num_choices.
 
-    The choices are a caption of the picture and captions of other pictures, none of them one of its own, word for
-    word; one that is true of it all the same makes the question unfair, for every model alike. Each is read after BOS
-    and the clean image. `ranked_captions` compares log-likelihoods for each byte of the text, as `acc_bytes` of lm-eval
-    does, lest short captions win; `ranked_captions_unnormalised` compares them as they are, as its `acc` does. Where
-    several are equally likely, the picture counts for one over their number.
+    The pictures are put into groups of `num_choices`, and each picture of a group is asked with the captions of all.
+    So each caption is the right answer once and a wrong one as often as there are other pictures: a model that does
+    not look at the picture gets exactly 1 / num_choices, whatever it knows of which captions are frequent. No caption
+    in a group is, word for word, one of another picture in it; pictures for which no group is left are not asked.
+
+    Each caption is read after BOS and the clean image. `ranked_captions` compares log-likelihoods for each byte of the
+    text, as `acc_bytes` of lm-eval does, so that short captions do not win; `ranked_captions_unnormalised` compares
+    them as they are, as its `acc` does. Where several are equally likely, the picture counts for one over their number.
+    `ranked_captions_chance` is 1 / num_choices.
 
     Args:
         num_choices: Captions to choose from, at least 2.
-        seed: Of which captions the others are.
+        seed: Of the groups.
     """
 
-    columns: ClassVar[dict[str, str]] = {"ranked_captions": "more", "ranked_captions_unnormalised": "more"}
+    columns: ClassVar[dict[str, str]] = {
+        "ranked_captions": "more",
+        "ranked_captions_unnormalised": "more",
+        "ranked_captions_chance": "neither",
+    }
     samples: ClassVar[bool] = False
 
     def __init__(self, num_choices: int = 4, seed: int = 0) -> None:
@@ -36,14 +44,13 @@ class RankedCaptions(Metric):
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         pipeline = subject.pipeline
-        choices = [
-            [prompt, *others]
-            for prompt, others in zip(subject.prompts, self._others(subject.examples, subject.prompts), strict=True)
-        ]
+        groups = self._groups(subject.examples, subject.prompts)
         latents = latents_of(pipeline, subject.pictures)
+        asked = [(i, [i, *(other for other in group if other != i)]) for group in groups for i in group]
+        choices = [[subject.prompts[j] for j in members] for _, members in asked]  # the right one first
         documents = [
-            caption_given_image(pipeline, caption, image)
-            for captions, image in zip(choices, latents, strict=True)
+            caption_given_image(pipeline, caption, latents[i])
+            for (i, _), captions in zip(asked, choices, strict=True)
             for caption in captions
         ]
         found = text_likelihoods(pipeline, documents, subject.batch_size, on_progress=subject.on_progress)
@@ -53,21 +60,34 @@ class RankedCaptions(Metric):
         return {
             "ranked_captions": share_of_firsts(by_byte, self.num_choices),
             "ranked_captions_unnormalised": share_of_firsts(scores, self.num_choices),
+            "ranked_captions_chance": 1 / self.num_choices,
         }
 
-    def _others(self, examples: Sequence[Example], captions: Sequence[str]) -> list[list[str]]:
-        """For each example, captions of others, all different."""
-        different = sorted(set(captions))
-        drawn = []
-        for i, example in enumerate(examples):
-            others = [caption for caption in different if caption not in example.captions]
-            if len(others) < self.num_choices - 1:
-                raise Unavailable(
-                    f"example {i} has {len(others)} different captions of others beside its own; {self.num_choices} "
-                    f"choices need {self.num_choices - 1}"
-                )
-            drawn.append(Random(f"{self.seed} {i}").sample(others, self.num_choices - 1))
-        return drawn
+    def _groups(self, examples: Sequence[Example], captions: Sequence[str]) -> list[list[int]]:
+        """Numbers of examples, `num_choices` in each group; `captions` has the one of each example that is asked."""
+        order = list(range(len(examples)))
+        Random(self.seed).shuffle(order)
+        filling: list[list[int]] = []
+        groups = []
+        for i in order:
+            own = examples[i].captions
+            fits = (
+                g for g in filling if all(captions[j] not in own and captions[i] not in examples[j].captions for j in g)
+            )
+            group = next(fits, None)
+            if group is None:
+                group = []
+                filling.append(group)
+            group.append(i)
+            if len(group) == self.num_choices:
+                filling.remove(group)
+                groups.append(group)
+        if not groups:
+            raise Unavailable(
+                f"{self.num_choices} choices need as many pictures none of which has the caption of another; there are "
+                f"{len(set(captions))} different captions of {len(examples)} pictures"
+            )
+        return groups
 
 
 def share_of_firsts(scores: Sequence[float], num_choices: int) -> float:

@@ -66,7 +66,11 @@ def plan(study: Study, overrides: list[str], timed: bool) -> list[ArmPlan]:
 
 
 def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folder: Path) -> list[str]:
-    """What follows `fit` on the command line of one run. A seed is the seed of the weights, of order and of noise."""
+    """What follows `fit` on the command line of one run.
+
+    Its seed is that of the weights, the order of examples and the noise, whatever seeds the files set: arms of one seed
+    share order and noise, and two seeds differ in both.
+    """
     seeds = [word for key in ("seed_everything", "data.seed", "model.seed") for word in (f"--{key}", str(seed))]
     where = ["--trainer.default_root_dir", str(folder)]
     return ["--arm", arm, "--config", str(study.path), *overrides, *seeds, *where]

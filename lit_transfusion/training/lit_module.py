@@ -69,7 +69,7 @@ class LitTransfusion(lightning.LightningModule):
         compile: Compile the Transformer's blocks: on a GPU much faster, on a CPU some percent, after half a minute.
         activation_checkpointing: What the backward pass computes again in place of keeping it: none, selective (all but
             matrix products and attention), or full (each block). Less memory, more time.
-        seed: Of noise and timesteps.
+        seed: Of noise and timesteps; on the command line that of --seed_everything unless it is set.
         init_from: Checkpoint whose (averaged) weights to start from, or a model that was exported; step, optimiser and
             data begin anew. To go on with a run as it was, use --ckpt_path instead.
         sequence_length: Positions of a row (set by the data module); a checkpoint tells it to whoever generates.

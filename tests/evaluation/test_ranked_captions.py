@@ -17,6 +17,9 @@ def test_shares_by_hand():
     assert share_of_firsts([-1, -1, -1, -2, 0, -3], 3) == pytest.approx((1 / 3 + 0) / 2)
 
 
+CHANCE = {"ranked_captions_chance": pytest.approx(1 / 3)}
+
+
 def test_a_uniform_model_takes_the_fewest_tokens(make_pipeline):
     """With all captions as choices, one of them wins everywhere, and is right where it belongs."""
     pipeline = make_pipeline()
@@ -26,35 +29,54 @@ def test_a_uniform_model_takes_the_fewest_tokens(make_pipeline):
     assert num_tokens.count(min(num_tokens)) == by_byte.count(min(by_byte)) == 1
     assert num_tokens.index(min(num_tokens)) != by_byte.index(min(by_byte))  # else both columns could be one
     found = RankedCaptions(num_choices=5)(subject_of(pipeline))
-    assert found == {"ranked_captions": 1 / 5, "ranked_captions_unnormalised": 1 / 5}
-    # A sixth example with the words of the shortest: found when tokens are counted only.
-    shortest = CAPTIONS[num_tokens.index(min(num_tokens))]
-    again = random_examples([*CAPTIONS, shortest])
-    found = RankedCaptions(num_choices=5)(subject_of(pipeline, again))
-    assert found == {"ranked_captions": 1 / 6, "ranked_captions_unnormalised": 2 / 6}
+    assert found == {name: 1 / 5 for name in RankedCaptions.columns}
+
+
+@pytest.mark.parametrize("num_choices", [2, 3])
+def test_a_blind_model_that_knows_how_frequent_captions_are_gets_chance(make_pipeline, num_choices):
+    """It has learned the captions, and sees the same in every picture. Of distractors that are drawn among the
+    different captions, it found the right one far more often: the frequent ones."""
+    captions = (
+        [CAPTIONS[0]] * 8 + [CAPTIONS[1]] * 4 + [CAPTIONS[2]] * 2 + ["green", "red", "a dot", "two dots", "qx", "xq"]
+    )
+    examples = random_examples(captions)
+    pipeline = make_pipeline()
+    tokenizer = pipeline.tokenizer
+    documents = [image_first(tokenizer.encode(e.captions[0]), e.image, tokenizer, max_timestep=100) for e in examples]
+    train(pipeline, documents, steps=40)
+    torch.nn.init.zeros_(pipeline.net.patcher.proj_in.weight)
+    read = [caption_given_image(pipeline, caption, examples[0].image) for caption in (CAPTIONS[0], CAPTIONS[2], "qx")]
+    frequent, rare, once = (likelihood.log_probability for likelihood in text_likelihoods(pipeline, read))
+    assert frequent > rare > once  # it has learned that
+    found = RankedCaptions(num_choices=num_choices)(subject_of(pipeline, examples))
+    assert list(found.values()) == pytest.approx([1 / num_choices] * 3)
 
 
 def test_chance_where_nothing_tells_the_captions_apart(make_pipeline):
     pipeline = make_pipeline()
     torch.nn.init.zeros_(pipeline.net.head.weight)
     found = RankedCaptions(num_choices=3)(subject_of(pipeline, random_examples(["qx", "xq", "zx", "xz"])))
-    assert list(found.values()) == pytest.approx([1 / 3, 1 / 3])
+    assert list(found.values()) == pytest.approx([1 / 3] * 3)
 
 
 def test_equals_choosing_one_document_at_a_time(make_pipeline):
     pipeline, examples = make_pipeline(), random_examples([f"{a} {b}" for a in CAPTIONS for b in CAPTIONS])
     subject, metric = subject_of(pipeline, examples, batch_size=9), RankedCaptions(num_choices=3)
     right = {"ranked_captions": 0, "ranked_captions_unnormalised": 0}
-    for example, others in zip(examples, metric._others(examples, subject.prompts), strict=True):
-        assert len({*others, *example.captions}) == 3
-        scores = {
-            caption: text_likelihoods(pipeline, [caption_given_image(pipeline, caption, example.image)])[0][0]
-            for caption in (*others, *example.captions)
-        }
-        right["ranked_captions"] += max(scores, key=lambda c: scores[c] / len(c)) == example.captions[0]
-        right["ranked_captions_unnormalised"] += max(scores, key=scores.get) == example.captions[0]
+    groups = metric._groups(examples, subject.prompts)
+    assert len(groups) == 8  # of 25 pictures one is not asked
+    for group in groups:
+        for i in group:
+            scores = {
+                examples[j].captions[0]: text_likelihoods(
+                    pipeline, [caption_given_image(pipeline, examples[j].captions[0], examples[i].image)]
+                )[0][0]
+                for j in group
+            }
+            right["ranked_captions"] += max(scores, key=lambda c: scores[c] / len(c)) == examples[i].captions[0]
+            right["ranked_captions_unnormalised"] += max(scores, key=scores.get) == examples[i].captions[0]
     assert right["ranked_captions"] != right["ranked_captions_unnormalised"]  # else both columns could be one
-    assert metric(subject) == {name: count / 25 for name, count in right.items()}
+    assert metric(subject) == {name: count / 24 for name, count in right.items()} | CHANCE
 
 
 def test_a_model_that_has_learned_to_read_its_pictures(make_pipeline):
@@ -64,16 +86,26 @@ def test_a_model_that_has_learned_to_read_its_pictures(make_pipeline):
     tokenizer = pipeline.tokenizer
     documents = [image_first(tokenizer.encode(e.captions[0]), e.image, tokenizer, max_timestep=100) for e in examples]
     train(pipeline, documents, steps=60)
-    assert list(RankedCaptions(num_choices=3)(subject_of(pipeline, examples)).values()) == [1, 1]
+    assert list(RankedCaptions(num_choices=3)(subject_of(pipeline, examples)).values()) == [1, 1, 1 / 3]
+
+
+def test_no_picture_is_asked_twice_and_few_are_left_out():
+    examples = random_examples([f"caption {i // 2}" for i in range(100)])
+    captions = [example.captions[0] for example in examples]
+    groups = RankedCaptions(num_choices=4)._groups(examples, captions)
+    assert all(len(group) == len({captions[i] for i in group}) == 4 for group in groups)
+    asked = [i for group in groups for i in group]
+    assert len(set(asked)) == len(asked) >= 96
+    assert groups != RankedCaptions(num_choices=4, seed=1)._groups(examples, captions)
 
 
 def test_a_caption_of_its_own_is_never_among_the_others():
     own = ("a", "b", "c")
     examples = [Example(torch.zeros(3, 4, 4), own)] * 3 + [Example(torch.zeros(3, 4, 4), (word,)) for word in "de"]
-    others = RankedCaptions(num_choices=3)._others(examples, ["a", "b", "c", "d", "e"])
-    assert [set(drawn) for drawn in others[:3]] == [{"d", "e"}] * 3
-    with pytest.raises(Unavailable, match=r"example 0 has 2 different captions of others .* 4 choices need 3"):
-        RankedCaptions(num_choices=4)._others(examples, ["a", "b", "c", "d", "e"])
+    (group,) = RankedCaptions(num_choices=3)._groups(examples, ["a", "b", "c", "d", "e"])
+    assert {3, 4} < set(group)  # with one of the first three, whichever is asked: the other two are left out
+    with pytest.raises(Unavailable, match=r"4 choices need as many pictures .* 5 different captions of 5 pictures"):
+        RankedCaptions(num_choices=4)._groups(examples, ["a", "b", "c", "d", "e"])
 
 
 def test_one_choice_is_none():

@@ -12,9 +12,9 @@ DIM = 32
 PAPER = {"latent_channels": 8, "channels": 1024, "num_res_blocks": 4, "head_dim": 64}
 
 
-def make(cls, patch_size, latent_channels=3):
+def make(cls, patch_size, latent_channels=3, **options):
     torch.manual_seed(0)
-    return cls(latent_channels=latent_channels, dim=DIM, patch_size=patch_size)
+    return cls(latent_channels=latent_channels, dim=DIM, patch_size=patch_size, **options)
 
 
 def draw(patch_size, grid=(2, 3), n=2, channels=3):
@@ -57,7 +57,43 @@ def test_shapes_of_square_and_rectangular_images(cls, patch_size, grid):
 @both
 def test_arguments_are_kept_under_their_names(cls):
     patcher = cls(latent_channels=4, dim=48, patch_size=4)
-    assert (patcher.latent_channels, patcher.dim, patcher.patch_size) == (4, 48, 4)
+    assert (patcher.latent_channels, patcher.dim, patcher.patch_size, patcher.positions) == (4, 48, 4, 0)
+
+
+@both
+@all_sizes
+def test_positions_add_a_vector_for_the_row_and_one_for_the_column(cls, patch_size):
+    """To the vectors that enter the Transformer, in raster order; all else is as without positions."""
+    patcher, plain = make(cls, patch_size, positions=5), make(cls, patch_size)
+    plain.load_state_dict(patcher.state_dict(), strict=False)
+    images, t_emb = draw(patch_size, grid=(2, 3))
+    patches, skips = patcher.patchify(images, t_emb)
+    expected, _ = plain.patchify(images, t_emb)
+    rows, columns = patcher.row_positions.weight, patcher.column_positions.weight
+    for place in range(6):
+        added = rows[place // 3] + columns[place % 3]
+        torch.testing.assert_close(patches[:, place], expected[:, place] + added)
+    assert len({tuple(vector) for vector in [*rows.tolist(), *columns.tolist()]}) == 10  # all different from the start
+    torch.testing.assert_close(
+        patcher.unpatchify(patches, t_emb, skips, (2, 3)), plain.unpatchify(patches, t_emb, skips, (2, 3))
+    )
+
+
+@both
+def test_without_positions_the_parameters_are_those_of_older_checkpoints(cls):
+    names = [name for name, _ in make(cls, 4).named_parameters()]
+    assert not any("positions" in name for name in names)
+    assert names == [name for name, _ in make(cls, 4, positions=6).named_parameters()][:-2]  # optimisers count them
+
+
+@both
+@pytest.mark.parametrize("grid", [(4, 2), (2, 4)])
+def test_more_patches_than_positions_is_an_error(cls, grid):
+    images, t_emb = draw(4, grid)
+    with pytest.raises(InputError, match=rf"positions 3 .* {grid[0]}x{grid[1]} patches; use at least 4"):
+        make(cls, 4, positions=3).patchify(images, t_emb)
+    with pytest.raises(InputError, match="positions -1"):
+        make(cls, 4, positions=-1)
 
 
 @all_sizes
@@ -125,8 +161,9 @@ def test_time_enters_the_up_path_of_the_unet_too(patch_size):
 
 @both
 @all_sizes
-def test_every_parameter_has_a_gradient(cls, patch_size):
-    patcher = make(cls, patch_size)
+@pytest.mark.parametrize("positions", [0, 3])
+def test_every_parameter_has_a_gradient(cls, patch_size, positions):
+    patcher = make(cls, patch_size, positions=positions)
     images, t_emb = draw(patch_size)
     t_emb.requires_grad_()
     patches, skips = patcher.patchify(images, t_emb)
@@ -142,8 +179,9 @@ def test_every_parameter_has_a_gradient(cls, patch_size):
 
 @both
 @all_sizes
-def test_an_empty_batch_reaches_every_parameter_with_zeros(cls, patch_size):
-    patcher = make(cls, patch_size)
+@pytest.mark.parametrize("positions", [0, 3])
+def test_an_empty_batch_reaches_every_parameter_with_zeros(cls, patch_size, positions):
+    patcher = make(cls, patch_size, positions=positions)
     images, t_emb = draw(patch_size, n=0)
     prediction = through(patcher, images, t_emb)
     assert prediction.shape == images.shape

@@ -1,14 +1,19 @@
 """What a study will cost is counted on the arms themselves, and what cannot be is refused before any is trained."""
 
+import itertools
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from tiny_study import TINY
 
 from lit_transfusion import cli
 from lit_transfusion.errors import InputError
-from lit_transfusion.studies.plan import ArmPlan, clock, plan, table_of
+from lit_transfusion.lightning_cli import parts_of
+from lit_transfusion.studies.plan import ArmPlan, clock, fit_arguments, plan, table_of
 
 
 def shown(plans, seeds=3, parallel=2) -> str:
@@ -36,6 +41,21 @@ def test_plan_is_the_config_of_a_run_but_for_arm_seed_and_folder(make_study):
     assert config["data"]["batch_size"] == 2 and "arm" not in config and "config" not in config
     assert config["trainer"]["default_root_dir"] == "FOLDER" and config["seed_everything"] == 0
     assert "both" not in one.config and config["model"]["mask"]["class_path"].endswith("Bidirectional")
+
+
+@pytest.mark.parametrize("own", [{}, {"seed": 5}])
+def test_arms_of_a_seed_share_data_and_noise_and_seeds_do_not(make_study, own):
+    """Whatever seed the file sets."""
+    study = make_study(data=TINY["data"] | own)
+    drawn = {}
+    for arm, seed in itertools.product(study.arms, (0, 1)):
+        parts = parts_of(fit_arguments(study, arm, [], seed, Path("FOLDER")))
+        batches = list(itertools.islice(parts.datamodule.train_dataloader(), 2))
+        drawn[arm, seed] = [batch.tokens for batch in batches], parts.model.seed
+    for seed in (0, 1):
+        assert all(map(torch.equal, drawn["causal", seed][0], drawn["both", seed][0]))
+        assert drawn["causal", seed][1] == drawn["both", seed][1] == seed  # of the noise of each step
+    assert not any(map(torch.equal, drawn["causal", 0][0], drawn["causal", 1][0]))
 
 
 @pytest.mark.parametrize(

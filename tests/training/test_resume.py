@@ -330,6 +330,20 @@ def test_finished_run_that_is_prolonged_follows_the_longer_schedule(whole, folde
     assert max(rates) < max(rate for *_, rate in whole[1])
 
 
+def test_one_seed_moves_weights_data_and_noise(folder):
+    """Each against the same run with the seed 0 for this part alone."""
+
+    def first_step(number, *words):
+        one_step = ["--trainer.max_steps", "1", "--seed_everything", "1"]
+        ((_, tokens, images, loss, _),) = fit(folder.with_name(str(number)), *one_step, *words)
+        return tokens, images, loss
+
+    all_1, data_0, noise_0 = first_step(1), first_step(2, "--data.seed", "0"), first_step(3, "--model.seed", "0")
+    assert not torch.equal(all_1[0], data_0[0])
+    assert torch.equal(all_1[0], noise_0[0]) and torch.equal(all_1[1], noise_0[1]) and all_1[2] != noise_0[2]
+    assert_same(all_1, first_step(4, "--model.seed", "1", "--data.seed", "1"))
+
+
 def test_new_run_moves_an_earlier_one_aside(whole, folder):
     shutil.copytree(whole[0], folder, symlinks=True)
     (folder.with_name("run.1")).mkdir()  # from an earlier time

@@ -19,6 +19,8 @@ class Patcher(nn.Module):
         patch_size: Side of a patch in latent pixels; the image's height and width must be multiples of it.
     """
 
+    positions = 0  # no learned positions, unless `learn_positions` is called
+
     def __init__(self, latent_channels: int = 3, dim: int = 128, patch_size: int = 2) -> None:
         super().__init__()
         self.latent_channels = latent_channels
@@ -32,6 +34,36 @@ class Patcher(nn.Module):
     def unpatchify(self, hidden: Tensor, t_emb: Tensor, skips: Any, grid: tuple[int, int]) -> Tensor:
         """(N, P, D), (N, D), skips, (rows, columns) with rows · columns = P → (N, C, H, W)."""
         raise NotImplementedError
+
+    def learn_positions(self, positions: int) -> None:
+        """Make the parameters of `add_positions`: a vector for each row and one for each column of patches.
+
+        Args:
+            positions: Largest number of patches in a row or column; 0 for no learned positions.
+        """
+        if positions < 0:
+            raise InputError(f"positions {positions} of the patcher is less than 0")
+        self.positions = positions
+        if positions:
+            self.row_positions = nn.Embedding(positions, self.dim)
+            self.column_positions = nn.Embedding(positions, self.dim)
+            nn.init.normal_(self.row_positions.weight, std=self.dim**-0.5)
+            nn.init.normal_(self.column_positions.weight, std=self.dim**-0.5)
+
+    def add_positions(self, patches: Tensor) -> Tensor:
+        """(N, rows, columns, D) → the same plus the vectors of its row and its column, if positions are learned.
+
+        This departs from the paper, which states no position of a patch but its place in the sequence.
+        """
+        if not self.positions:
+            return patches
+        rows, columns = patches.shape[1:3]
+        if max(rows, columns) > self.positions:
+            raise InputError(
+                f"positions {self.positions} of the patcher is too small for an image of {rows}x{columns} patches; "
+                f"use at least {max(rows, columns)}"
+            )
+        return patches + self.row_positions.weight[:rows, None] + self.column_positions.weight[:columns]
 
     def check(self, height: int, width: int) -> None:
         """Refuses an image that does not fall into whole patches."""

@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from lit_transfusion.errors import InputError
 from lit_transfusion.model.patchers.base import Patcher
 
 
@@ -16,33 +15,22 @@ class LinearPatcher(Patcher):
         latent_channels: Channels C of the images (set by the data module's codec).
         dim: Width D of the Transformer (set by the model's size).
         patch_size: Side k of a patch in latent pixels; the image's height and width must be multiples of it.
-        positions: Largest number of patches in a row or column that have a learned position, the sum of one vector for
-            the row and one for the column; 0 for none, as in the paper, where patches have the rotary position of
-            their place in the sequence and no other.
+        positions: Largest number of patches in a row or column that have a learned position (see `add_positions`); 0
+            for none, as in the paper.
     """
 
     def __init__(self, latent_channels: int = 3, dim: int = 128, patch_size: int = 2, positions: int = 0) -> None:
         super().__init__(latent_channels, dim, patch_size)
-        self.positions = positions
         self.proj_in = nn.Linear(latent_channels * patch_size**2, dim)
         self.proj_out = nn.Linear(dim, latent_channels * patch_size**2)
-        if positions:
-            self.row_positions = nn.Embedding(positions, dim)
-            self.column_positions = nn.Embedding(positions, dim)
-            nn.init.normal_(self.row_positions.weight, std=dim**-0.5)
-            nn.init.normal_(self.column_positions.weight, std=dim**-0.5)
+        self.learn_positions(positions)
 
     def patchify(self, noisy_images: Tensor, t_emb: Tensor) -> tuple[Tensor, None]:
         self.check(*noisy_images.shape[2:])
         k = self.patch_size  # by hand, since torch's pixel_unshuffle returns an empty batch in its old shape
         patches = noisy_images.unflatten(3, (-1, k)).unflatten(2, (-1, k))  # (N, C, rows, k, columns, k)
         patches = self.proj_in(patches.permute(0, 2, 4, 1, 3, 5).flatten(3))  # (N, rows, columns, D)
-        if self.positions:
-            rows, columns = patches.shape[1:3]
-            if max(rows, columns) > self.positions:
-                raise InputError(f"{rows}x{columns} patches are more than the patcher's positions {self.positions}")
-            patches = patches + self.row_positions.weight[:rows, None] + self.column_positions.weight[:columns]
-        return patches.flatten(1, 2) + t_emb[:, None], None  # (N, P, D), raster order
+        return self.add_positions(patches).flatten(1, 2) + t_emb[:, None], None  # (N, P, D), raster order
 
     def unpatchify(self, hidden: Tensor, t_emb: Tensor, skips: None, grid: tuple[int, int]) -> Tensor:
         k = self.patch_size
