@@ -255,7 +255,7 @@ def test_checkpoint_of_a_validation_within_a_step_resumes_with_that_step(folder,
     before = run(folder, "--config", str(monitored), stop=(2, "killed"))
     (saved,) = (folder / "checkpoints").glob("*step=1-validated.ckpt")
     after = run(folder, "--config", str(monitored), "--ckpt_path", str(saved))
-    assert [step for step, *_ in before] == [0, 1, 1] and len(after) == 6
+    assert [step for step, *_ in before] == [0, 1, 1, 2] and len(after) == 6
     assert_same(before[:2] + after, whole)
     assert_same_end(folder, tmp_path / "uninterrupted")
 
