@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -198,6 +199,9 @@ class LitTransfusion(lightning.LightningModule):
             return self.codec.encode(images, generator)
         return self.codec.sample(images.to(torch.promote_types(images.dtype, torch.float32)), generator)
 
+    def on_train_start(self) -> None:
+        check_steps(self.trainer)
+
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """A micro-batch's share of the objective of the optimiser step, which is the mean over the text targets plus λ
         times the mean over the learned images of all its micro-batches, on all ranks."""
@@ -318,6 +322,29 @@ class LitTransfusion(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.tokenizer)
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
+
+
+def check_steps(trainer: lightning.Trainer) -> None:
+    """Check that all optimiser steps are made of the same number of batches, and clipped as they are here.
+
+    Raises:
+        InputError: They are not.
+    """
+    number = trainer.accumulate_grad_batches
+    batches = trainer.num_training_batches
+    if math.isfinite(batches) and batches % number:
+        raise InputError(
+            f"trainer.limit_train_batches {batches} is not a multiple of trainer.accumulate_grad_batches {number}: the "
+            f"last optimiser step would lack batches; use {batches // number * number or number}"
+        )
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler) and set(callback.scheduling.values()) != {number}:
+            raise InputError(
+                f"GradientAccumulationScheduler with {callback.scheduling} is not supported, since a run is one epoch; "
+                "set trainer.accumulate_grad_batches, which may be another when the run is resumed"
+            )
+    if trainer.gradient_clip_algorithm not in (None, "norm"):
+        raise InputError("trainer.gradient_clip_algorithm value is not supported; use norm")
 
 
 def stage_of(stage: str, loaders: Any, number: int) -> str:

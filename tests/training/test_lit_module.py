@@ -6,11 +6,13 @@ from collections import Counter
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lit_transfusion.data.document import IGNORE_INDEX
 from lit_transfusion.data.order import mix
 from lit_transfusion.diffusion import DDPM
+from lit_transfusion.errors import InputError
 from lit_transfusion.model import LinearPatcher, UNetPatcher
 
 
@@ -218,6 +220,40 @@ def test_gradient_is_clipped_by_norm_and_logged_as_it_was(make_module, make_batc
     moved = torch.nn.utils.parameters_to_vector(module.net.parameters()).detach() - before
     assert moved.norm() == pytest.approx(clip, rel=0.02)
     assert trainer.callback_metrics["train/grad_norm"] > 10 * clip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate_grad_batches": 2, "limit_train_batches": 5}, "limit_train_batches 5.*use 4"),
+        ({"accumulate_grad_batches": 4, "limit_train_batches": 3}, "limit_train_batches 3.*use 4"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 1, 2: 4})]}, "accumulate_grad_batches"),
+        ({"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "gradient_clip_algorithm.*norm"),
+    ],
+)
+def test_steps_that_would_not_be_alike_are_an_error(make_module, make_batch, make_trainer, loader, options, message):
+    with pytest.raises(InputError, match=message):
+        make_trainer(**options).fit(make_module(), loader(*[make_batch()] * 8))
+
+
+def test_loss_of_a_step_without_images_is_not_that_of_an_earlier_one(make_module, make_batch, make_trainer, loader):
+    notebook = Notebook()
+    batches = loader(make_batch("mixed"), make_batch("text"), make_batch("image"))
+    make_trainer(logger=notebook, log_every_n_steps=1).fit(make_module(), batches)
+    rows = {step: {} for step, _ in notebook.rows}
+    for step, metrics in notebook.rows:
+        rows[step] |= metrics
+    present = [[name for name in ("train/loss_text", "train/loss_image") if name in rows[step]] for step in range(3)]
+    assert present == [["train/loss_text", "train/loss_image"], ["train/loss_text"], ["train/loss_image"]]
+    assert rows[1]["train/loss"] == pytest.approx(rows[1]["train/loss_text"])
+    assert rows[2]["train/loss"] == pytest.approx(5 * rows[2]["train/loss_image"])
+
+
+def test_validation_loss_is_the_sum_of_its_two_parts(make_module, make_batch, make_trainer, loader):
+    """Over all batches, also where some have no image."""
+    batches = loader(make_batch("text"), make_batch("mixed", seed=1), make_batch("image", seed=2))
+    (result,) = make_trainer().validate(make_module(), batches, verbose=False)
+    assert result["val/loss"] == pytest.approx(result["val/loss_text"] + 5 * result["val/loss_image"])
 
 
 # The average
