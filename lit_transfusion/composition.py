@@ -7,12 +7,16 @@ arms:                            # each only what differs
   causal: {model: {mask: Causal}}
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from lit_transfusion.errors import InputError
+
+OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
 
 def compose(path: str | Path, arm: str | None = None) -> list[tuple[str, dict[str, Any]]]:
@@ -109,3 +113,34 @@ def check_keys(path: Path, root: yaml.Node | None) -> None:
                         f"{path}, line {line}: the key {key.value!r} is there already, in line {lines[key.value]}"
                     )
                 lines[key.value] = line
+
+
+def resolved(content: dict[str, Any], key: str) -> Any:
+    """The value at a key such as data.source, its ${...} replaced; None if there is no such key."""
+    value = OmegaConf.select(OmegaConf.create(content), key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def with_interpolations(values: Any, written: Any, path: tuple[str, ...] = ()) -> Any:
+    """A config whose values are known, with those that follow from others as they were written, ${...}.
+
+    Args:
+        values: The config, nested, all its values known.
+        written: The same before its ${...} were resolved, in the relative form, ${..key}, that jsonargparse gives them.
+        path: Keys that lead here.
+    """
+    if isinstance(written, str) and "${" in written:
+        return re.sub(r"\$\{(\.+)([\w.\[\]]*)\}", lambda found: absolute(found[1], found[2], path), written)
+    if isinstance(values, dict) and isinstance(written, dict):
+        return {key: with_interpolations(each, written.get(key), (*path, str(key))) for key, each in values.items()}
+    if isinstance(values, list) and isinstance(written, list) and len(values) == len(written):
+        pairs = enumerate(zip(values, written, strict=True))
+        return [with_interpolations(each, as_written, (*path, str(i))) for i, (each, as_written) in pairs]
+    return values
+
+
+def absolute(dots: str, key: str, path: tuple[str, ...]) -> str:
+    """${..key} as ${key} from the root, where it is written at `path`: one dot is the parent."""
+    above = path[: max(len(path) - len(dots), 0)]
+    steps = [*(f"[{name}]" if name.isdigit() else f".{name}" for name in above), f".{key}" if key else ""]
+    return "${" + "".join(steps).lstrip(".") + "}"

@@ -5,7 +5,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from omegaconf import OmegaConf
 
-from lit_transfusion.composition import compose
+from lit_transfusion.composition import compose, resolved
 from lit_transfusion.errors import InputError
 from lit_transfusion.refusals import one_line
 
@@ -31,6 +31,7 @@ class ConfigFile(ComposedFile):
             return super().__call__(parser, cfg, values, option_string)
         parts = compose(values, cfg.get("arm"))
         self.lay_over(parser, cfg, parts, option_string)
+        parser.config_files.append(values)
         parser.arm_found = parser.arm_found or any("arm" in content for _, content in parts)
 
 
@@ -46,7 +47,8 @@ class SourceFile(ComposedFile):
 
 def source_options(parts: Parts) -> Parts:
     """Of what a run's files say of its data, what such a tool asks."""
-    data = [(path, content.get("data") or {}) for path, content in parts]
+    whole = OmegaConf.to_container(OmegaConf.unsafe_merge(*(content for _, content in parts)))
+    data = [(path, resolved({**whole, "part": content.get("data") or {}}, "part")) for path, content in parts]
     options = [(path, {key: said[key] for key in ("source", "vocab_size") if key in said}) for path, said in data]
     sizes = [(path, said["image_size"]) for path, said in data if "image_size" in said]
     # As in a run, whose link wins over the sources that the files name one after the other.

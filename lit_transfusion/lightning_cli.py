@@ -3,22 +3,26 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse 5 drops
 
 import lightning
+import yaml
 from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from jsonargparse.typing import restricted_number_type
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
 
+from lit_transfusion import run_folder
+from lit_transfusion.composition import read, resolved, with_interpolations
 from lit_transfusion.config_files import ConfigFile
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.checkpoint import is_whole
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.model import SIZES
 from lit_transfusion.refusals import in_its_own_words, naming_likely_options
@@ -33,17 +37,29 @@ set_parsing_settings(
     import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
 )
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # numpy takes no others
-OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Leaves the lines of the description as they are."""
 
 
+class Parser(LightningArgumentParser):
+    """Keeps what a config says before its ${...} are resolved. jsonargparse dumps it in order to resolve it."""
+
+    unresolved: dict[str, Any] | None = None
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        text = super().dump(*args, **kwargs)
+        if "${" in text:
+            self.unresolved = yaml.safe_load(text)
+        return text
+
+
 class TransfusionCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = LightningArgumentParser(**kwargs)
+        parser = Parser(**kwargs)
         parser.arm_found = False  # whether a --config has arms
+        parser.config_files = []  # what --config names
         parser.add_argument(
             "-c", "--config", action=ConfigFile, help="YAML file of the run. Given several times, the later wins."
         )
@@ -69,6 +85,7 @@ class TransfusionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with naming_likely_options(self._subcommand_parsers.get(args[0], parser)):
             super().parse_arguments(parser, args)
+        self.directory_given = any(word.partition("=")[0] == "--trainer.default_root_dir" for word in args)
         arm = self.config[self.config.subcommand].arm
         if arm is not None and not self._parser(self.config.subcommand).arm_found:
             raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
@@ -78,6 +95,8 @@ class TransfusionCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        if self.subcommand == "fit":
+            self.save_config_kwargs = {"text": self._config_text()}
         try:
             return super().instantiate_trainer(**kwargs)
         except InputError:
@@ -85,14 +104,61 @@ class TransfusionCLI(LightningCLI):
         except ValueError as error:  # a strategy that there is not, or not for this accelerator
             raise InputError(f"trainer: {error}") from None
 
+    def _config_text(self) -> str:
+        """The config of a run: what it was asked to do, not where it was once resumed from."""
+        config = self.config.fit.clone()
+        config.ckpt_path = None
+        values = yaml.safe_load(self._parser("fit").dump(config, skip_unset=False))
+        if self.parser.unresolved is not None:
+            values = with_interpolations(values, self.parser.unresolved["fit"])
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with ExitStack() as self.held:  # the lock of the run's directory
+            super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
         check_precision(self.trainer)
         check_strategy(self.trainer.strategy)
+        self._check_directory()
         self._check_ckpt_path()
-        if self.config.fit.ckpt_path is None and not self.trainer.fast_dev_run:
-            move_earlier_run_aside(Path(self.trainer.default_root_dir))
+        if not self.trainer.fast_dev_run:
+            self._lock()
 
-    before_validate = before_test = before_predict = lambda self: self._check_ckpt_path()
+    def _before_evaluation(self) -> None:
+        self._check_directory()
+        self._check_ckpt_path()
+
+    before_validate = before_test = before_predict = _before_evaluation
+
+    @rank_zero_only
+    def _lock(self) -> None:
+        folder = Path(self.trainer.default_root_dir)
+        self.held.enter_context(run_folder.locked(folder, new_run=self.config.fit.ckpt_path is None))
+
+    def _check_directory(self) -> None:
+        """A run writes into its own directory only.
+
+        Raises:
+            InputError: A part would write elsewhere, or the config is that of a run that was copied or moved.
+        """
+        folder = Path(self.trainer.default_root_dir)
+        for key, place in places_of(self.trainer):
+            if not Path(place).resolve().is_relative_to(folder.resolve()):
+                raise InputError(
+                    f"{key} {place} is outside of the run's directory, trainer.default_root_dir {folder}; let it begin "
+                    "with ${trainer.default_root_dir}"
+                )
+        for path in [] if self.directory_given else self._parser(self.subcommand).config_files:
+            home = Path(path).parent
+            if Path(path).name != run_folder.CONFIG or not run_folder.is_run(home):
+                continue
+            named = resolved(read(Path(path)), "trainer.default_root_dir")
+            if named and Path(named).resolve() == folder.resolve() != home.resolve():
+                raise InputError(
+                    f"--config {path} is of the run in {home}, but names trainer.default_root_dir {named}; add "
+                    f"--trainer.default_root_dir {home}, or name another directory for a new run"
+                )
 
     def _check_ckpt_path(self) -> None:
         """Where Lightning would start from scratch, or judge random weights, say so instead."""
@@ -102,8 +168,11 @@ class TransfusionCLI(LightningCLI):
         if ckpt_path in (None, "hpc"):
             return
         if ckpt_path == "last":
-            ckpt_path = str(last_checkpoint(Path(self.trainer.default_root_dir) / "checkpoints"))
-            self.config_init[self.subcommand].ckpt_path = ckpt_path
+            folder = Path(self.trainer.default_root_dir)
+            last = run_folder.last_checkpoint(folder)
+            if last is None:
+                raise InputError(f"--ckpt_path last: there is no checkpoint in {folder / run_folder.CHECKPOINTS}")
+            self.config_init[self.subcommand].ckpt_path = ckpt_path = str(last)
         if not Path(ckpt_path).exists():
             raise InputError(f"--ckpt_path {ckpt_path}: there is no such file")
         check_sharding(Path(ckpt_path), self.trainer.strategy)
@@ -112,14 +181,13 @@ class TransfusionCLI(LightningCLI):
         """Lightning would let what the checkpoint says win over the YAML and the command line."""
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """A run that was killed while it moved the link to the last has none, or one to what it had just removed; a sharded
-    one that was killed while it wrote a checkpoint has a folder that lacks something."""
-    whole = [path for path in folder.glob("*.ckpt") if path.is_file() or is_whole(path)]
-    if not whole:
-        raise InputError(f"--ckpt_path last: there is no checkpoint in {folder}")
-    named = [path for path in whole if path.name.startswith("last")]
-    return max(named or whole, key=lambda path: path.stat().st_mtime_ns)
+def places_of(trainer: lightning.Trainer) -> list[tuple[str, str]]:
+    """What writes files, by its key, and where to."""
+    keepers = [part for part in trainer.checkpoint_callbacks if isinstance(part, ModelCheckpoint)]
+    loggers = [part for part in trainer.loggers if isinstance(part, CSVLogger | TensorBoardLogger)]
+    places = [("trainer.callbacks: ModelCheckpoint.dirpath", part.dirpath) for part in keepers]
+    places += [(f"trainer.logger: {type(part).__name__}.save_dir", part.save_dir) for part in loggers]
+    return [(key, str(place)) for key, place in places if place is not None]
 
 
 class PartsOnly(TransfusionCLI):
@@ -156,7 +224,6 @@ def start(cls: type[TransfusionCLI], argv: list[str], description: str | None = 
         },
         auto_configure_optimizers=False,
         save_config_callback=KeepConfig,
-        save_config_kwargs={"overwrite": True},
         args=argv,
         run=run,
     )
@@ -168,16 +235,21 @@ def width(size: Any) -> int:
 
 
 class KeepConfig(SaveConfigCallback):
-    """Writes config.yaml of a fit: what it was asked to do, not where it was once continued from; and not before that
-    has come to its first step, since a continuation that is refused is none."""
+    """Writes config.yaml of a fit. Not before that has come to its first step: one that ends with an error before has
+    changed nothing."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, text: str = "") -> None:
+        super().__init__(parser, config)
+        self.text = text
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         pass
 
+    @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.config = self.config.clone()
-        self.config.ckpt_path = None
-        super().setup(trainer, pl_module, "fit")
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_text(folder / run_folder.CONFIG, self.text)
 
 
 def check_precision(trainer: lightning.Trainer) -> None:
@@ -189,22 +261,6 @@ def check_precision(trainer: lightning.Trainer) -> None:
             f"trainer.precision {trainer.precision}: this {trainer.strategy.root_device.type.upper()} has no bf16 "
             "arithmetic and would be several times slower than in float32; leave it at 32-true"
         )
-
-
-@rank_zero_only
-def move_earlier_run_aside(folder: Path) -> None:
-    """A new run in the directory of an earlier one moves that to NAME.1, NAME.2, …: nothing is lost or mixed.
-
-    A job that was preempted and queued again finds Lightning's own checkpoint there, and goes on.
-    """
-    is_run = (folder / "config.yaml").exists() and (folder / "tokenizer.model").exists()
-    if not is_run or any(folder.glob("hpc_ckpt_*")) or Path.cwd().is_relative_to(folder.resolve()):
-        return
-    number = 1
-    while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(moved)
-    print(f"The earlier run in {folder} is now in {moved}. (To continue a run, add --ckpt_path last.)")
 
 
 def arm_first(words: Sequence[str]) -> list[str]:

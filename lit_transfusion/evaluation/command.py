@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lit_transfusion.composition import read
+from lit_transfusion.composition import read, resolved
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import default_metrics
@@ -187,7 +187,7 @@ def config_beside(ckpt: str) -> Path:
 def source_of(path: Path, image_size: int) -> Source:
     """The source that a run's config names, for pictures of this size."""
     try:
-        source = read(path)["data"]["source"]
+        source = resolved(read(path), "data.source")
         source = {"class_path": source} if isinstance(source, str) else source
         source = {**source, "init_args": {**source.get("init_args", {}), "image_size": image_size}}
     except (KeyError, TypeError):

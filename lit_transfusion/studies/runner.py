@@ -1,7 +1,5 @@
 """Trains and evaluates arms x seeds, several at once, and takes up what an earlier start left unfinished."""
 
-import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.run_folder import CHECKPOINTS, CONFIG, FINISHED, last_checkpoint, read_json
 from lit_transfusion.studies.plan import ArmPlan, fit_arguments
 from lit_transfusion.studies.study import Study
 
@@ -40,7 +39,7 @@ class Job(NamedTuple):
 
     @property
     def trained(self) -> bool:
-        return read_json(self.folder / "finished.json").get("step") == self.max_steps
+        return read_json(self.folder / FINISHED).get("step") == self.max_steps
 
     @property
     def evaluated(self) -> bool:
@@ -105,7 +104,8 @@ def run_job(
         gpus: Those that it may see, as CUDA_VISIBLE_DEVICES; None for all.
         waiting: Called if there is another process to wait for.
     """
-    checkpoints = job.folder / "checkpoints"
+    import fcntl  # here, so that the other commands work on Windows
+
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "lock").open("w") as lock:
         try:  # the commands inherit the lock, and hold it if this process is killed
@@ -115,10 +115,10 @@ def run_job(
             fcntl.flock(lock, fcntl.LOCK_EX)
         (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
         if not job.trained:
-            resume = resume_from(checkpoints)
+            resume = ["--ckpt_path", "last"] if last_checkpoint(job.folder) else []
             if not resume:
                 # Of a start that left no checkpoint: `fit` would move the folder aside, and our lock with it.
-                (job.folder / "config.yaml").unlink(missing_ok=True)
+                (job.folder / CONFIG).unlink(missing_ok=True)
             if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock.fileno(), started):
                 return error
             if not job.trained:
@@ -128,21 +128,12 @@ def run_job(
             options.unlink(missing_ok=True)
             asked = job.folder / "asked.yaml"
             asked.write_text(job.evaluate, encoding="utf-8")
-            checkpoint, where = str(checkpoints / "last.ckpt"), str(job.folder)
-            words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", where]
+            checkpoint = str(last_checkpoint(job.folder) or job.folder / CHECKPOINTS)
+            words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", str(job.folder)]
             if error := command(job, words, threads, gpus, lock.fileno(), started):
                 return error
             asked.rename(options)  # only now: what it names has been measured
     return None
-
-
-def resume_from(checkpoints: Path) -> list[str]:
-    """Arguments of a `fit` that goes on; none if there is nothing to go on from. A process that is killed while it
-    replaces a checkpoint leaves last.ckpt as a link to nothing, or none, beside the one that it has just written."""
-    if (checkpoints / "last.ckpt").is_file():
-        return ["--ckpt_path", "last"]
-    files = [path for path in checkpoints.glob("*.ckpt") if path.is_file()]
-    return ["--ckpt_path", str(max(files, key=lambda path: path.stat().st_mtime))] if files else []
 
 
 def command(
@@ -261,11 +252,3 @@ def current_step(folder: Path) -> int:
     # The process may be writing: the last line may be cut off.
     step = dict(zip(header.split(","), lines[-1].split(","), strict=False)).get("step", "") if lines else ""
     return int(step) + 1 if step.isdigit() else 0
-
-
-def read_json(path: Path) -> dict:
-    """What a file holds; nothing if there is none, or if whoever wrote it was killed in the midst of it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}

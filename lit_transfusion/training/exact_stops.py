@@ -1,5 +1,6 @@
 """What makes a run that is stopped anywhere go on as if it had not been, where Lightning would lose something."""
 
+import os
 from typing import Any
 
 import lightning
@@ -16,6 +17,9 @@ class ExactStops(lightning.Callback):
     The module brings it, so that no config can forget it. It comes before the callbacks that write checkpoints.
     """
 
+    def __init__(self) -> None:
+        self.training = False
+
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["accumulate_grad_batches"] = trainer.accumulate_grad_batches
 
@@ -29,6 +33,12 @@ class ExactStops(lightning.Callback):
         for keeper in trainer.checkpoint_callbacks:
             if isinstance(keeper, ModelCheckpoint):
                 keeper._last_global_step_saved = checkpoint["global_step"]
+                states = checkpoint["callbacks"]
+                if keeper.state_key in states:
+                    states[keeper.state_key] = relocated(states[keeper.state_key], keeper.dirpath)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.training = True
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Write down what was logged before a checkpoint: a run that is killed goes on from there, and would not log it
@@ -49,7 +59,13 @@ class ExactStops(lightning.Callback):
             keeper._save_last_checkpoint(trainer, candidates)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """A batch that Ctrl-C interrupts is learned after the run is continued. Checkpoints are written after this."""
+        """A batch that Ctrl-C interrupts is learned after the run is continued. Checkpoints are written after this, but
+        only if training has begun: in a `predict`, or before all is restored, Lightning's step is 0, and what it would
+        save then takes the place of the run's checkpoint."""
+        if not self.training:
+            for keeper in trainer.checkpoint_callbacks:
+                if isinstance(keeper, ModelCheckpoint):
+                    keeper._last_global_step_saved = trainer.global_step
         for logger in trainer.loggers:
             logger.save()  # what it has not written yet
         if isinstance(exception, NonFiniteError):  # what is saved came before the trouble
@@ -75,3 +91,22 @@ def start_at_a_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) ->
     for counts in (progress["current"], progress["total"]):
         moved = done - done // before * accumulate_grad_batches
         counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), counts["processed"] - moved))
+
+
+def relocated(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The state of a ModelCheckpoint of a run that was copied or moved: the same files in this folder. It names files
+    of the run that it was; those are never touched."""
+    if state["dirpath"] == folder:
+        return state
+
+    def here(path: str) -> str:
+        moved = os.path.join(folder, os.path.basename(path))
+        return moved if path and os.path.exists(moved) else ""
+
+    state = {**state, "best_model_path": here(state["best_model_path"])}
+    if all(map(here, state["best_k_models"])):  # else Lightning begins anew
+        state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
+        for key in ("kth_best_model_path", "last_model_path"):
+            state[key] = here(state[key])
+        state["dirpath"] = folder
+    return state

@@ -39,6 +39,7 @@ from lit_transfusion.training.losses import (
 )
 from lit_transfusion.training.nonfinite import NonFiniteError, report
 from lit_transfusion.training.optim import decay_groups
+from lit_transfusion.training.resumed_settings import ResumedSettings
 from lit_transfusion.training.stop_together import StopTogether
 
 log = logging.getLogger(__name__)
@@ -313,7 +314,7 @@ class LitTransfusion(lightning.LightningModule):
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         # Of the trainer's callbacks these come after the config's, but before those that write checkpoints.
-        return [ExactStops(), StopTogether()]
+        return [ExactStops(), ResumedSettings(), StopTogether()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.pipeline.describe()

@@ -10,8 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 class WarmupCosine(LRScheduler):
     """Linear warm-up, then a cosine down to a floor, and the floor from there on.
 
-    The rate is a function of the step and these arguments alone: a run that is continued with more steps than it was
-    begun with follows the longer cosine.
+    The rate is a function of the step and these arguments alone.
 
     Args:
         optimizer: Whose learning rate is the peak.
@@ -39,11 +38,6 @@ class WarmupCosine(LRScheduler):
         done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1)
         cosine = (1 + math.cos(math.pi * done)) / 2
         return [self.final_lr + (peak - self.final_lr) * cosine for peak in self.base_lrs]
-
-    def state_dict(self) -> dict:
-        """Where it stands; not its arguments, which are this run's."""
-        arguments = ("warmup_steps", "total_steps", "final_lr")
-        return {name: value for name, value in super().state_dict().items() if name not in arguments}
 
 
 def decay_groups(net: nn.Module) -> list[dict]:

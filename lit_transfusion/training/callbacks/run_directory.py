@@ -12,6 +12,8 @@ import lightning
 import rich
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_transfusion import run_folder
+
 log = logging.getLogger(__name__)
 
 
@@ -19,12 +21,15 @@ class RunDirectory(lightning.Callback):
     """Keeps the tokenizer with the run, writes finished.json when all its steps are done, and says at the end where
     everything is and what to do next."""
 
+    def __init__(self) -> None:
+        self.began: float | None = None
+
     @rank_zero_only
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.model").write_bytes(pl_module.tokenizer.model)
-        (folder / "finished.json").unlink(missing_ok=True)  # of an earlier start, with fewer steps
+        (folder / run_folder.TOKENIZER).write_bytes(pl_module.tokenizer.model)
+        (folder / run_folder.FINISHED).unlink(missing_ok=True)  # of an earlier start, with fewer steps
         self.began = time.monotonic()
         net = pl_module.net
         millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in net.named_children()}
@@ -35,8 +40,11 @@ class RunDirectory(lightning.Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         folder = Path(trainer.default_root_dir)
+        if self.began is None:
+            finish_again(folder, trainer)
+            return
         done = {"step": trainer.global_step, "seconds": round(time.monotonic() - self.began, 1)}
-        (folder / "finished.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
+        run_folder.write_text(folder / run_folder.FINISHED, json.dumps(done) + "\n")
         last = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""
         checkpoint = os.path.relpath(last) if last else ""
         grids = sorted((folder / "samples").glob("samples_*.png"))
@@ -61,3 +69,18 @@ class RunDirectory(lightning.Callback):
             say("Next:")
             say(f"  tensorboard --logdir {folder}")
             say(f"  python -m lit_transfusion generate --ckpt {checkpoint} {task} --output out.png")
+
+
+def finish_again(folder: Path, trainer: lightning.Trainer) -> None:
+    """Nothing was left to train. A run that was killed after its last checkpoint lacks finished.json."""
+    step = trainer.global_step
+    if not 0 <= trainer.max_steps <= step:
+        return
+    if run_folder.read_json(folder / run_folder.FINISHED).get("step") != step:
+        run_folder.write_text(folder / run_folder.FINISHED, json.dumps({"step": step}) + "\n")
+    log.info(
+        "the run in %s is finished: %d steps; to train on, raise --trainer.max_steps %d",
+        folder,
+        step,
+        trainer.max_steps,
+    )
