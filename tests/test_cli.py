@@ -35,7 +35,7 @@ trainer:
   enable_progress_bar: false
   callbacks:
     - class_path: ModelCheckpoint
-      init_args: {{dirpath: run/checkpoints, every_n_train_steps: 1, save_last: link}}
+      init_args: {{dirpath: '${{trainer.default_root_dir}}/checkpoints', every_n_train_steps: 1, save_last: link}}
     - class_path: RunDirectory
 model:
   size: {{dim: 16, n_layers: 1, n_heads: 2, hidden_dim: 32}}

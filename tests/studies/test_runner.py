@@ -21,7 +21,6 @@ from lit_transfusion.studies.runner import (
     last_line,
     make_jobs,
     read_json,
-    resume_from,
     run_here,
     run_job,
 )
@@ -105,16 +104,17 @@ def test_fit_goes_on_from_what_there_is(make_job, stand_in):
     assert said()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
 
 
-@pytest.mark.parametrize("dangling", [True, False])
-def test_kill_while_a_checkpoint_is_replaced_loses_nothing(tmp_path, dangling):
-    """Lightning writes the new one, removes the old one, removes the link to that, and makes a new link."""
-    if dangling:
-        (tmp_path / "last.ckpt").symlink_to("epoch=0-step=2.ckpt")
-    assert resume_from(tmp_path) == []
-    for step in (6, 4):
-        (tmp_path / f"epoch=0-step={step}.ckpt").touch()
-        os.utime(tmp_path / f"epoch=0-step={step}.ckpt", (step, step))
-    assert resume_from(tmp_path) == ["--ckpt_path", str(tmp_path / "epoch=0-step=6.ckpt")]
+def test_sharded_run_goes_on_from_its_folder(make_job, stand_in):
+    """A checkpoint of fsdp2 is a folder, and last.ckpt a link to it."""
+    said, job = stand_in("(folder / 'finished.json').write_text('{\"step\": 5}')"), make_job()
+    shards = job.folder / "checkpoints" / "epoch=0-step=3.ckpt"
+    shards.mkdir(parents=True)
+    for name in (".metadata", "meta.pt"):
+        (shards / name).touch()
+    (shards.parent / "last.ckpt").symlink_to(shards.name)
+    run_job(job, threads=1)
+    assert said()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
+    assert said()[1][said()[1].index("--ckpt") + 1] == str(shards.parent / "last.ckpt")
 
 
 def test_kill_before_the_first_checkpoint_leaves_the_run_where_it_is(make_job, stand_in):

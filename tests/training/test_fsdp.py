@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.lightning_cli import last_checkpoint
+from lit_transfusion.run_folder import last_checkpoint
 from lit_transfusion.training.fsdp import FSDP2Strategy, check_sharding, check_strategy, shard
 
 SHARDED = "--trainer.strategy", "fsdp2"
@@ -54,6 +54,23 @@ def test_stopped_and_continued_run_equals_an_uninterrupted_one(fit, options):
     first, second = checkpoint(whole, 3), checkpoint(parts, 3)
     assert_same(first, second, atol=0, rtol=0)
     assert_bit_equal(first["optimizer_states"], second["optimizer_states"])
+
+
+@pytest.mark.slow
+def test_resumed_run_takes_new_settings_as_under_ddp(fit):
+    """torch's way to load a sharded optimizer goes through the optimizer's own."""
+    options = "--trainer.limit_val_batches", "0"
+    new = "--ckpt_path", "last", "--model.optimizer.lr", "1e-2", "--model.optimizer.weight_decay", "0.3"
+    ends = []
+    for name, strategy in (("ddp", ()), ("sharded", SHARDED)):
+        fit(name, *options, *strategy, "--trainer.max_steps", "2")
+        ends.append(checkpoint(fit(name, *options, *strategy, *new), 3))
+    assert_same(*ends, atol=1e-6, rtol=1e-5)
+    for end in ends:
+        groups = end["optimizer_states"][0]["param_groups"]
+        assert [group["initial_lr"] for group in groups] == [1e-2] * 2
+        assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+        assert groups[0]["lr"] == pytest.approx(1e-2 * 4 / 100)  # warm-up of the default config
 
 
 @pytest.mark.slow
@@ -129,14 +146,15 @@ def test_other_ways_to_share_out_are_refused(strategy):
 @pytest.fixture
 def checkpoints(tmp_path):
     """A file, a folder of shards, and one that was not written to its end, each later than the one before."""
-    (tmp_path / "file.ckpt").write_text("")
+    folder = tmp_path / "checkpoints"
     for name in ("shards.ckpt", "torn.ckpt"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / ".metadata").write_text("")
-    (tmp_path / "shards.ckpt" / "meta.pt").write_text("")
+        (folder / name).mkdir(parents=True)
+        (folder / name / ".metadata").write_text("")
+    (folder / "file.ckpt").write_text("")
+    (folder / "shards.ckpt" / "meta.pt").write_text("")
     for seconds, name in enumerate(("file", "shards", "torn")):
-        os.utime(tmp_path / f"{name}.ckpt", (seconds, seconds))
-    return tmp_path
+        os.utime(folder / f"{name}.ckpt", (seconds, seconds))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -159,10 +177,10 @@ def test_a_checkpoint_that_the_strategy_cannot_read_is_refused(checkpoints, name
 
 
 def test_the_last_checkpoint_is_a_whole_one(checkpoints):
-    assert last_checkpoint(checkpoints).name == "shards.ckpt"
+    run = checkpoints.parent
+    assert last_checkpoint(run).name == "shards.ckpt"
     (checkpoints / "last.ckpt").symlink_to("file.ckpt")
-    assert last_checkpoint(checkpoints).name == "last.ckpt"
+    assert last_checkpoint(run).name == "last.ckpt"
     (checkpoints / "file.ckpt").unlink()
-    assert last_checkpoint(checkpoints).name == "shards.ckpt"
-    with pytest.raises(InputError, match="there is no checkpoint in"):
-        last_checkpoint(checkpoints / "nothing")
+    assert last_checkpoint(run).name == "shards.ckpt"
+    assert last_checkpoint(run / "nothing") is None
