@@ -86,7 +86,7 @@ def locked(folder: Path, new_run: bool) -> Iterator[None]:
     finally:
         stop.set()
         (folder / HOLDER).unlink(missing_ok=True)
-        if created and [path.name for path in folder.iterdir()] == [LOCK]:  # it failed before it began
+        if created and [path.name for path in folder.glob("*")] == [LOCK]:  # it failed before it began
             (folder / LOCK).unlink()
             folder.rmdir()
         lock.release()

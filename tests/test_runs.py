@@ -86,14 +86,14 @@ def run(trained, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def refused(capsys):
-    def refused(*words: str) -> str:
+def error_of(capsys):
+    def error_of(*words: str) -> str:
         with pytest.raises(SystemExit) as caught:
             cli.main(list(words))
         assert caught.value.code == 2
         return capsys.readouterr().err.rstrip("\n").split("\n")[-1]
 
-    return refused
+    return error_of
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -192,22 +192,22 @@ def test_run_that_was_copied_resumes_where_it_is(run, tmp_path, link):
     assert list(steps(copy).values()) == [3, 3]  # the one that it was copied with has been replaced
 
 
-def test_copied_run_whose_config_names_the_original_is_an_error(run, tmp_path, refused):
+def test_copied_run_whose_config_names_the_original_is_an_error(run, tmp_path, error_of):
     shutil.copytree(run, tmp_path / "copy", symlinks=True)
     before = content(tmp_path)
     for command in ("fit", "predict"):
-        message = refused(command, "--config", "copy/config.yaml", "--ckpt_path", "last")
+        message = error_of(command, "--config", "copy/config.yaml", "--ckpt_path", "last")
         for part in ("copy/config.yaml", "trainer.default_root_dir run", "--trainer.default_root_dir copy"):
             assert part in message
     assert content(tmp_path) == before
 
 
-def test_config_of_an_earlier_version_writes_into_no_other_run(run, tmp_path, refused):
+def test_config_of_an_earlier_version_writes_into_no_other_run(run, tmp_path, error_of):
     """Its values were saved without saying what follows from what."""
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("${trainer.default_root_dir}", "run"))
     before = content(tmp_path)
-    message = refused("fit", "--config", "run/config.yaml", "--trainer.default_root_dir", "other")
+    message = error_of("fit", "--config", "run/config.yaml", "--trainer.default_root_dir", "other")
     for part in ("ModelCheckpoint.dirpath", "run/checkpoints", "default_root_dir other", "${trainer.default_root_dir}"):
         assert part in message
     assert content(tmp_path) == before
@@ -240,7 +240,7 @@ def hold(folder: str, ready) -> None:
 
 
 @pytest.mark.parametrize("words", [CONTINUED, ["--config", "small.yaml"]], ids=["resumed", "new"])
-def test_second_fit_in_a_directory_is_an_error_and_changes_nothing(run, tmp_path, refused, words):
+def test_second_fit_in_a_directory_is_an_error_and_changes_nothing(run, tmp_path, error_of, words):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=hold, args=("run", ready))
@@ -248,7 +248,7 @@ def test_second_fit_in_a_directory_is_an_error_and_changes_nothing(run, tmp_path
     try:
         assert ready.wait(20)
         before = content(tmp_path)
-        message = refused("fit", *words, "--trainer.max_steps", "3")
+        message = error_of("fit", *words, "--trainer.max_steps", "3")
         assert f"process {process.pid}" in message and "run is in use" in message
         assert content(tmp_path) == before
     finally:

@@ -44,6 +44,8 @@ class ResumedSettings(lightning.Callback):
             for name, before, now in differences(saved, config.scheduler.state_dict()):
                 tell("model.scheduler", name, before, now)
         self.schedules = []
+        for config in trainer.lr_scheduler_configs:
+            tell_of_the_end(getattr(config.scheduler, "total_steps", trainer.max_steps), trainer.max_steps)
 
 
 def keep_arguments(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -99,3 +101,10 @@ def plain(value: Any) -> Any:
 @rank_zero_only
 def tell(part: str, name: str, before: Any, now: Any) -> None:
     log.info("resumed with %s %s: %s (%s in the checkpoint)", part, name, now, before)
+
+
+@rank_zero_only
+def tell_of_the_end(total_steps: int, max_steps: int) -> None:
+    """A config.yaml of version 0.1 holds a number where its config had ${trainer.max_steps}."""
+    if total_steps < max_steps:
+        log.info("model.scheduler ends at total_steps %d, before trainer.max_steps %d", total_steps, max_steps)

@@ -104,7 +104,7 @@ def test_fit_goes_on_from_what_there_is(make_job, stand_in):
     assert said()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
 
 
-def test_sharded_run_goes_on_from_its_folder(make_job, stand_in):
+def test_sharded_run_resumes_from_its_folder(make_job, stand_in):
     """A checkpoint of fsdp2 is a folder, and last.ckpt a link to it."""
     said, job = stand_in("(folder / 'finished.json').write_text('{\"step\": 5}')"), make_job()
     shards = job.folder / "checkpoints" / "epoch=0-step=3.ckpt"
