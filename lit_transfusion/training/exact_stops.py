@@ -26,6 +26,10 @@ class ExactStops(lightning.Callback):
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         start_at_a_step(checkpoint, trainer.accumulate_grad_batches)
         self._keep_saved(trainer, checkpoint)
+        states = checkpoint["callbacks"]
+        for keeper in trainer.checkpoint_callbacks:
+            if isinstance(keeper, ModelCheckpoint) and keeper.state_key in states:
+                states[keeper.state_key] = relocated(states[keeper.state_key], keeper.dirpath)
 
     def _keep_saved(self, trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
         """What is saved need not be saved again before the next step: an error until then, such as of data that have
@@ -33,9 +37,6 @@ class ExactStops(lightning.Callback):
         for keeper in trainer.checkpoint_callbacks:
             if isinstance(keeper, ModelCheckpoint):
                 keeper._last_global_step_saved = checkpoint["global_step"]
-                states = checkpoint["callbacks"]
-                if keeper.state_key in states:
-                    states[keeper.state_key] = relocated(states[keeper.state_key], keeper.dirpath)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.training = True
