@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import socket
 import threading
@@ -16,6 +17,8 @@ from filelock import FileLock, Timeout
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import is_whole
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
@@ -86,10 +89,11 @@ def locked(folder: Path, new_run: bool) -> Iterator[None]:
     finally:
         stop.set()
         (folder / HOLDER).unlink(missing_ok=True)
-        if created and [path.name for path in folder.glob("*")] == [LOCK]:  # it failed before it began
-            (folder / LOCK).unlink()
-            folder.rmdir()
+        with suppress(OSError):  # Windows removes nothing that is open
+            (folder / LOCK).unlink()  # filelock notices if it takes the lock of a file that is no longer there
         lock.release()
+        if created and folder.exists() and not any(folder.iterdir()):  # an error came before the run began
+            folder.rmdir()
 
 
 def take(folder: Path) -> FileLock:
@@ -131,8 +135,11 @@ def is_renewed(path: Path) -> bool:
     """Whether the process that HOLDER names is alive. Takes three times BEAT if it is not; at once if HOLDER is old."""
     with suppress(FileNotFoundError):  # it has ended meanwhile
         first = time_of(path)
+        if abs(time.time() - first) > 100 * BEAT:  # that much, clocks of hosts do not differ
+            return False
+        log.info("waiting up to %.0f s to see whether the fit that %s names is alive", 3 * BEAT, path)
         until = time.monotonic() + 3 * BEAT
-        while abs(time.time() - first) < 100 * BEAT and time.monotonic() < until:  # clocks of hosts differ
+        while time.monotonic() < until:
             time.sleep(BEAT / 10)
             if time_of(path) != first:
                 return True

@@ -74,7 +74,7 @@ def test_lock_is_free_when_the_fit_has_ended(run):
     for _ in range(2):
         with locked(run, new_run=False):
             assert (run / "fit.json").exists()
-        assert not (run / "fit.json").exists()
+        assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "tokenizer.model"]
 
 
 def test_new_run_moves_the_earlier_one_aside_under_its_lock(run):
