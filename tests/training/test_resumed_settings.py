@@ -69,11 +69,12 @@ def rates(optimizer, schedule, steps):
     return taken
 
 
-def resumed(before, schedule, **options):
+def resumed(before, schedule, max_steps=12, **options):
     """What Lightning does on resume, with the callback that the module brings."""
     optimizer, schedule = make(schedule, **options)
+    configs = [SimpleNamespace(scheduler=schedule)]
     trainer = SimpleNamespace(
-        optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=schedule)], global_step=STOP
+        optimizers=[optimizer], lr_scheduler_configs=configs, global_step=STOP, max_steps=max_steps
     )
     callback, checkpoint = ResumedSettings(), {"lr_schedulers": [before[1].state_dict()]}
     callback.on_load_checkpoint(trainer, None, checkpoint)
@@ -133,3 +134,13 @@ def test_another_kind_of_optimizer_is_an_error_that_names_both_ways_out():
     ResumedSettings().on_fit_start(SimpleNamespace(optimizers=[other]), None)
     with pytest.raises(InputError, match=r"SGD has no .*betas.*--model.init_from"):
         other.load_state_dict(before[0].state_dict())
+
+
+def test_schedule_that_ends_before_the_run_is_told(caplog):
+    """As with a config.yaml of version 0.1, which holds its length as a number."""
+    caplog.set_level(logging.INFO, "lit_transfusion")
+    schedule = SCHEDULES["WarmupCosine"][0]
+    before = make(schedule)
+    rates(*before, STOP)
+    resumed(before, schedule, max_steps=STEPS)
+    assert caplog.messages == ["model.scheduler ends at total_steps 12, before trainer.max_steps 20"]
