@@ -76,7 +76,7 @@ def without_repeats(captions: Sequence[str]) -> tuple[str, ...]:
 
 
 def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.sha256(data).digest()[:16]
 
 
 @cache

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from lit_transfusion.data.content import content_of, is_picture
@@ -16,7 +17,7 @@ from lit_transfusion.errors import InputError
 FILE = "pictures.json"
 VERSION = 1  # of what the file holds
 THREADS = 16  # reading waits for the disk or the network, and hashing does not hold the interpreter
-AT_ONCE = 1000  # pictures
+AT_ONCE = 64  # pictures that a thread takes
 WORTH_SAYING = 5000  # pictures to read, some seconds' work
 
 log = logging.getLogger(__name__)
@@ -34,18 +35,18 @@ def contents_of(folder: Path, names: Sequence[str]) -> list[bytes]:
     before = next((known for place in places if (known := _load(place / FILE)) is not None), {})
     contents: list[bytes] = []
     new: Known = {}
+    parts = (names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE))
+    threads = ThreadPoolExecutor(THREADS)
     try:
-        with ThreadPoolExecutor(THREADS) as threads:
-            for start in range(0, len(names), AT_ONCE):
-                part = names[start : start + AT_ONCE]
-                found = threads.map(lambda name: _content(folder, name, before.get(name)), part)
-                for name, (content, known) in zip(part, found, strict=True):
-                    contents.append(content)
-                    if known and known != before.get(name):
-                        new[name] = known
-                        if len(new) % WORTH_SAYING == 0:
-                            log.info("%s: reading the pictures once: %d of %d", folder, len(contents), len(names))
+        found = threads.map(lambda part: [_content(folder, name, before.get(name)) for name in part], parts)
+        for name, (content, known) in zip(names, chain.from_iterable(found), strict=True):
+            contents.append(content)
+            if known and known != before.get(name):
+                new[name] = known
+                if len(new) % WORTH_SAYING == 0:
+                    log.info("%s: reading the pictures once: %d of %d", folder, len(contents), len(names))
     finally:  # also what was read until it was interrupted
+        threads.shutdown(cancel_futures=True)
         if new:
             _save(places, before | new)
     return contents
@@ -53,11 +54,12 @@ def contents_of(folder: Path, names: Sequence[str]) -> list[bytes]:
 
 def _content(folder: Path, name: str, before: tuple[int, int, str] | None) -> tuple[bytes, tuple[int, int, str] | None]:
     """The content of a file, and what to keep of it: None if it is no picture, or cannot be read."""
+    file = os.path.join(folder, name)
     try:
-        status = os.stat(folder / name)
+        status = os.stat(file)
         if before and (status.st_size, status.st_mtime_ns) == tuple(before[:2]):
             return bytes.fromhex(before[2]), before
-        data = (folder / name).read_bytes()
+        data = Path(file).read_bytes()
     except OSError:  # whoever reads the picture will say so
         return content_of(b"", name), None
     content = content_of(data, name)

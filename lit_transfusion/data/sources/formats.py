@@ -14,7 +14,7 @@ NOT_READ = {
     ".heif": "pip install pillow-heif",
     ".hif": "pip install pillow-heif",
     ".jxl": "pip install pillow-jxl-plugin",
-    **dict.fromkeys((".svg", ".svgz", ".eps", ".pdf", ".psd", ".xcf", ".tga", ".ppm", ".pgm", ".jp2", ".exr"), CONVERT),
+    **dict.fromkeys((".svg", ".svgz", ".psd", ".xcf", ".tga", ".ppm", ".pgm", ".jp2", ".exr"), CONVERT),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), CONVERT),
 }
 

@@ -132,8 +132,9 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
     names = PictureNames(folder, files)
     pictures = {name for name in files if is_picture_name(name)}
     left_out: dict[str, list[str]] = defaultdict(list)  # reason → names
+    read = {composed(os.path.splitext(name)[0]) for name in pictures}
     for name in sorted(files):
-        if reason := why_not_read(name):
+        if (reason := why_not_read(name)) and composed(os.path.splitext(name)[0]) not in read:  # a.cr2 beside a.jpg
             left_out[reason].append(name)
     metadata_file = find_metadata(folder, metadata)
     if not pictures and not metadata_file:
@@ -198,7 +199,8 @@ def _likely(files: list[str], metadata_file: Path | None) -> str:
     found = tables[:5] + [f"{len(names)} name{suffix} (first: {names[0]})" for suffix, names in beside.items()]
     if not found:
         return ""
-    use = f" (set metadata to {tables[0]} if they are in it)" if tables and tables[0].lower().endswith(SUFFIXES) else ""
+    readable = next((name for name in tables if name.lower().endswith(SUFFIXES)), None)
+    use = f" (set metadata to {readable} if they are in it)" if readable else ""
     return f"; there is also {', '.join(found)}{use}"
 
 
