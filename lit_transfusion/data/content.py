@@ -15,7 +15,7 @@ DIGEST = np.dtype(("<u8", (2,)))  # 16 bytes: of 100 million pictures, two share
 def content_of(data: bytes, name: str) -> bytes:
     """16 bytes that are equal for equal picture files, wherever they are and whatever they are called.
 
-    What is no picture (an empty file, the page of a failed download) equals nothing of another name.
+    A file that is not a picture (empty, or the error page of a failed download) equals only itself: its name counts.
     """
     return _digest(data if is_picture(data) else data + b"\0" + name.encode(errors="surrogateescape"))
 

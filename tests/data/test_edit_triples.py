@@ -164,7 +164,7 @@ def test_fraction_out_of_range(tmp_path, val_fraction):
         (
             "metadata.jsonl",
             '{"input": "a.png", "instruction": 3, "output": "b.png"}',
-            "line 1, column instruction: [3] is no text",
+            "line 1, column instruction: [3] is not a text",
         ),
         ("metadata.jsonl", '["a.png", "darker", "b.png"]', "line 1: not a json object"),
         ("metadata.jsonl", '{"input": ', "line 1: broken json"),

@@ -290,7 +290,7 @@ def with_metadata(folder, text, name="metadata.csv"):
             f'{{"file": "{" " * 9999}"}}\n',
             f", line 1, column file: the name of the picture is '{' ' * 99}; give",
         ),
-        ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1, column text: [3] is no text"),
+        ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1, column text: [3] is not a text"),
     ],
 )
 def test_broken_metadata(tmp_path, name, text, expected):

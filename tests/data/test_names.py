@@ -75,7 +75,7 @@ def test_picture_outside_of_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["C:\\Users\\ann\\pics\\cat.png", "/home/ann/pics/cat.png", "Cat.PNG", "x/cat.png"])
-def test_name_that_is_not_there_is_said_beside_the_one_that_may_be_meant(tmp_path, written, caplog):
+def test_missing_name_is_reported_with_the_file_that_may_be_meant(tmp_path, written, caplog):
     put(tmp_path, "b/cat.png")
     put(tmp_path, "dog.png", (4, 5, 6))
     (tmp_path / "metadata.csv").write_text(f"file,text\n{written},a\n")

@@ -225,7 +225,7 @@ def test_sources_of_a_mix_hold_out_the_pictures_that_they_share(tmp_path):
     assert held_out_and_trained_on(mix)[1] == 0
 
 
-def test_shards_of_before_are_an_error_that_says_why(tmp_path):
+def test_shards_of_version_1_are_an_error(tmp_path):
     put(tmp_path / "in", "a.png", png(0), "a")
     prepare([str(tmp_path / "in")], str(tmp_path / "out"), **SMALL)
     index = json.loads((tmp_path / "out" / "index.json").read_text())
@@ -234,7 +234,7 @@ def test_shards_of_before_are_an_error_that_says_why(tmp_path):
         Shards(str(tmp_path / "out"), 8)
 
 
-def test_unfinished_shards_of_before_are_not_continued(tmp_path, monkeypatch):
+def test_unfinished_shards_of_version_1_are_an_error(tmp_path, monkeypatch):
     put(tmp_path / "in", "a.png", png(0), "a")
     monkeypatch.setattr("lit_transfusion.data.preparation.command.finish", lambda *_: None)
     prepare([str(tmp_path / "in")], str(tmp_path / "out"), **SMALL)
@@ -245,7 +245,7 @@ def test_unfinished_shards_of_before_are_not_continued(tmp_path, monkeypatch):
         prepare([str(tmp_path / "in")], str(tmp_path / "out"), **SMALL)
 
 
-def test_name_of_a_picture_is_of_no_account(tmp_path):
+def test_split_does_not_depend_on_names(tmp_path):
     for i in range(40):
         put(tmp_path / "in", f"{i}.png", png(i), f"{i}")
     shutil.copytree(tmp_path / "in", tmp_path / "renamed")

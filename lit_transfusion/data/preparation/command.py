@@ -47,7 +47,7 @@ from lit_transfusion.latents import Codec
 from lit_transfusion.wording import counted
 
 SETTINGS = "settings.json"
-KEPT = "what is finished is kept: run the same command again to go on"
+KEPT = "what is finished is kept: run the same command again to resume"
 PREVIEWED = 32  # pictures
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ def input_contents(reader: Reader, folder: Path, num_workers: int) -> np.ndarray
         return np.load(file)
     parts = DataLoader(_Contents(reader), batch_size=None, num_workers=num_workers, collate_fn=as_it_is, shuffle=False)
     found: list[np.ndarray] = []
-    with following(len(reader), lambda: AT_ONCE * len(found)) as write_line:
+    with following(len(reader), lambda: min(AT_ONCE * len(found), len(reader))) as write_line:
         for part in parts:
             found.append(part)
             write_line()

@@ -53,7 +53,7 @@ def contents_of(folder: Path, names: Sequence[str]) -> list[bytes]:
 
 
 def _content(folder: Path, name: str, before: tuple[int, int, str] | None) -> tuple[bytes, tuple[int, int, str] | None]:
-    """The content of a file, and what to keep of it: None if it is no picture, or cannot be read."""
+    """The content of a file, and what to keep of it: None if it is not a picture, or cannot be read."""
     file = os.path.join(folder, name)
     try:
         status = os.stat(file)

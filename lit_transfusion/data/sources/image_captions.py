@@ -235,7 +235,7 @@ def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[st
 
 
 def _read_metadata(file: Path, names: PictureNames) -> tuple[dict[str, list[str]], list[str]]:
-    """Captions by picture, from all rows that name it; and the names that are of no file, sorted."""
+    """Captions by picture, from all rows that name it; and the names without a file, sorted."""
     captions_of: dict[str, list[str]] = defaultdict(list)
     missing = set()
     for line, row in rows(file):

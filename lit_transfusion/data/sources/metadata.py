@@ -158,7 +158,7 @@ def texts_in(row: dict[str, Any], wanted: tuple[str, ...], file: Path, line: int
     name, value = column(row, wanted, file, line)
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str | None) for text in texts):
-        raise InputError(f"{file}, line {line}, column {name}: {texts!r:.100} is no text; put it in quotes")
+        raise InputError(f"{file}, line {line}, column {name}: {texts!r:.100} is not a text; put it in quotes")
     return clean(texts)
 
 
