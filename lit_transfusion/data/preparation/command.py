@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from lit_transfusion.data.content import SamePictures
 from lit_transfusion.data.document import Skipped, in_words
 from lit_transfusion.data.feed import as_it_is
 from lit_transfusion.data.images import to_unit_range
+from lit_transfusion.data.preparation.contents import input_contents
 from lit_transfusion.data.preparation.encoding import encoded_shards, record
 from lit_transfusion.data.preparation.maker import Made, ShardMaker
 from lit_transfusion.data.preparation.progress import following
@@ -45,6 +47,7 @@ from lit_transfusion.latents import Codec
 from lit_transfusion.wording import counted
 
 SETTINGS = "settings.json"
+KEPT = "what is finished is kept: run the same command again to resume"
 PREVIEWED = 32  # pictures
 
 log = logging.getLogger(__name__)
@@ -71,7 +74,8 @@ def prepare(
 
     The input is a folder of pictures as `ImageCaptions` reads it, a metadata file beside pictures, WebDataset tars, a
     captions file of COCO, or a Hugging Face data set (a folder of save_to_disk, .parquet files with the pictures in
-    them, or a name on the hub). It is listed first, and shuffled as a whole.
+    them, or a name on the hub). It is listed first, and shuffled as a whole. Pictures whose files are equal become one,
+    with the captions of all; those that look the same otherwise, also mirrored, are trained on or held out together.
 
     The same command goes on where it was stopped or killed, and the result is the same to the last byte. Run on a
     folder that is finished, it checks the content of all shards.
@@ -119,13 +123,16 @@ def prepare(
     if (folder / INDEX).exists():
         check_finished(folder, settings)
         return
-    maker = ShardMaker(reader, folder, image_size, format, shard_size, seed, encoded=codec is not None)
     with alone(folder):
         if (folder / INDEX).exists():  # made by the process that was waited for
             check_finished(folder, settings)
             return
         begin(folder, settings)
-        make_missing(maker, max_skipped, workers(num_workers, len(maker) if codec is None else len(maker.order)), codec)
+        with what_is_finished_is_kept():
+            contents = input_contents(reader, folder, workers(num_workers, len(reader)))
+            maker = ShardMaker(reader, contents, folder, image_size, format, shard_size, seed, codec is not None)
+            most = len(maker) if codec is None else len(maker.order)
+            make_missing(maker, max_skipped, workers(num_workers, most), codec)
         finish(maker, settings)
 
 
@@ -184,6 +191,11 @@ def compare(folder: Path, before: dict[str, Any], settings: dict[str, Any]) -> N
         known = before.get(key)
         if key == "codec":  # wherever its weights lie
             known, value = (said and said["identity"] for said in (known, value))
+        if key == "version" and known != value:
+            raise InputError(
+                f"--output {folder} was made by another version of prepare ({known}; this is {value}), which held out "
+                "other pictures; give a new folder"
+            )
         if key not in ("input", "listing") and known != value:
             raise InputError(
                 f"--output {folder} was made with {key} {known}, not {value}; go on with that, or give a new folder"
@@ -195,9 +207,24 @@ def compare(folder: Path, before: dict[str, Any], settings: dict[str, Any]) -> N
         )
 
 
+@contextmanager
+def what_is_finished_is_kept() -> Iterator[None]:
+    """Says so when the command is stopped, or a worker killed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.info(KEPT)
+        raise
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):  # one was killed
+            raise
+        message = f"{str(error).splitlines()[0]}; with fewer --num_workers it needs less memory; {KEPT}"
+        raise InputError(message) from error
+
+
 def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec: Codec | None) -> None:
     """Make the shards that are not finished. Stops as soon as it is certain that too much is skipped."""
-    total = len(maker.reader) + len(maker.reader.left_out)
+    total = len(maker.order) + len(maker.reader.left_out)
     skipped = list(maker.reader.left_out)
     missing = []
     for shard in range(len(maker)):
@@ -219,23 +246,13 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec:
         )
     else:
         all_made = encoded_shards(maker, missing, codec, num_workers)
-    kept = "what is finished is kept: run the same command again to go on"
     with following(len(maker.order), lambda: maker.done.value) as write_line:
-        try:
-            for made in all_made:
-                if isinstance(made, str):
-                    raise InputError(f"{made}; {kept}")
-                skipped += made.skipped
-                check_skipped(skipped, total, max_skipped)
-                write_line()
-        except KeyboardInterrupt:
-            log.info(kept)
-            raise
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):  # one was killed
-                raise
-            message = f"{str(error).splitlines()[0]}; with fewer --num_workers it needs less memory; {kept}"
-            raise InputError(message) from error
+        for made in all_made:
+            if isinstance(made, str):
+                raise InputError(f"{made}; {KEPT}")
+            skipped += made.skipped
+            check_skipped(skipped, total, max_skipped)
+            write_line()
 
 
 def check_skipped(skipped: list[Skipped], total: int, max_skipped: float) -> None:
@@ -261,14 +278,17 @@ def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
     folder = maker.folder
     shards: list[Made] = [maker.made(shard) for shard in range(len(maker))]
     skipped = [*maker.reader.left_out, *(one for made in shards for one in made.skipped)]
-    if len(skipped) == len(maker.reader) + len(maker.reader.left_out):
+    if len(skipped) == len(maker.order) + len(maker.reader.left_out):
         raise InputError(f"not one picture can be used: {in_words(reasons(skipped))}")
     rows = np.concatenate([maker.rows(shard) for shard in range(len(maker))])
+    alike = keep_together(rows)
     rows = rows[np.argsort(rows["fraction"], kind="stable")]
     index = {
         "kind": KIND,
         **settings,
         "num_examples": len(rows),
+        "num_merged": len(maker.reader) - len(maker.order),
+        "num_alike": alike,
         "skipped": {reason: count for reason, (count, _) in reasons(skipped).items()},
         "shards": [{name: value for name, value in made._asdict().items() if name != "skipped"} for made in shards],
     }
@@ -282,6 +302,18 @@ def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
         file.write(json.dumps(index, indent=1).encode() + b"\n")
     shutil.rmtree(folder / PREPARING)
     report(folder, index)
+
+
+def keep_together(rows: np.ndarray) -> int:
+    """Give all pictures that look the same one place in what is held out: that of the one with the lowest content,
+    which does not depend on how many there are. How many there are beside the first of each.
+    """
+    alike = 0
+    for same in SamePictures(rows["seen"]).copies():
+        lowest = min(same, key=lambda i: rows["content"][i].tobytes())
+        rows["fraction"][same] = rows["fraction"][lowest]
+        alike += len(same) - 1
+    return alike
 
 
 def report(folder: Path, index: dict[str, Any]) -> None:
@@ -298,6 +330,10 @@ def report(folder: Path, index: dict[str, Any]) -> None:
         f"{folder}: {counted(index['num_examples'], 'picture')} of {side} x {side}{made_by} in "
         f"{counted(len(shards), 'shard')}, {megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
     )
+    if merged := index["num_merged"]:
+        print(f"{counted(merged, 'picture')} merged with others of equal content, captions and all")
+    if alike := index["num_alike"]:
+        print(f"{counted(alike, 'picture')} held out or trained on together with others that look the same")
     if index["skipped"]:
         table = Table("skipped, because", "pictures")
         for reason, count in index["skipped"].items():

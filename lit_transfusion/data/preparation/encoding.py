@@ -87,7 +87,7 @@ class Pictures(Dataset):
             picture = self.maker.read(number)
         except InputError as error:
             return str(error)
-        return picture if isinstance(picture, Skipped) else (picture, decoded(picture.content))
+        return picture if isinstance(picture, Skipped) else (picture, decoded(picture.file))
 
 
 def with_moments(

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_transfusion.data.content import SamePictures, seen_in, without_repeats
 from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.images import read_pixels
-from lit_transfusion.data.readers import Reader
+from lit_transfusion.data.readers import Item, Reader
 from lit_transfusion.data.shards import ShardWriter
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING, tar_name
@@ -36,19 +37,23 @@ class Picture(NamedTuple):
 
     key: str
     name: str  # as its owner would look for it
-    content: bytes  # of the picture file
+    file: bytes  # content of the picture file in the shard
     captions: tuple[str, ...]
+    content: bytes  # of the file that it was, and what is seen in it (data/content.py)
+    seen: bytes
     moments: Tensor | None = None  # (2, K, h, w) float16, of the picture and of its mirror image
 
 
 class ShardMaker(Dataset):
     """Shard number → what was made of it, or in words why it could not be written.
 
-    The input is shuffled as a whole, by one permutation that `seed` chooses, and cut into parts of `shard_size`. A tar
+    Items of the input whose files are equal are one picture, by the name of the first, with the captions of all. The
+    pictures are shuffled as a whole, by one permutation that `seed` chooses, and cut into parts of `shard_size`. A tar
     is in its place when it is finished, and what is known of it is written last: without that it is made again.
 
     Args:
         reader: The input.
+        contents: What the files of its items hold, (n, 2) uint64; see `contents.py`.
         folder: Where the shards go.
         image_size: Side of the square pictures.
         format: Of the pictures in the tars.
@@ -60,6 +65,7 @@ class ShardMaker(Dataset):
     def __init__(
         self,
         reader: Reader,
+        contents: np.ndarray,
         folder: Path,
         image_size: int,
         format: Literal["webp", "png", "jpg"],
@@ -68,12 +74,14 @@ class ShardMaker(Dataset):
         encoded: bool = False,
     ) -> None:
         self.reader = reader
+        self.contents = contents
+        self.same = SamePictures(contents)
         self.folder = folder
         self.image_size = image_size
         self.format = format
         self.shard_size = shard_size
         self.encoded = encoded
-        self.order = np.random.default_rng(seed).permutation(len(reader))
+        self.order = np.random.default_rng(seed).permutation(len(self.same))
         self.done = Value("q", 0)  # pictures looked at, by all processes
 
     def __len__(self) -> int:
@@ -96,14 +104,24 @@ class ShardMaker(Dataset):
 
     def read(self, number: int) -> Picture | Skipped:
         """What is at a position in the order."""
-        item = self.reader[int(self.order[number])]
+        same = self.same[self.order[number]]
+        items = [self.reader[index] for index in same]
+        item = items[0]
         if isinstance(item, Skipped):
             return item
+        captions = [caption for each in items if isinstance(each, Item) for caption in each.captions]
         try:
             pixels = read_pixels(item.file, self.image_size)
         except ValueError as error:
             return Skipped(item.name, str(error))
-        return Picture(item.key, item.name, picture_file(pixels, self.format), item.captions)
+        return Picture(
+            key=item.key,
+            name=item.name,
+            file=picture_file(pixels, self.format),
+            captions=without_repeats(captions),
+            content=self.contents[same[0]].tobytes(),
+            seen=seen_in(pixels),
+        )
 
     def made(self, shard: int) -> Made | None:
         """What is known of a shard, if it is finished and its tar still has the size that it was written with."""
@@ -126,7 +144,15 @@ class ShardMaker(Dataset):
                 if isinstance(picture, Skipped):
                     skipped.append(picture)
                 else:
-                    writer.add(number, picture.key, picture.content, picture.captions, picture.moments)
+                    writer.add(
+                        number,
+                        picture.key,
+                        picture.file,
+                        picture.captions,
+                        picture.content,
+                        picture.seen,
+                        picture.moments,
+                    )
                 with self.done.get_lock():
                     self.done.value += 1
             writer.close()

@@ -7,6 +7,9 @@ from pathlib import Path
 from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.sources.base import digest
+from lit_transfusion.data.sources.formats import why_not_read
+from lit_transfusion.data.sources.image_captions import list_files
+from lit_transfusion.data.sources.names import PictureNames
 from lit_transfusion.errors import InputError
 
 FORM = '{"images": [{"id": 1, "file_name": "…"}, …], "annotations": [{"image_id": 1, "caption": "…"}, …]}'
@@ -26,15 +29,24 @@ class CocoReader(Reader):
         super().__init__()
         file = Path(path).expanduser()
         self._folder = Path(pictures).expanduser() if pictures else file.parent
-        captions_of = _read_captions(file)
+        names = PictureNames(self._folder, list_files(self._folder))
+        captions_of: dict[str, list[object]] = {}
+        missing = set()
+        for written, captions in _read_captions(file).items():
+            name = names.find(written)
+            if name is None:
+                missing.add(written)
+            captions_of.setdefault(name or written, []).extend(captions)
         self._entries = []
         for name, captions in sorted(captions_of.items()):
             try:
+                if reason := why_not_read(name):
+                    raise ValueError(reason)
                 self._entries.append((name, usable(captions)))
             except ValueError as error:
                 self.left_out.append(Skipped(str(self._folder / name), str(error)))
-        if not any((self._folder / name).is_file() for name, _ in self._entries):
-            first = f" (first: {self._entries[0][0]})" if self._entries else ""
+        if all(name in missing for name, _ in self._entries):
+            first = f" (first: {names.missing(self._entries[0][0])})" if self._entries else ""
             raise InputError(
                 f"none of the {len(self._entries)} captioned pictures that {file} names is in {self._folder}{first}; "
                 "set pictures to the folder that they are in"
@@ -70,7 +82,7 @@ def _read_captions(file: Path) -> dict[str, list[object]]:
     for number, image in enumerate(images):
         match image:
             case {"id": int(identity) | str(identity), "file_name": str(name)}:
-                name_of[identity] = Path(name).as_posix()
+                name_of[identity] = name
             case _:
                 raise InputError(f'{file}: image {number} is not of the form {{"id": 1, "file_name": "…"}}')
     captions_of: dict[str, list[object]] = defaultdict(list, {name: [] for name in name_of.values()})

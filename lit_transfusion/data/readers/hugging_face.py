@@ -7,7 +7,8 @@ from typing import Any
 from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.sources.base import digest
-from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS, PICTURE_SUFFIXES
+from lit_transfusion.data.sources.formats import is_picture_name
+from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
 from lit_transfusion.data.sources.metadata import METADATA_FILES
 from lit_transfusion.errors import InputError
 
@@ -100,7 +101,7 @@ def is_repository(folder: Path) -> bool:
     tables = [file for pattern in ("*.parquet", "*/*.parquet") for file in folder.glob(pattern)]
     if all(file.name in METADATA_FILES for file in tables):
         return False
-    return not any(file.suffix.lower() in PICTURE_SUFFIXES for file in folder.rglob("*"))
+    return not any(is_picture_name(file.name) for file in folder.rglob("*"))
 
 
 def holds_pictures(file: Path) -> bool:

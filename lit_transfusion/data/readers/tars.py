@@ -13,7 +13,9 @@ from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.shards.files import OpenFiles
 from lit_transfusion.data.sources.base import digest
-from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS, PICTURE_SUFFIXES
+from lit_transfusion.data.sources.formats import PICTURE_SUFFIXES, is_picture_name, why_not_read
+from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
+from lit_transfusion.data.sources.names import composed
 from lit_transfusion.errors import InputError
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -88,7 +90,7 @@ class TarReader(Reader):
             match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", name)  # as WebDataset tells keys from suffixes
             if not match:
                 continue
-            key, suffix = match[1], match[2].lower()
+            key, suffix = composed(match[1]), match[2].lower()
             if suffix in found.setdefault(key, {}):
                 twice[key] = None
             found[key][suffix] = found[key].get(suffix, place)
@@ -101,7 +103,8 @@ class TarReader(Reader):
             if picture and text:
                 self._samples.append(_Sample(number, key, places[picture], picture, places[text], text == ".json"))
             else:
-                reason = "without a caption" if picture else "without a picture"
+                unread = next(filter(None, (why_not_read(f"x{suffix}") for suffix in places)), "without a picture")
+                reason = "without a caption" if picture else unread
                 self.left_out.append(Skipped(f"{tar}: {key}", reason))
 
     def _texts(self, tar: str, sample: _Sample) -> list[object]:
@@ -161,7 +164,7 @@ def find_tars(paths: list[str]) -> list[str]:
         if not found:
             raise InputError(f"no tar is named {pattern}; set input to tars, or to a pattern in quotes")
         for file in found:
-            if os.path.isdir(file) or file.lower().endswith(PICTURE_SUFFIXES):
+            if os.path.isdir(file) or is_picture_name(file):
                 folder = file if os.path.isdir(file) else os.path.dirname(file) or "."
                 raise InputError(
                     f"{file} is no tar, and several paths or a pattern are for tars; pictures are given by their "

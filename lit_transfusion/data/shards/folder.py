@@ -163,7 +163,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not that of a folder that `prepare` has made")
     if index["version"] != VERSION:
         raise InputError(
-            f"{path} is of version {index['version']}, and this code reads version {VERSION}: prepare it again"
+            f"{path} is of version {index['version']}, and this code reads version {VERSION}, in which copies of a "
+            "picture are never both held out and trained on: prepare it again"
         )
     return index
 

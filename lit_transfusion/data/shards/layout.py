@@ -3,14 +3,17 @@
 import numpy as np
 
 KIND = "lit_transfusion shards"
-VERSION = 1  # of the layout; raised when older code could not read it
+VERSION = 2  # of the layout and of what is held out; raised when older code could not read it. 2: by content, not name
 INDEX, ROWS, SKIPPED, PREPARING = "index.json", "index.npy", "skipped.jsonl", ".preparing"
 MOMENTS, PREVIEW = "moments.npy", "preview.png"
 BLOCK = 512  # bytes that tars are made of
 
 ROW = np.dtype(
     [
-        ("fraction", "<f8"),  # of the key (sources/base.py), in [0, 1): what is held out
+        (
+            "fraction",
+            "<f8",
+        ),  # of the content (sources/base.py), in [0, 1): what is held out; equal for pictures that look alike
         ("offset", "<i8"),  # of the picture's first byte in its tar
         ("shard", "<i4"),
         ("picture_bytes", "<i4"),
@@ -25,7 +28,14 @@ MOMENTS_ROW = np.dtype(
         ("moments_checksum", "<u4"),  # crc32 from the json's first byte to the moments' last
     ]
 )
-ENCODED_ROW = np.dtype(ROW.descr + MOMENTS_ROW.descr)
+CONTENT_ROW = np.dtype(  # what is known of a picture while shards are made
+    [
+        ("content", "<u8", (2,)),  # of its file (data/content.py)
+        ("seen", "<u8", (2,)),  # of its pixels
+    ]
+)
+NOTED_ROW = np.dtype(ROW.descr + CONTENT_ROW.descr)
+NOTED_ENCODED_ROW = np.dtype(NOTED_ROW.descr + MOMENTS_ROW.descr)
 
 # What Pillow is told. Of 256 x 256 photographs, WebP without loss takes 95 kB, 5 ms to write and 1.7 ms to read; PNG
 # 118 kB, 6 ms and 2.4 ms; JPEG, which changes the pixels, 39 kB, 0.4 ms and 0.9 ms (one core).

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from lit_transfusion.data.shards.layout import BLOCK, ENCODED_ROW, FORMATS, ROW, padded
+from lit_transfusion.data.content import as_digests
+from lit_transfusion.data.shards.layout import BLOCK, FORMATS, NOTED_ENCODED_ROW, NOTED_ROW, padded
 from lit_transfusion.data.sources.base import fraction
 
 
@@ -38,17 +39,25 @@ class ShardWriter:
         self._rows: list[tuple] = []
 
     def add(
-        self, number: int, key: str, picture: bytes, captions: Sequence[str], moments: Tensor | None = None
+        self,
+        number: int,
+        key: str,
+        picture: bytes,
+        captions: Sequence[str],
+        content: bytes,
+        seen: bytes,
+        moments: Tensor | None = None,
     ) -> None:
         """Add the content of a picture file with its captions, and moments float16 (2, K, h, w) if they are kept.
 
-        `number` becomes the name of its members.
+        `number` becomes the name of its members. `content` and `seen` tell what it is the same as (data/content.py).
         """
         text = json.dumps({"key": key, "captions": list(captions)}).encode()  # in ASCII, whatever the key is made of
         members = member(f"{number:09d}.{self.format}", picture) + member(f"{number:09d}.json", text)
         start_of_text = BLOCK + padded(len(picture)) + BLOCK
         checksum = zlib.crc32(members[BLOCK : start_of_text + len(text)])
-        row = fraction(key, 0), self.size + BLOCK, self.shard, len(picture), len(text), checksum
+        row = fraction(content.hex(), 0), self.size + BLOCK, self.shard, len(picture), len(text), checksum
+        row += tuple(as_digests([content, seen]))
         if moments is not None:
             array = array_file(moments)
             start_of_array = len(members) + BLOCK
@@ -68,8 +77,8 @@ class ShardWriter:
 
     @property
     def rows(self) -> np.ndarray:
-        """Where the examples lie, in the order in which they were added: (n,) of `layout.ROW` or `ENCODED_ROW`."""
-        return np.array(self._rows, dtype=ENCODED_ROW if self.encoded else ROW)
+        """Where the examples lie, in the order in which they were added: (n,) of `NOTED_ROW` or `NOTED_ENCODED_ROW`."""
+        return np.array(self._rows, dtype=NOTED_ENCODED_ROW if self.encoded else NOTED_ROW)
 
     def _write(self, content: bytes) -> None:
         self.file.write(content)

@@ -5,11 +5,17 @@ import logging
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lit_transfusion.data.content import without_repeats
 from lit_transfusion.data.document import EditExample, Skipped
 from lit_transfusion.data.images import read_image
 from lit_transfusion.data.sources.base import Source, digest, hold_out
-from lit_transfusion.data.sources.metadata import find_metadata, name_in, rows, texts_in
+from lit_transfusion.data.sources.contents import contents_of
+from lit_transfusion.data.sources.formats import why_not_read
+from lit_transfusion.data.sources.image_captions import list_files
+from lit_transfusion.data.sources.metadata import METADATA_FILES, find_metadata, name_in, rows, texts_in
+from lit_transfusion.data.sources.names import PictureNames
 from lit_transfusion.errors import InputError
+from lit_transfusion.wording import counted
 
 # The first that is there counts. The later ones are those of MagicBrush and of InstructPix2Pix.
 INPUT_COLUMNS = ("input", "input_image", "source_img", "original_image")
@@ -23,22 +29,24 @@ class _Triple(NamedTuple):
     input: str  # name of the picture, relative to the folder, with forward slashes
     instructions: tuple[str, ...]
     output: str
+    contents: tuple[str, str] = ("", "")  # of input and output, equal for files that hold the same
 
 
 class EditTriples(Source):
-    """Your own edits: a folder of pictures with a `metadata.csv` or `metadata.jsonl`, a row for each edit.
+    """Your own edits: a folder of pictures with a `metadata.csv`, `.tsv`, `.jsonl` or `.parquet`, a row for each edit.
 
     It has a column `input` (or `input_image`, `source_img`, `original_image`) and a column `output` (or `output_image`,
     `target_img`, `edited_image`) with the names of pictures relative to the folder, and a column `instruction` (or
     `instructions`, `edit_prompt`), which in jsonl may be a list of several wordings. Rows without an instruction are
-    left out, with a warning. The middle square of each picture is resized to `image_size`.
+    left out, with a warning. Rows of the same input and output are one edit with several instructions, and files with
+    equal content are the same, whatever they are called. The middle square of each picture is resized to `image_size`.
 
     Args:
         path: The folder.
         image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
         val_fraction: Share of the pictures that is held out, in [0, 1); edits that share a picture, such as the steps
             of one session, stay together. At least one group of these is held out unless it is 0. Which ones depends
-            on their names and `seed` alone.
+            on what the files hold and `seed` alone.
         metadata: The metadata file, if its name is another: relative to the folder, or absolute.
         seed: Chooses another set of pictures to hold out.
     """
@@ -63,13 +71,16 @@ class EditTriples(Source):
         if not 0 <= val_fraction < 1:
             raise InputError(f"EditTriples: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._folder = Path(path).expanduser()
-        self._triples = _find_triples(self._folder, metadata)
+        found = _find_triples(self._folder, metadata)
+        self._triples = _merged(self._folder, found)
+        if copies := len(found) - len(self._triples):
+            log.info("%s: %s merged with others of equal input and output", self._folder, counted(copies, "row"))
 
     def split(self, name: Literal["train", "val"]) -> "EditTriples":
         family = _families(self._triples)
         held_out = hold_out(family.values(), self.val_fraction, self.seed)
         part = copy.copy(self)
-        part._triples = [t for t in self._triples if (family[t.input] in held_out) == (name == "val")]
+        part._triples = [t for t in self._triples if (family[t.contents[0]] in held_out) == (name == "val")]
         return part
 
     def __len__(self) -> int:
@@ -98,16 +109,22 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
         raise InputError(f"no such folder: {folder}; set path to the folder that the pictures are in")
     file = find_metadata(folder, metadata)
     if file is None:
-        raise InputError(f"no metadata.csv or metadata.jsonl in {folder}; set metadata if its name is another")
+        raise InputError(f"no {', '.join(METADATA_FILES)} in {folder}; set metadata if its name is another")
+    names = PictureNames(folder, list_files(folder))
     triples, without = [], []
     for line, row in rows(file):
-        pictures = [name_in(row, columns, file, line) for columns in (INPUT_COLUMNS, OUTPUT_COLUMNS)]
-        for name, columns in zip(pictures, (INPUT_COLUMNS, OUTPUT_COLUMNS), strict=True):
-            if not (folder / name).is_file():
+        pictures = []
+        for columns in (INPUT_COLUMNS, OUTPUT_COLUMNS):
+            written = name_in(row, columns, file, line)
+            name = names.find(written)
+            if name is None:
                 raise InputError(
-                    f"{file}, line {line}: the {columns[0]} picture {folder / name} is not there; "
+                    f"{file}, line {line}: the {columns[0]} picture {names.missing(written)} is not there; "
                     f"names in it are relative to {folder}"
                 )
+            if reason := why_not_read(name):
+                raise InputError(f"{file}, line {line}: the {columns[0]} picture {folder / name} is {reason}")
+            pictures.append(name)
         instructions = texts_in(row, INSTRUCTION_COLUMNS, file, line)
         if instructions:
             triples.append(_Triple(pictures[0], tuple(instructions), pictures[1]))
@@ -125,12 +142,25 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
     return triples
 
 
+def _merged(folder: Path, triples: list[_Triple]) -> list[_Triple]:
+    """Triples with their contents; those whose inputs hold the same, and outputs too, are one."""
+    names = sorted({name for triple in triples for name in (triple.input, triple.output)})
+    content = dict(zip(names, (content.hex() for content in contents_of(folder, names)), strict=True))
+    same: dict[tuple[str, str], _Triple] = {}
+    for triple in triples:
+        contents = content[triple.input], content[triple.output]
+        first = same.setdefault(contents, triple)
+        instructions = first.instructions if first is triple else first.instructions + triple.instructions
+        same[contents] = first._replace(instructions=without_repeats(instructions), contents=contents)
+    return list(same.values())
+
+
 def _families(triples: list[_Triple]) -> dict[str, str]:
-    """Picture → the one picture that stands for all that a chain of edits connects it with."""
+    """Content of a picture → the one that stands for all that a chain of edits connects it with."""
     neighbours: dict[str, list[str]] = {}
     for triple in triples:
-        neighbours.setdefault(triple.input, []).append(triple.output)
-        neighbours.setdefault(triple.output, []).append(triple.input)
+        for one, other in (triple.contents, triple.contents[::-1]):
+            neighbours.setdefault(one, []).append(other)
     family: dict[str, str] = {}
     for first in sorted(neighbours):
         reached = [] if first in family else [first]

@@ -22,6 +22,10 @@ class Mix(Source):
     of the images that look best. Documents that waited in open rows by then, `data.open_rows` rows of them at most, are
     still handed out after it.
 
+    A picture file that is in several sources of captioned pictures (`ImageCaptions`, `Shards`) is held out of all or
+    none, if they have the same `val_fraction` and `seed` and more than a few pictures. Nothing else is compared between
+    sources: edits are held out by families of pictures, so keep pictures of edits out of the other sources.
+
     Args:
         sources: The sources, each by a name of yours.
         weights: The share of each, in any unit; empty for equal shares. 0 for one that is used only later.

@@ -59,7 +59,18 @@ _SAME_CONCEPT = (
     "🔍🔎",
     "🔈🔉🔊",
     "📪📫📬📭",
+    "👯🐰",  # with two skin tones, the former is two people and the latter
+    "🤼\U0001faef",  # likewise, with a cloud of dust
 )
+_SAME_FLAG = {  # flags that are drawn alike
+    "🇭🇲": "🇦🇺",
+    "🇨🇵": "🇫🇷",
+    "🇲🇫": "🇫🇷",
+    "🇪🇦": "🇪🇸",
+    "🇲🇨": "🇮🇩",
+    "🇸🇯": "🇳🇴",
+    "🇹🇩": "🇷🇴",
+}
 _CONCEPT_OF = {member: line[0] for line in _SAME_CONCEPT for member in line}
 _PERSON = _SAME_CONCEPT[0][0]
 
@@ -146,7 +157,7 @@ class OpenMoji(Source):
 def concept(emoji: str) -> str:
     """The one emoji that stands for all variants of the concept that `emoji` shows: of 👩🏽‍🚀, 👨‍🚀 and 🚀 it is 🚀."""
     if _FLAGS.match(emoji):
-        return emoji
+        return _SAME_FLAG.get(emoji, emoji)
     parts = [_CONCEPT_OF.get(part, part) for part in _MODIFIERS.sub("", emoji) or emoji]
     return next((part for part in parts if part != _PERSON), _PERSON)
 

@@ -1,7 +1,7 @@
 """Pictures that were prepared once, to be read fast and often."""
 
 import copy
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import Literal
 
 from lit_transfusion.data.document import Example, Skipped
@@ -17,7 +17,8 @@ class Shards(Source):
     """Pictures with captions that `python -m lit_transfusion prepare` has put into shards.
 
     The pictures have been cropped and resized already: those of a folder are, to the last bit, what `ImageCaptions`
-    makes of the folder, and the same ones are held out. An example is one read of a tar. Memory does not grow with
+    makes of the folder, and the same ones are held out, but for copies that were saved anew or mirrored: only `prepare`
+    sees these, and keeps them on one side. An example is one read of a tar. Memory does not grow with
     their number. If they were encoded, too, training has the codec's work from there.
 
     Args:
@@ -25,7 +26,7 @@ class Shards(Source):
         image_size: Side of the square pictures, which must be the one that they were prepared with (set by the data
             module's `image_size`); null takes that one.
         val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. Which
-            ones depends on their names alone, where they came from.
+            ones depends on what the files held that they were made of, and on nothing else.
         latents: Yield what the codec has kept of the pictures, if `prepare` had one, which must be the run's own; else
             the pictures.
     """
@@ -65,9 +66,13 @@ class Shards(Source):
     def split(self, name: Literal["train", "val"]) -> "Shards":
         size = len(self._shards)
         # Rows are sorted by what `hold_out` ranks names by, so that what it holds out comes first.
-        held_out = bisect_left(self._shards.rows["fraction"], self.val_fraction)  # looks at a few rows, not at all
-        if self.val_fraction > 0:
-            held_out = min(max(held_out, 1), size - 1)
+        # Pictures that look the same share a fraction, and none of the cuts below is between them.
+        fractions = self._shards.rows["fraction"]  # a search looks at a few of them, not at all
+        held_out = bisect_left(fractions, self.val_fraction)
+        if self.val_fraction > 0 and held_out == 0:
+            held_out = bisect_right(fractions, fractions[0])
+        if held_out == size:
+            held_out = bisect_left(fractions, fractions[-1])
         part = copy.copy(self)
         part._start, part._stop = (0, held_out) if name == "val" else (held_out, size)
         return part

@@ -1,0 +1,61 @@
+"""Which pictures of an input are the same: all files are read once, before shards are made of them."""
+
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from lit_transfusion.data.content import as_digests, content_of
+from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.feed import as_it_is
+from lit_transfusion.data.preparation.progress import following
+from lit_transfusion.data.readers import Item, Reader
+from lit_transfusion.data.shards.files import whole_file
+from lit_transfusion.data.shards.layout import PREPARING
+
+FILE = "contents.npy"
+AT_ONCE = 64  # items
+
+
+def input_contents(reader: Reader, folder: Path, num_workers: int) -> np.ndarray:
+    """What the file of each item holds, (n, 2) uint64; of an item without a picture, what equals no other.
+
+    It is kept among the notes of `prepare` in its folder, for when the command is stopped and started again.
+    """
+    file = folder / PREPARING / FILE
+    if file.exists():
+        return np.load(file)
+    parts = DataLoader(_Contents(reader), batch_size=None, num_workers=num_workers, collate_fn=as_it_is, shuffle=False)
+    found: list[np.ndarray] = []
+    with following(len(reader), lambda: min(AT_ONCE * len(found), len(reader))) as write_line:
+        for part in parts:
+            found.append(part)
+            write_line()
+    contents = np.concatenate([np.zeros((0, 2), "<u8"), *found])
+    with whole_file(file) as opened:
+        np.lib.format.write_array(opened, contents)
+    return contents
+
+
+class _Contents(Dataset):
+    """Number of a part → the contents of `AT_ONCE` items."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return -(-len(self.reader) // AT_ONCE)
+
+    def __getitem__(self, part: int) -> np.ndarray:
+        indices = range(part * AT_ONCE, min((part + 1) * AT_ONCE, len(self.reader)))
+        return as_digests([_content(index, self.reader[index]) for index in indices])
+
+
+def _content(index: int, item: Item | Skipped) -> bytes:
+    if isinstance(item, Skipped):
+        return content_of(b"", f"item {index}")
+    try:
+        data = Path(item.file).read_bytes() if isinstance(item.file, str | Path) else item.file.read()
+    except OSError:  # whoever reads the picture will say so
+        data = b""
+    return content_of(data, item.key)
