@@ -15,8 +15,8 @@ test:        ## Run the tests that take seconds
 test-slow:   ## Run the tests that take minutes, the notebooks among them
 	$(PYTHON) -m pytest -m slow
 
-lint:        ## Check style and formatting
-	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+lint:        ## Check style, formatting and types
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
 format:      ## Mend style and formatting where that can be done by machine
 	$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
@@ -25,4 +25,4 @@ quickstart:  ## Learn to draw and describe coloured shapes, on a CPU
 	$(PYTHON) -m lit_transfusion fit --config configs/quickstart.yaml
 
 clean:       ## Remove caches and build outputs; runs/ stays
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
 from lit_transfusion.data.document import IGNORE_INDEX, TEXT, Document, ImageSegment, PackedBatch
 from lit_transfusion.data.tokenizer import Tokenizer
+
+Item = TypeVar("Item")
 
 
 class FlatDocument(NamedTuple):
@@ -53,7 +55,7 @@ def room_for_text(length: int, patches_per_image: int, num_images: int) -> int:
     return length - 2 - num_images * (patches_per_image + 2)
 
 
-class FirstFit:
+class FirstFit(Generic[Item]):
     """Packs items into rows of a fixed length: each goes into the first open row that has room.
 
     When no row has room and `open_rows` are open, the fullest is closed to make place for a new one. Items are never
@@ -67,9 +69,9 @@ class FirstFit:
     def __init__(self, length: int, open_rows: int) -> None:
         self.length = length
         self.open_rows = open_rows
-        self.rows: list[list[tuple[int, Any]]] = []  # (item length, item)
+        self.rows: list[list[tuple[int, Item]]] = []  # (item length, item)
 
-    def add(self, item: Any, length: int) -> list[Any] | None:
+    def add(self, item: Item, length: int) -> list[Item] | None:
         """Take an item; returns the items of a row if one had to be closed."""
         if length > self.length:
             raise ValueError(f"a document of {length} positions does not fit into rows of {self.length}")
@@ -85,7 +87,7 @@ class FirstFit:
         self.rows.append([(length, item)])
         return closed
 
-    def flush(self) -> Iterator[list[Any]]:
+    def flush(self) -> Iterator[list[Item]]:
         """Close the rows that are left."""
         while self.rows:
             yield [item for _, item in self.rows.pop(0)]
@@ -95,11 +97,16 @@ def collate(
     rows: Sequence[Sequence[FlatDocument]], length: int, pad: int, image_shape: tuple[int, int, int]
 ) -> PackedBatch:
     """Rows of documents → PackedBatch of rows of `length` positions. `image_shape` is (C, H, W), for want of images."""
-    batch: dict[str, list[list[int]]] = {name: [] for name in ("tokens", "labels", "positions", "documents", "images")}
+    names = ("tokens", "labels", "positions", "document_ids", "image_ids")
+    columns: dict[str, list[list[int]]] = {name: [] for name in names}
     images: list[ImageSegment] = []
     lengths = []
     for row in rows:
-        tokens, labels, positions, document_ids, image_ids = [], [], [], [], []
+        tokens: list[int] = []
+        labels: list[int] = []
+        positions: list[int] = []
+        document_ids: list[int] = []
+        image_ids: list[int] = []
         for number, document in enumerate(row):
             tokens += document.tokens
             labels += document.labels
@@ -116,13 +123,16 @@ def collate(
         positions += [i % longest for i in range(padding)]
         document_ids += [len(row) + i // longest for i in range(padding)]
         image_ids += [TEXT] * padding
-        for column, values in zip(batch.values(), (tokens, labels, positions, document_ids, image_ids), strict=True):
+        for column, values in zip(columns.values(), (tokens, labels, positions, document_ids, image_ids), strict=True):
             column.append(values)
-    latents = torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape)
-    max_timesteps = torch.tensor([image.max_timestep for image in images], dtype=torch.int64)
-    learned = torch.tensor([i for i, image in enumerate(images) if image.learn], dtype=torch.int64)
-    columns = map(torch.tensor, batch.values())
-    targets = [i for i, label in enumerate(chain.from_iterable(batch["labels"])) if label != IGNORE_INDEX]
-    target_positions = torch.tensor(targets, dtype=torch.int64)
-    counts = torch.tensor([len(target_positions), len(learned)])
-    return PackedBatch(*columns, latents, max_timesteps, learned, target_positions, torch.tensor(lengths), counts)
+    learned = [i for i, image in enumerate(images) if image.learn]
+    targets = [i for i, label in enumerate(chain.from_iterable(columns["labels"])) if label != IGNORE_INDEX]
+    return PackedBatch(
+        **{name: torch.tensor(column) for name, column in columns.items()},
+        images=torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape),
+        max_timesteps=torch.tensor([image.max_timestep for image in images], dtype=torch.int64),
+        learned_images=torch.tensor(learned, dtype=torch.int64),
+        target_positions=torch.tensor(targets, dtype=torch.int64),
+        lengths=torch.tensor(lengths),
+        step_counts=torch.tensor([len(targets), len(learned)]),
+    )

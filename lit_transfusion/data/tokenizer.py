@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -61,7 +62,9 @@ class Tokenizer:
                 letters are written as bytes.
         """
         model = io.BytesIO()
-        options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if verbatim else {}
+        options: dict[str, Any] = {}
+        if verbatim:
+            options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),

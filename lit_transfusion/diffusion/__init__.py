@@ -1,5 +1,5 @@
 """Noise processes."""
 
-from lit_transfusion.diffusion.process import DDPM, SAMPLERS, NoiseProcess
+from lit_transfusion.diffusion.process import DDPM, SAMPLERS, NoiseProcess, Scheduler
 
-__all__ = ["DDPM", "SAMPLERS", "NoiseProcess"]
+__all__ = ["DDPM", "SAMPLERS", "NoiseProcess", "Scheduler"]

@@ -1,12 +1,36 @@
 """How images are noised in training and denoised in sampling, around the schedulers of diffusers."""
 
-from typing import Literal
+from typing import Any, Literal, Protocol, Self
 
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # what `diffusers` itself names has no types
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
+
+
+class Denoised(Protocol):
+    """What a scheduler makes of a prediction."""
+
+    prev_sample: Tensor  # (N, C, H, W), at the next timestep
+
+
+class Scheduler(Protocol):
+    """What sampling asks of a scheduler of diffusers; their base class declares none of it."""
+
+    timesteps: Tensor  # int64, falling
+    init_noise_sigma: float  # standard deviation of the latents at the first
+
+    def set_timesteps(self, *, timesteps: list[int]) -> None: ...
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Denoised: ...
 
 
 class DDIM(DPMSolverMultistepScheduler):
@@ -14,11 +38,11 @@ class DDIM(DPMSolverMultistepScheduler):
     stops short of the clean image where the number of steps does not divide T."""
 
     @classmethod
-    def from_config(cls, config: dict, **kwargs) -> "DDIM":
-        return super().from_config(config, solver_order=1, **kwargs)
+    def from_config(cls, *args: Any, **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
+        return super().from_config(*args, solver_order=1, **kwargs)
 
 
-SAMPLERS: dict[str, type[SchedulerMixin]] = {
+SAMPLERS: dict[str, type[DDPMScheduler | DPMSolverMultistepScheduler]] = {
     "ddpm": DDPMScheduler,  # ancestral, the paper's
     "ddim": DDIM,  # deterministic, good from some 25 steps on
     "dpm++": DPMSolverMultistepScheduler,  # deterministic, second order, good from some 15 steps on
@@ -42,7 +66,7 @@ class NoiseProcess:
         """What the net is trained to predict from the noisy images, (N, C, H, W)."""
         raise NotImplementedError
 
-    def sampler(self, name: str, num_inference_steps: int) -> SchedulerMixin:
+    def sampler(self, name: str, num_inference_steps: int) -> Scheduler:
         """A diffusers scheduler with its timesteps set, ready for `step`."""
         raise NotImplementedError
 
@@ -101,7 +125,7 @@ class DDPM(NoiseProcess):
             return self._scheduler.get_velocity(images, noise, timesteps)  # √ᾱ_t · ε - √(1 - ᾱ_t) · x_0
         return images
 
-    def sampler(self, name: str, num_inference_steps: int) -> SchedulerMixin:
+    def sampler(self, name: str, num_inference_steps: int) -> Scheduler:
         if name not in SAMPLERS:
             raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
         # At T - 1 there is nothing but noise, and a net that predicts the image or v can start there. To get the image
@@ -113,6 +137,9 @@ class DDPM(NoiseProcess):
             raise InputError(f"num_inference_steps {num_inference_steps} is not between 1 and {first}")
         timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
         # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
-        sampler = SAMPLERS[name].from_config(self._scheduler.config, thresholding=self.clip_sample)
+        # `from_config` and `step` are declared to return tuples too, and `step` to take one generator only.
+        sampler: Scheduler = SAMPLERS[name].from_config(  # type: ignore[assignment]
+            self._scheduler.config, thresholding=self.clip_sample
+        )
         sampler.set_timesteps(timesteps=timesteps.tolist())
         return sampler

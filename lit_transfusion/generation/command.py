@@ -73,7 +73,7 @@ def generate(
         if count < 1:
             raise InputError(f"{name} {count} is less than 1")
     gallery = Gallery(output)
-    requests = read_prompt_file(prompts) if prompts else [Request(text) for text in prompt or [instruction]]
+    requests = read_prompt_file(prompts) if prompts else [Request(text) for text in prompt or (instruction,)]
 
     pipeline = open_pipeline(ckpt, device, ema, compile, dtype)
     file = edit or image
@@ -140,8 +140,8 @@ def check_task(
         raise InputError("--edit FILE and --instruction TEXT go together: what to change, and how")
     if prompt and prompts:
         raise InputError("--prompt and --prompts: give one of them")
-    asked = {"--prompt": prompt or prompts, "--image": image, "--edit": edit, "--interleave": interleave}
-    asked = [name for name, value in asked.items() if value]
+    given = {"--prompt": prompt or prompts, "--image": image, "--edit": edit, "--interleave": interleave}
+    asked = [name for name, value in given.items() if value]
     if not asked:
         raise InputError(
             "nothing to do: give --prompt TEXT to draw, --image FILE to describe, --edit FILE --instruction TEXT to "

@@ -16,7 +16,9 @@ from lit_transfusion.generation.sampler import Images, generate
 from lit_transfusion.generation.settings import Sampling
 
 
-def go_on(pipeline: Pipeline, prompt: Sequence[str | Image.Image], images: str, **sampling: Any) -> list:
+def go_on(
+    pipeline: Pipeline, prompt: Sequence[str | Image.Image], images: str, **sampling: Any
+) -> list[str | Image.Image]:
     """See `Pipeline.generate`."""
     if images.upper() not in Images.__members__:
         raise InputError(f"images {images!r} is not one of {', '.join(Images.__members__).lower()}")

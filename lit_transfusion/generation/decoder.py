@@ -38,7 +38,8 @@ class Decoder:
         """Read a piece of a document into each of the first rows, its images clean, at t = 0."""
         added = [len(piece.tokens) for piece in pieces]
         length = max(added)
-        tokens, image_ids, images = [], [], []
+        tokens, image_ids = [], []
+        images: list[ImageSegment] = []
         for piece in pieces:
             padding = length - len(piece.tokens)
             tokens.append([*piece.tokens, *[self.pipeline.tokenizer.pad] * padding])
@@ -56,8 +57,8 @@ class Decoder:
 
     def read_tokens(self, token_ids: Sequence[int | None]) -> None:
         """Read one token into each row, None into those that wait; their logits mean nothing from then on."""
-        tokens = [[self.pipeline.tokenizer.pad if token is None else token] for token in token_ids]
-        tokens = torch.tensor(tokens, device=self.device)  # (R, 1)
+        pad = self.pipeline.tokenizer.pad
+        tokens = torch.tensor([[pad if token is None else token] for token in token_ids], device=self.device)  # (R, 1)
         self.logits = self._forward(
             tokens,
             torch.full_like(tokens, TEXT),

@@ -115,6 +115,8 @@ class Sample:
             self.stop_reason = StopReason.LENGTH_LIMIT
 
     def finished(self) -> Generated:
+        if self.stop_reason is None:
+            raise ValueError("a sample that still grows is not finished")
         self._end_text()
         return Generated(self.prompt, tuple(self._segments), self.stop_reason)
 

@@ -135,7 +135,7 @@ class Pipeline(
         return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # that of ModelHubMixin knows no checkpoints, which are a `path` too
         cls,
         path: str | Path,
         *,

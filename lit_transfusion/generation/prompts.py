@@ -25,9 +25,9 @@ def prompt_document(
 
     `cut` is for prompts from data: they are cut as in training, with room for one image after them.
     """
-    if cut and prompt is not None:
-        prompt = caption_tokens(pipeline, prompt, num_images=1 if picture is None else 2)
-    return interleaved(pipeline, [part for part in (picture, prompt) if part is not None])
+    num_images = 1 if picture is None else 2
+    text = caption_tokens(pipeline, prompt, num_images) if cut and prompt is not None else prompt
+    return interleaved(pipeline, [part for part in (picture, text) if part is not None])
 
 
 def caption_tokens(pipeline: Pipeline, caption: str, num_images: int = 1) -> tuple[int, ...]:
@@ -88,8 +88,11 @@ def interleaved(pipeline: Pipeline, parts: Sequence[str | tuple[int, ...] | Tens
         if isinstance(part, str):
             part = pipeline.tokenizer.encode(part)
         if isinstance(part, tuple):
-            before = segments.pop().token_ids if isinstance(segments[-1], TextSegment) else ()
-            segments.append(TextSegment((*before, *part)))
+            last = segments[-1]
+            if isinstance(last, TextSegment):
+                segments[-1] = TextSegment((*last.token_ids, *part))
+            else:
+                segments.append(TextSegment(part))
         else:
             pixels = part[None].to(pipeline.net.head.weight.device)
             # Each by itself, so that what a codec draws at random is the same in any batch.

@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import check_lengths, image_length, null_document, prompt_document
 from lit_transfusion.generation.settings import Sampling
+
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+OfPipeline = Callable[Concatenate[Pipeline, Rest], Result]
 
 
 class Images(Enum):
@@ -78,12 +82,12 @@ def write(
     return [pipeline.tokenizer.decode(sample.token_ids) for sample in generated]
 
 
-def without_gradients(function: Callable) -> Callable:
+def without_gradients(function: OfPipeline[Rest, Result]) -> OfPipeline[Rest, Result]:
     """In inference mode, in which a token takes less time on a CPU (docs/LOG.md); but not where the weights of the net
     are shared out among processes, since FSDP2 keeps what it gathers them in for later steps of training."""
 
     @functools.wraps(function)
-    def run(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+    def run(pipeline: Pipeline, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
         with torch.no_grad() if isinstance(pipeline.net, FSDPModule) else torch.inference_mode():
             return function(pipeline, *args, **kwargs)
 
@@ -127,7 +131,7 @@ def generate(
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
     rooms = check_lengths(pipeline, prompts, at_boi)
     if null_prompts:  # which grow by the same images
-        rooms = map(min, rooms, check_lengths(pipeline, null_prompts, at_boi, "negative_prompt"))
+        rooms = list(map(min, rooms, check_lengths(pipeline, null_prompts, at_boi, "negative_prompt")))
     samples = [
         Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room)
         for prompt, seed, room in zip(prompts, seeds, rooms, strict=True)

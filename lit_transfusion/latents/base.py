@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -80,18 +80,18 @@ class Codec(nn.Module):
         """
         return {}
 
-    def train(self, mode: bool = True) -> "Codec":
+    def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
 
-def identity_of(codec: Codec, traits: Any) -> str:
+def identity_of(codec: Codec, traits: object) -> str:
     """The codec's class and a short hash of its weights and of what else its latents depend on."""
     digest = hashlib.sha256(repr(traits).encode())
     hash_weights(codec, digest)
     return f"{type(codec).__name__}-{digest.hexdigest()[:12]}"
 
 
-def hash_weights(module: nn.Module, digest: Any) -> None:
+def hash_weights(module: nn.Module, digest: "hashlib._Hash") -> None:
     """Feed names and weights to a digest of hashlib: the same bytes on all devices."""
     for name, weight in module.state_dict().items():
         digest.update(name.encode())

@@ -100,7 +100,9 @@ def flex(lo: Tensor, hi: Tensor) -> Attend:
     """FlexAttention on the blocks that anyone sees: the fast way on a GPU. It has no backward pass on a CPU."""
     if lo.shape[1] % FLEX_BLOCK:
         raise InputError(f"attention: flex needs rows of a multiple of {FLEX_BLOCK} positions, not {lo.shape[1]}")
-    kernel = _compiled_flex() if lo.is_cuda else flex_attention
+    kernel: Callable[..., Tensor] = flex_attention
+    if lo.is_cuda:
+        kernel = _compiled_flex()
     return functools.partial(kernel, block_mask=block_mask(lo, hi))
 
 
@@ -108,5 +110,5 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor], Attend]] = {f.__name__: f for f i
 
 
 @functools.cache
-def _compiled_flex() -> Callable:
+def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)

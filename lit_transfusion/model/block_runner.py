@@ -2,11 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 RunBlock = Callable[..., Tensor]  # (block, x, rope, attend) → x
 ActivationCheckpointing = Literal["none", "selective", "full"]
@@ -22,7 +28,7 @@ EXPENSIVE = {
 }
 
 
-def as_it_is(block: nn.Module, *inputs: Any) -> Tensor:
+def as_it_is(block: nn.Module, *inputs: object) -> Tensor:
     return block(*inputs)
 
 
@@ -36,7 +42,7 @@ def block_runner(compile: bool = False, activation_checkpointing: ActivationChec
         activation_checkpointing: What the backward pass computes again, so that it need not be kept: "none" of it,
             all but matrix products and attention ("selective"), or the whole block ("full").
     """
-    run = as_it_is
+    run: RunBlock = as_it_is
     # A block draws no random numbers; their state need not be kept.
     recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if activation_checkpointing == "selective":  # inside what is compiled, since it looks at single operations
@@ -48,9 +54,11 @@ def block_runner(compile: bool = False, activation_checkpointing: ActivationChec
     return run
 
 
-def selective_contexts() -> tuple[Any, Any]:
+def selective_contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
     return create_selective_checkpoint_contexts(keep_what_is_expensive)
 
 
-def keep_what_is_expensive(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def keep_what_is_expensive(
+    context: SelectiveCheckpointContext, op: object, *args: object, **kwargs: object
+) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if op in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

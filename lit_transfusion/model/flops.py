@@ -8,7 +8,8 @@ are not: what is spent on them counts as time lost.
 
 import copy
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,11 @@ PEAK_BF16: dict[str, float] = {
 }
 
 
-class Flops(NamedTuple):
+Count = TypeVar("Count", int, Tensor)  # a number, or a scalar on a device
+
+
+@dataclass(frozen=True)
+class Flops:
     """Of the forward pass; the backward pass takes twice as many, one product for the input and one for the weight."""
 
     token: int  # of a token or patch, in all blocks
@@ -50,7 +55,7 @@ class Flops(NamedTuple):
         token = sum(2 * linear.weight.numel() for linear in linears)
         return cls(token, 4 * dim * len(blocks), 2 * net.head.weight.numel(), image_flops(net, image_shape))
 
-    def training_step(self, tokens: int, pairs: int | Tensor, logits: int, images: int) -> float | Tensor:
+    def training_step(self, tokens: Count, pairs: Count, logits: int, images: int) -> Count:
         """Of one forward and backward pass."""
         return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + self.image * images)
 
@@ -68,13 +73,14 @@ def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor) -> Tensor:
 
 def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:
     """Counted by torch while a copy without data handles one image, since a patcher may be anyone's."""
-    parts = copy.deepcopy(nn.ModuleDict({"time": net.time_embedding, "patcher": net.patcher})).to("meta")
+    time_embedding = copy.deepcopy(net.time_embedding).to("meta")
+    patcher = copy.deepcopy(net.patcher).to("meta")
     image = torch.empty(1, *image_shape, device="meta")
-    grid = tuple(side // net.patcher.patch_size for side in image_shape[1:])
+    grid = (image_shape[1] // patcher.patch_size, image_shape[2] // patcher.patch_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        t_emb = parts["time"](torch.zeros(1, dtype=torch.int64, device="meta"))
-        patches, skips = parts["patcher"].patchify(image, t_emb)
-        parts["patcher"].unpatchify(patches, t_emb, skips, grid)
+        t_emb = time_embedding(torch.zeros(1, dtype=torch.int64, device="meta"))
+        patches, skips = patcher.patchify(image, t_emb)
+        patcher.unpatchify(patches, t_emb, skips, grid)
     return counter.get_total_flops()
 
 

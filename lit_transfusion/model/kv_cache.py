@@ -27,7 +27,14 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, n_layers: int, batch_size: int, n_heads: int, head_dim: int, capacity: int, device, dtype
+        cls,
+        n_layers: int,
+        batch_size: int,
+        n_heads: int,
+        head_dim: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> "KVCache":
         buffers = torch.zeros(n_layers, 2, batch_size, n_heads, capacity, head_dim, device=device, dtype=dtype)
         return cls(buffers, torch.full((batch_size, capacity), -1, device=device))

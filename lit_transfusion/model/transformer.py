@@ -82,13 +82,13 @@ class Transformer(nn.Module):
         its input; what is written into the residual stream is smaller by √(2 · n_layers), so that the stream's
         variance does not grow with depth (GPT-2).
         """
-        for block in self.blocks:
-            for linear in (block.attention.qkv, block.feed_forward.gate_up):
-                init_linear(linear)
-            for linear in (block.attention.out, block.feed_forward.down):
-                init_linear(linear, scale=(2 * len(self.blocks)) ** -0.5)
         for module in self.modules():
-            if isinstance(module, nn.RMSNorm):
+            if isinstance(module, Block):
+                for linear in (module.attention.qkv, module.feed_forward.gate_up):
+                    init_linear(linear)
+                for linear in (module.attention.out, module.feed_forward.down):
+                    init_linear(linear, scale=(2 * len(self.blocks)) ** -0.5)
+            elif isinstance(module, nn.RMSNorm):
                 module.reset_parameters()
 
 

@@ -135,8 +135,9 @@ class TimestepEmbedding(nn.Module):
         rates = 10_000.0 ** -(torch.arange(half, device=timesteps.device) / half)
         angles = timesteps[:, None] * rates  # (N, half)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype))
 
     def reset_parameters(self) -> None:
-        init_linear(self.mlp[0])
-        init_linear(self.mlp[2])
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                init_linear(layer)

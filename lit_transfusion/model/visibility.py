@@ -12,11 +12,15 @@ whole mask, and everything else is a reading of them:
 A new variant is a class with one method; its name is then a value of `model.mask` in YAML.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 FLEX_BLOCK = 128  # FlexAttention's tile; a row that it is to work on must be a multiple of this
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # row, head, query, key → whether the query sees the key
 
 
 class Visibility:
@@ -62,7 +66,7 @@ def dense_mask(lo: Tensor, hi: Tensor) -> Tensor:
     return (key >= lo[..., None]) & (key < hi[..., None])
 
 
-def mask_mod(lo: Tensor, hi: Tensor):
+def mask_mod(lo: Tensor, hi: Tensor) -> MaskMod:
     """(B, L) intervals → the predicate that FlexAttention evaluates inside a partly visible block."""
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
