@@ -2,9 +2,13 @@
 
 import inspect
 import logging
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -101,13 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     quieten()
     try:
-        if argv[0] in TOOLS:
-            run_tool(argv[0], argv[1:])
-            return
-        commands = [*TransfusionCLI.subcommands(), *TOOLS]
-        if argv[0] not in commands and not argv[0].startswith("-"):
-            raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(commands)}")
-        run_lightning(argv, DESCRIPTION)
+        with sigterm_raises():
+            run(argv)
     except SIGTERMException:
         sys.exit(143)
     except KeyboardInterrupt:
@@ -116,6 +115,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (InputError, ArgumentError, OmegaConfBaseException, MisconfigurationException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def run(argv: Sequence[str]) -> None:
+    if argv[0] in TOOLS:
+        run_tool(argv[0], argv[1:])
+        return
+    commands = [*TransfusionCLI.subcommands(), *TOOLS]
+    if argv[0] not in commands and not argv[0].startswith("-"):
+        raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(commands)}")
+    run_lightning(argv, DESCRIPTION)
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that it closes its files and stops its workers. (A run that trains
+    handles it in `training/stop_together.py`.)"""
+
+    def stop(*_: Any) -> None:
+        raise SIGTERMException(143)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one has handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def quieten() -> None:

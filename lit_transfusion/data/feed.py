@@ -46,7 +46,7 @@ class Feed:
                 batch_size=None,
                 num_workers=num_workers,
                 prefetch_factor=16 if num_workers else None,
-                worker_init_fn=leave_ctrl_c_to_the_run,
+                worker_init_fn=leave_stopping_to_the_run,
                 collate_fn=as_it_is,
             )
         )
@@ -79,9 +79,11 @@ def ask(keys: list[Iterator[Key]], asked: deque[tuple[int, Key]], ahead: list[in
         yield key
 
 
-def leave_ctrl_c_to_the_run(worker: int) -> None:
-    """Which may make one step more, and stops its workers then; a terminal sends it to all of them."""
+def leave_stopping_to_the_run(worker: int) -> None:
+    """Ignore Ctrl-C and the first SIGTERM in a worker: a terminal or a cluster sends them to all processes, and the
+    main process may need this worker for one more step. A worker that does not end then gets a second SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def as_it_is(documents: list[FlatDocument] | Skipped) -> list[FlatDocument] | Skipped:

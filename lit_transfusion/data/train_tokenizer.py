@@ -2,13 +2,12 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
@@ -18,12 +17,11 @@ from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.text_corpus import passages_of
 from lit_transfusion.data.tokenizer import CHARACTER_COVERAGE, Tokenizer
 from lit_transfusion.errors import InputError
+from lit_transfusion.progress import OnProgress, Progress
 
 SMALLEST = 260  # the bytes, three controls, and a letter
 HELD_OUT_EXAMPLES = 500  # of each source, that it is tried on at most
 HELD_OUT_CHARACTERS = 1_000_000
-
-OnProgress = Callable[[str, int, int | None], None]  # what is being done, how far it is, of how much if that is known
 
 
 class Found(NamedTuple):
@@ -63,18 +61,16 @@ def train_tokenizer(
     """
     path = Path(output)
     check(path, vocab_size, characters, character_coverage, overwrite)
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("")
+    with Progress() as progress:
+        row = progress.add("")
 
-        def on_progress(doing: str, done: int, total: int | None) -> None:
-            progress.update(bar, description=doing, completed=done, total=total)
+        def on_progress(doing: str, done: float, total: float | None) -> None:
+            row.update(done, doing, total)
 
         parts = source.split("train").parts.values()
         passages = [passage for part in parts for passage in passages_for(part, characters, on_progress)]
         size = sum(map(len, passages))
-        progress.console.print(f"training on {len(passages):,} captions and passages of {size:,} characters")
+        progress.say(f"training on {len(passages):,} captions and passages of {size:,} characters")
         on_progress("training", 0, None)
         tokenizer = Tokenizer.train(passages, vocab_size, source.has_texts, character_coverage)
         keep(tokenizer, path, overwrite)

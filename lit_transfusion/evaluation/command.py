@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from lit_transfusion.composition import read, resolved
@@ -23,6 +22,7 @@ from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import save, to_pil
 from lit_transfusion.generation.prompts import caption_read
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.progress import reporting
 from lit_transfusion.refusals import in_its_own_words, one_line
 
 Columns = dict[str, float]
@@ -78,13 +78,7 @@ def evaluate(
     source = source_of(Path(data) if data else config_beside(ckpt), pipeline.image_size)
     metrics = default_metrics() if metrics is None else metrics
 
-    console = Console(stderr=True)
-    with quiet_backends(), Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("")
-
-        def on_progress(doing: str, done: int, total: int) -> None:
-            progress.update(task, description=doing, completed=done, total=total)
-
+    with quiet_backends(), reporting() as on_progress:
         subject = Subject(pipeline, source, num_examples, settings, batch_size, on_progress)
         by_scale, skipped = measure(metrics, subject, guidance_scale)
     result = {

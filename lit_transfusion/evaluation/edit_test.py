@@ -2,8 +2,8 @@
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from lit_transfusion.data.sources.shape_edits import ShapeEdits
 from lit_transfusion.evaluation.shape_scorer import EditScore, score_edited
@@ -11,6 +11,7 @@ from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import picture_path, save
 from lit_transfusion.generation.sampler import Sampling
+from lit_transfusion.progress import reporting
 
 
 def score_edits(
@@ -48,12 +49,13 @@ def score_edits(
     truths = torch.stack([example.output_image for example in examples])
     # Each kind of edit comes every fifth time and lists its wordings in one order: take them in turn.
     asked = [one.instructions[i // 5 % len(one.instructions)] for i, one in enumerate(edits)]
-    with Progress(transient=True) as progress:
-        task = progress.add_task("editing", total=num_inference_steps)
-        sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
-        edited = edit(
-            pipeline, inputs, asked, sampling, lambda step, _: progress.update(task, completed=step + 1), cut=True
-        )
+    sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
+    with reporting("steps") as on_progress:
+
+        def on_step(step: int, _: Tensor) -> None:
+            on_progress("editing", step + 1, num_inference_steps)
+
+        edited = edit(pipeline, inputs, asked, sampling, on_step, cut=True)
     scores = score_edited(edited, edits)
     table = Table("", "edits", "right", "other object unchanged", title=f"{num_samples} held-out edits")
     for kind in dict.fromkeys(one.kind for one in edits):

@@ -4,7 +4,7 @@ subject = Subject(pipeline, source, num_examples=200)
 Perplexity()(subject)                        # {"perplexity": 3.1, "bits_per_byte": 0.4}
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -20,13 +20,8 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.progress import OnProgress, silent
 from lit_transfusion.wording import counted
-
-OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
-
-
-def silent(doing: str, done: int, total: int) -> None:
-    """Tells nobody how far things are."""
 
 
 class Unavailable(Exception):
@@ -89,12 +84,13 @@ class Subject:
 
         A prompt that has no room in a row of training is cut as there.
         """
-        steps, drawn = self.sampling.num_inference_steps, []
+        drawn = []
         for rows in self.batches(len(prompts)):
             done = rows.start
 
             def on_step(step: int, _: Tensor, done: int = done, count: int = len(rows)) -> None:
-                self.on_progress("drawing", done * steps + count * (step + 1), len(prompts) * steps)
+                drawn_now = done + count * (step + 1) / self.sampling.num_inference_steps
+                self.on_progress("drawing", drawn_now, len(prompts))
 
             seeds = [self.sampling.seed + i for i in rows]
             texts = [prompts[i] for i in rows]

@@ -1,13 +1,13 @@
 """`rank_choices`: how often a checkpoint finds the right ending of a text the likeliest, on tasks of lm-eval."""
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Unavailable
 from lit_transfusion.evaluation.ranked_classification import LLAMA_SUITE, RankedClassification
 from lit_transfusion.generation.command import open_pipeline
+from lit_transfusion.progress import reporting
 
 
 def rank_choices(
@@ -35,13 +35,10 @@ def rank_choices(
         raise InputError(f"batch_size {batch_size} is less than 1")
     metric = RankedClassification(tuple(task or LLAMA_SUITE), include_path, limit, num_fewshot)
     pipeline = open_pipeline(ckpt, device)
-    console = Console(stderr=True)
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("reading", total=None)
-            found = metric.accuracies(
-                pipeline, batch_size, lambda doing, done, total: progress.update(bar, completed=done, total=total)
-            )
+        with reporting() as on_progress:
+            on_progress("reading", 0, None)
+            found = metric.accuracies(pipeline, batch_size, on_progress)
     except Unavailable as error:
         raise InputError(str(error)) from None
     table = Table("task", "accuracy")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.metric import Metric, OnProgress, Subject, Unavailable, silent
+from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.progress import OnProgress, silent
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

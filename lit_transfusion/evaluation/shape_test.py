@@ -2,8 +2,8 @@
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from lit_transfusion.data.sources.shape_scenes import parse_caption
 from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
@@ -12,6 +12,7 @@ from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
 from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.generation.sampler import Sampling, draw, generate, write
+from lit_transfusion.progress import reporting
 
 
 def score_shapes(
@@ -44,10 +45,14 @@ def score_shapes(
     prompts = single_object_prompts(num_samples)
     pipeline = open_pipeline(ckpt, device)
     sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("drawing", total=num_inference_steps)
-        texts = [prompt.text for prompt in prompts]
-        drawn = draw(pipeline, texts, sampling, lambda step, _: progress.update(task, completed=step + 1), cut=True)
+    texts = [prompt.text for prompt in prompts]
+    with reporting("steps") as on_progress:
+
+        def on_step(step: int, _: Tensor) -> None:
+            on_progress("drawing", step + 1, num_inference_steps)
+
+        drawn = draw(pipeline, texts, sampling, on_step, cut=True)
+        on_progress("writing", 0, None)
         held_out = Shapes(image_size=pipeline.image_size, scenes=("single",)).split("val")
         examples = [held_out[i] for i in range(num_samples)]
         written = write(pipeline, torch.stack([example.image for example in examples]), sampling)

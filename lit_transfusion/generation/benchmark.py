@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
@@ -22,6 +20,7 @@ from lit_transfusion.generation.prompts import caption_read, check_lengths, prom
 from lit_transfusion.generation.sampler import draw
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents.base import hash_weights
+from lit_transfusion.progress import reporting
 
 RECORD = "settings.json"
 
@@ -74,14 +73,13 @@ def draw_benchmark(
     begin(folder, benchmark, record(pipeline, benchmark, settings, ckpt, num_samples))
 
     missing = [i for i in range(len(benchmark.orders))[own] if not (folder / benchmark.orders[i].path).exists()]
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("drawing", total=len(missing))
+    with reporting("pictures") as on_progress:
+        on_progress("drawing", 0, len(missing))
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
 
             def on_step(step: int, _: Tensor, start: int = start, count: int = len(batch)) -> None:
-                progress.update(task, completed=start + count * (step + 1) / settings.num_inference_steps)
+                on_progress("drawing", start + count * (step + 1) / settings.num_inference_steps, len(missing))
 
             texts = [benchmark.orders[i].prompt for i in batch]
             seeds = [settings.seed + i for i in batch]

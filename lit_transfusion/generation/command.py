@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
@@ -21,6 +19,7 @@ from lit_transfusion.generation.prompts import check_lengths, prompt_document
 from lit_transfusion.generation.sampler import Images
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.hardware import has_bf16
+from lit_transfusion.progress import reporting
 
 
 def generate(
@@ -92,14 +91,14 @@ def generate(
     orders = number_samples(requests, num_images, settings.seed)
     exhibits, frames = [], Frames(pipeline.codec, settings.num_inference_steps)
     gallery.open()
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("writing" if images is Images.NEVER else "drawing", total=len(orders))
+    doing = "writing" if images is Images.NEVER else "drawing"
+    with reporting() as on_progress:
+        on_progress(doing, 0, len(orders))
         for start in range(0, len(orders), batch_size):
             batch = orders[start : start + batch_size]
 
             def on_step(step: int, latents: Tensor, start: int = start, count: int = len(batch)) -> None:
-                progress.update(task, completed=start + count * (step + 1) / settings.num_inference_steps)
+                on_progress(doing, start + count * (step + 1) / settings.num_inference_steps, len(orders))
                 if contact_sheet:
                     frames.take(step, latents)
 
@@ -113,7 +112,7 @@ def generate(
             )
             for (number, seed), sample in zip(batch, samples, strict=True):
                 exhibits.append(exhibit(pipeline, sample, requests[number].prompt, seed))
-            progress.update(task, completed=start + len(batch))
+            on_progress(doing, start + len(batch), len(orders))
 
     for shown in exhibits:
         if images is not Images.FORCED:

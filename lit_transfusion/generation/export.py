@@ -5,6 +5,7 @@ from typing import Literal
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.progress import reporting
 
 
 def export(ckpt: str, output: str, weights: Literal["ema", "raw"] = "ema") -> None:
@@ -18,10 +19,13 @@ def export(ckpt: str, output: str, weights: Literal["ema", "raw"] = "ema") -> No
         output: The folder. What is in it under the same names is replaced, but for the model card.
         weights: ema takes the averaged weights, if the checkpoint has them; raw those that the optimiser has reached.
     """
-    pipeline = Pipeline.from_pretrained(ckpt, ema=weights == "ema")
-    try:
-        Path(output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be made: {error.strerror}") from None
-    pipeline.save_pretrained(output)
+    with reporting() as on_progress:
+        on_progress(f"reading {ckpt}", 0, None)
+        pipeline = Pipeline.from_pretrained(ckpt, ema=weights == "ema")
+        try:
+            Path(output).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {output} cannot be made: {error.strerror}") from None
+        on_progress(f"writing {output}", 0, None)
+        pipeline.save_pretrained(output)
     print(output)

@@ -12,11 +12,9 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
-from rich.console import Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.progress import Progress
 from lit_transfusion.run_folder import CHECKPOINTS, CONFIG, FINISHED, last_checkpoint, read_json
 from lit_transfusion.studies.plan import ArmPlan, fit_arguments
 from lit_transfusion.studies.study import Study
@@ -184,11 +182,11 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
     """
     running: set[subprocess.Popen] = set()
     stopping = threading.Event()
-    steps = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    whole = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     outcomes = [Outcome(job, None) for job in jobs if job.evaluated]
     finished = {outcome.job.folder for outcome in outcomes}
-    task = whole.add_task("runs", total=len(jobs), completed=len(outcomes))
+    progress = Progress()
+    ended = list(finished)
+    progress.add("runs", len(jobs), len(ended), count=lambda: len(ended))
     shares: SimpleQueue[str | None] = SimpleQueue()
     for share in gpu_shares(parallel, torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")):
         shares.put(share)
@@ -196,30 +194,30 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
     def one(job: Job) -> Outcome:
         if stopping.is_set():
             return Outcome(job, "not begun")
-        bar = steps.add_task(job.name, total=job.max_steps)
+        row = progress.add(job.name, job.max_steps, current_step(job.folder))
 
         def started(process: subprocess.Popen) -> None:
             running.add(process)
             if stopping.is_set():  # since it was decided to start it
                 process.terminate()
-            steps.update(bar, description=f"{job.name}: {'evaluating' if job.trained else 'training'}")
-            watch(process, lambda step: steps.update(bar, completed=step), job)
+            doing = f"{job.name}, {'evaluation' if job.trained else 'training'}"
+            watch(process, lambda step: row.update(step, doing, job.max_steps), job)
 
         def waiting() -> None:
-            steps.update(bar, description=f"{job.name}: waiting for another process that is at it")
+            row.update(0, f"{job.name}, waiting for another process", job.max_steps)
 
         share = shares.get()
         error = run_job(job, threads, started, share, waiting)
         shares.put(share)
-        steps.update(bar, visible=False)  # not removed: `watch` may still tell of it
-        whole.advance(task)
+        progress.remove(row)
+        ended.append(job.folder)
         if error and not stopping.is_set():
-            whole.console.print(f"[red]failed[/red]: {job.name}: {error}", soft_wrap=True)
+            progress.say(f"failed: {job.name}: {error}")
         elif not error:
-            whole.console.print(f"done: {job.name}", soft_wrap=True)
+            progress.say(f"done: {job.name}")
         return Outcome(job, error)
 
-    with Live(Group(steps, whole), refresh_per_second=2), ThreadPoolExecutor(parallel) as pool:
+    with progress, ThreadPoolExecutor(parallel) as pool:
         futures = [pool.submit(one, job) for job in jobs if job.folder not in finished]
         try:
             outcomes += [future.result() for future in futures]

@@ -5,9 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -38,14 +36,6 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-
-    def setup(self, trainer: lightning.Trainer) -> None:
-        """All processes must take part in a checkpoint. One that fails, or each where Ctrl-C finds it, would wait for
-        the others, which wait for it: so there is none but at its time."""
-        for keeper in trainer.checkpoint_callbacks:
-            if isinstance(keeper, ModelCheckpoint):
-                keeper.save_on_exception = False
-        super().setup(trainer)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Lightning reads weights right into the net; what does not fit is refused before that."""

@@ -1,49 +1,147 @@
-"""Ctrl-C where several processes train: all of them stop after the same step."""
+"""SIGINT (Ctrl-C) and SIGTERM: all processes of a run stop after the same optimiser step, with a checkpoint."""
 
+import contextlib
 import signal
 import sys
 import threading
+import time
+from functools import partial
 from typing import Any
 
 import lightning
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+SAME_SECONDS = 1.0  # `timeout`, `make` and others deliver one Ctrl-C twice
 
 
 class StopTogether(lightning.Callback):
-    """A process that stopped in the midst of a step would wait for the others to write the checkpoint with it, and they
-    would wait for it to make the step. So the first Ctrl-C is noted, and after each step the processes tell each other
-    whether one of them has; the second stops a process where it is.
+    """Notes the first SIGINT or SIGTERM. At the end of each optimiser step, and of each batch of a validation, the
+    processes tell each other what they have noted. If one of them has, all write a checkpoint and stop.
+
+    A second SIGINT, a second later or more, stops a process at once and without a checkpoint. Where nothing can be lost
+    (before and after training, in `validate`, `test` and `predict`), the first signal stops at once. Of several
+    processes, those that train also wait for each other before training begins. The requeue signal of SLURM is noted,
+    too, and Lightning handles it at the end of the step.
+
+    The exit status is 143 after SIGTERM, and Lightning's 1 after SIGINT.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.noted: set[int] = set()  # signals
+        self.first = 0.0  # time of the first
+        self.waits = False  # whether a signal is noted, rather than obeyed at once
+        self.agreed = False
+        self.step = 0
         self.group: dist.ProcessGroup | None = None  # on the host, so that no GPU is waited for
-        self.handler: Any = None  # of others before
+        self.keepers: list[ModelCheckpoint] = []
+        self.requeue: tuple[int, Any] | None = None  # SLURM's signal, and Lightning's handler of it
+
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        # Lightning's own handler of SIGTERM waits for the other processes inside the handler, which hangs.
+        connector = trainer._signal_connector
+        connector.register_signal_handlers = partial(self._register, trainer, connector)
+        if trainer.world_size > 1:
+            # All processes take part in a checkpoint. One that fails alone would wait for the others for ever.
+            for keeper in trainer.checkpoint_callbacks:
+                if isinstance(keeper, ModelCheckpoint) and keeper.save_on_exception:
+                    keeper.save_on_exception = False
+                    self.keepers.append(keeper)
+
+    def _register(self, trainer: lightning.Trainer, connector: Any) -> None:
+        """Lightning puts the handlers before it back after the run, however that ends."""
+        type(connector).register_signal_handlers(connector)
+        fitting, several = trainer.state.fn == TrainerFn.FITTING, trainer.world_size > 1
+        self.noted, self.agreed, self.waits = set(), False, fitting and several
+        self.group = dist.new_group(backend="gloo") if self.waits else None
+        if threading.current_thread() is not threading.main_thread():  # only that one has handlers
+            return
+        signal.signal(signal.SIGTERM, partial(self._note, trainer))
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in the background jobs of a script
+            signal.signal(signal.SIGINT, partial(self._note, trainer))
+        environment = trainer._accelerator_connector.cluster_environment
+        if fitting and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self.requeue = environment.requeue_signal, signal.getsignal(environment.requeue_signal)
+            signal.signal(environment.requeue_signal, partial(self._note, trainer))
+
+    def _note(self, trainer: lightning.Trainer, number: int, frame: Any) -> None:
+        if self.requeue is not None and number == self.requeue[0]:
+            self.noted.add(number)
+            if not self.waits:
+                self._requeue()
+            return
+        stops = self.noted & {signal.SIGINT, signal.SIGTERM}
+        if stops:
+            if number == signal.SIGINT and time.monotonic() - self.first >= SAME_SECONDS:
+                self._stop_at_once(trainer)
+            self.noted.add(number)
+            return
+        self.noted.add(number)
+        self.first = time.monotonic()
+        if not self.waits:
+            raise self._reason()
+        if trainer.is_global_zero:
+            again = "; Ctrl-C again stops without a checkpoint" if number == signal.SIGINT else ""
+            with contextlib.suppress(RuntimeError):  # the signal came while something else was printed
+                print(f"\nStopping after this step{again}.", file=sys.stderr, flush=True)
+
+    def _stop_at_once(self, trainer: lightning.Trainer) -> None:
+        for keeper in trainer.checkpoint_callbacks:
+            if isinstance(keeper, ModelCheckpoint):
+                keeper.save_on_exception = False
+        raise KeyboardInterrupt
+
+    def _reason(self) -> BaseException:
+        return SIGTERMException(143) if signal.SIGTERM in self.noted else KeyboardInterrupt()
+
+    def _requeue(self) -> None:
+        number, handler = self.requeue
+        self.noted.discard(number)
+        handler(number, None)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():  # only that has handlers
-            self.group = dist.new_group(backend="gloo")
-            self.handler = signal.signal(signal.SIGINT, self._ask)
+        self.step = trainer.global_step
+        self._agree(trainer)
+        self.waits = True
 
-    def _ask(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        if dist.get_rank() == 0:
-            print("\nStopping after this step; Ctrl-C again stops without a checkpoint.", file=sys.stderr, flush=True)
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.group is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:  # gradients are still accumulated
             return
-        asked = torch.tensor(int(self.asked))
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.group)
-        if asked:
-            raise KeyboardInterrupt
+        self.step = trainer.global_step
+        if trainer.global_step == trainer.max_steps:  # nothing is left to stop
+            self.waits = self.group is not None
+        else:
+            self._agree(trainer)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+    def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and trainer.global_step != trainer.max_steps:
+            self._agree(trainer)
+
+    def _agree(self, trainer: lightning.Trainer) -> None:
         if self.group is not None:
-            signal.signal(signal.SIGINT, self.handler)
-            self.group = None
+            signals = [signal.SIGINT, signal.SIGTERM, *([self.requeue[0]] if self.requeue else [])]
+            noted = torch.tensor([int(number in self.noted) for number in signals])
+            dist.all_reduce(noted, dist.ReduceOp.MAX, group=self.group)
+            self.noted |= {number for number, flag in zip(signals, noted.tolist(), strict=True) if flag}
+        if self.requeue is not None and self.requeue[0] in self.noted:
+            self._requeue()
+        if not self.noted:
+            return
+        self.agreed = True
+        for keeper in self.keepers:
+            keeper.save_on_exception = True
+        environment = trainer._accelerator_connector.cluster_environment
+        if trainer.local_rank and isinstance(environment, LightningEnvironment):
+            raise SystemExit(0)  # the process that started this one would kill itself if this one failed
+        raise self._reason()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """End the processes that this one has started: they would wait for it. (After SIGINT, Lightning does.)"""
+        launcher = trainer.strategy.launcher
+        if not self.agreed and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))

@@ -1,51 +1,259 @@
-"""Ctrl-C of several processes is noted, agreed on after the step, and obeyed at once the second time."""
+"""SIGINT and SIGTERM, sent for real: the run stops after its step with a checkpoint, and continues to the last bit."""
 
 import os
 import signal
-from types import SimpleNamespace
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import lightning
 import pytest
-import torch.distributed as dist
+import torch
+import yaml
+from killed_run import steps
+from test_kill import ENVIRONMENT, wait_for_step
+from test_resume import Witness, assert_same, assert_same_end, config
 
-from lit_transfusion.training.stop_together import StopTogether
+from lit_transfusion.cli import main
 
-TRAINER = SimpleNamespace(world_size=2, accumulate_grad_batches=2)
-
-
-@pytest.fixture
-def callback(tmp_path):
-    """In training. (There is one process; that several agree is in test_ddp.py.)"""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    callback = StopTogether()
-    callback.on_train_start(TRAINER, None)
-    yield callback
-    callback.on_train_end(TRAINER, None)
-    dist.destroy_process_group()
+STEPS = 6
+NUMBERS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+STATUS = {"SIGINT": 1, "SIGTERM": 143}  # of `fit`
 
 
-def test_the_first_is_obeyed_after_the_step(callback):
-    callback.on_train_batch_end(TRAINER, None, None, None, batch_idx=1)
-    os.kill(os.getpid(), signal.SIGINT)
-    callback.on_train_batch_end(TRAINER, None, None, None, batch_idx=2)  # gradients are still gathered
-    with pytest.raises(KeyboardInterrupt):
-        callback.on_train_batch_end(TRAINER, None, None, None, batch_idx=3)
+@pytest.fixture(autouse=True)
+def handlers():
+    """Those of this process, which may have been started to ignore SIGINT."""
+    before = {number: signal.getsignal(number) for number in (*NUMBERS.values(), signal.SIGUSR1)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_the_second_is_obeyed_at_once(callback):
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+class Signal(lightning.Callback):
+    """Sends a signal to this process somewhere in the step that follows `step`, `count` times."""
+
+    def __init__(self, number: int, step: int, where: str, count: int = 1) -> None:
+        self.number, self.step, self.where, self.count = number, step, where, count
+
+    def _send(self, trainer, where):
+        if (trainer.global_step, where) == (self.step, self.where) and not trainer.sanity_checking:
+            for _ in range(self.count):
+                os.kill(os.getpid(), self.number)
+                self.count -= 1
+
+    def setup(self, trainer, pl_module, stage):
+        self._send(trainer, "set-up")
+
+    def on_train_start(self, trainer, pl_module):
+        self._send(trainer, "start")
+
+    def on_before_backward(self, trainer, *_):
+        self._send(trainer, "first micro-batch")
+
+    def on_train_batch_end(self, trainer, *_):
+        self._send(trainer, "callbacks")
+
+    def on_save_checkpoint(self, trainer, *_):
+        self._send(trainer, "checkpoint")
+
+    def on_validation_batch_end(self, trainer, *_):
+        self._send(trainer, "validation")
 
 
-def test_after_training_it_is_as_it_was_before(callback):
-    callback.on_train_end(TRAINER, None)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+def written(folder: Path, *callbacks: dict, **trainer) -> Path:
+    content = config(folder, None)
+    content["trainer"]["callbacks"] += callbacks
+    content["trainer"] |= {"max_steps": STEPS, "accumulate_grad_batches": 2, "val_check_interval": 6, **trainer}
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
-def test_a_process_that_is_alone_stops_at_once():
-    callback = StopTogether()
-    callback.on_train_start(SimpleNamespace(world_size=1), None)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-    callback.on_train_batch_end(TRAINER, None, None, None, batch_idx=1)
+def fit(path: Path, *arguments: str) -> list:
+    Witness.seen.clear()
+    main(["fit", "--config", str(path), *arguments])
+    return list(Witness.seen)
+
+
+def stopped(folder: Path, number: int, step: int, where: str, count: int = 1) -> tuple[int, list]:
+    """Exit status of a run that gets a signal, and what it has learned."""
+    given = {"number": int(number), "step": step, "where": where, "count": count}
+    path = written(folder, {"class_path": f"{__name__}.Signal", "init_args": given})
+    with pytest.raises(SystemExit) as caught:
+        fit(path)
+    return caught.value.code, list(Witness.seen)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder, and what Witness saw of each micro-batch."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return folder, fit(written(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "where", "expected"),
+    [
+        ("SIGTERM", 2, "first micro-batch", 3),
+        ("SIGINT", 3, "validation", 3),
+        *(
+            pytest.param(name, step, where, expected, marks=pytest.mark.slow)
+            for name, step, where, expected in [
+                ("SIGINT", 2, "first micro-batch", 3),
+                ("SIGTERM", 3, "validation", 3),
+                ("SIGTERM", 0, "start", 1),
+                ("SIGINT", 3, "callbacks", 3),
+                ("SIGTERM", 4, "callbacks", 4),
+                ("SIGTERM", 4, "checkpoint", 5),
+                ("SIGINT", 2, "checkpoint", 3),
+            ]
+        ),
+    ],
+)
+def test_run_stops_after_its_step_and_continues_as_if_it_had_not(whole, tmp_path, name, step, where, expected):
+    """With two micro-batches to a step. Validation is stopped between two of its batches."""
+    folder = tmp_path / "run"
+    status, before = stopped(folder, NUMBERS[name], step, where)
+    assert status == STATUS[name]
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == before[-1][0] == expected and len(before) == 2 * expected
+    after = fit(written(folder), "--ckpt_path", "last")
+    assert_same(before + after, whole[1])
+    assert_same_end(folder, whole[0])
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_signal_during_set_up_stops_at_once_and_leaves_no_checkpoint(tmp_path, name):
+    status, seen = stopped(tmp_path / "run", NUMBERS[name], 0, "set-up")
+    assert (status, seen) == (STATUS[name], [])
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_second_ctrl_c_stops_at_once_without_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_transfusion.training.stop_together.SAME_SECONDS", 0.0)
+    status, seen = stopped(tmp_path / "run", signal.SIGINT, 1, "first micro-batch", count=2)
+    assert (status, len(seen)) == (STATUS["SIGINT"], 2)
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_signal_that_comes_twice_is_one(tmp_path, name):
+    status, seen = stopped(tmp_path / "run", NUMBERS[name], 1, "first micro-batch", count=2)
+    assert (status, seen[-1][0]) == (STATUS[name], 2)
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_signal_in_the_last_step_changes_nothing(whole, tmp_path, name):
+    given = {"number": int(NUMBERS[name]), "step": STEPS - 1, "where": "first micro-batch"}
+    seen = fit(written(tmp_path / "run", {"class_path": f"{__name__}.Signal", "init_args": given}))
+    assert_same(seen, whole[1])
+    assert (tmp_path / "run" / "finished.json").exists()
+
+
+def test_after_a_run_the_handlers_are_those_of_before(tmp_path):
+    before = [signal.getsignal(number) for number in NUMBERS.values()]
+    fit(written(tmp_path / "run", max_steps=1))
+    assert [signal.getsignal(number) for number in NUMBERS.values()] == before
+    stopped(tmp_path / "stopped", signal.SIGTERM, 1, "callbacks")
+    assert [signal.getsignal(number) for number in NUMBERS.values()] == before
+
+
+@pytest.mark.slow
+def test_a_slurm_job_is_saved_and_queued_again_at_the_end_of_a_step(whole, tmp_path, monkeypatch):
+    """A job gets SIGUSR1 before its time is over, and SIGTERM when it is queued again. A script stands for scontrol."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queued\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    job = {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for key, value in job.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    folder, name = tmp_path / "run", f"{__name__}.Signal"
+    requeue = {"number": int(signal.SIGUSR1), "step": 2, "where": "first micro-batch"}
+    end = {"number": int(signal.SIGTERM), "step": 3, "where": "first micro-batch"}
+    path = written(folder, *({"class_path": name, "init_args": given} for given in (requeue, end)))
+    with pytest.raises(SystemExit) as caught:
+        fit(path)
+    assert caught.value.code == 143
+    assert (tmp_path / "queued").read_text() == "requeue 7\n"
+    assert torch.load(folder / "hpc_ckpt_1.ckpt", weights_only=True)["global_step"] == 3
+    after = fit(written(folder))  # Lightning finds the checkpoint of the job
+    assert_same(after, whole[1][6:])
+    assert_same_end(folder, whole[0])
+
+
+# Several processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "accumulate", "name", "who"),
+    [
+        ("ddp", 1, "SIGTERM", "group"),
+        ("ddp", 2, "SIGTERM", "first"),
+        ("ddp", 2, "SIGTERM", "second"),
+        ("ddp", 2, "SIGINT", "group"),
+        ("fsdp2", 2, "SIGTERM", "group"),
+        ("fsdp2", 1, "SIGTERM", "second"),
+        ("fsdp2", 1, "SIGINT", "group"),
+        ("auto", 2, "SIGTERM", "group"),
+    ],
+)
+def test_all_processes_stop_after_the_same_step(tmp_path, strategy, accumulate, name, who):
+    """The signal is sent to one process, or to all of them and their workers, as a terminal or a cluster does."""
+    devices = 1 if strategy == "auto" else 2
+    witness = {"class_path": "killed_run.Witness"}, {"class_path": "LimitThreads"}
+
+    def start(run: str, *arguments: str) -> subprocess.Popen:
+        given = {"strategy": strategy, "devices": devices, "max_steps": 60, "val_check_interval": 20}
+        path = written(tmp_path / run, *witness, **given, accumulate_grad_batches=accumulate)
+        content = yaml.safe_load(path.read_text())
+        kept = [one for one in content["trainer"]["callbacks"] if "test_resume" not in one["class_path"]]
+        content["trainer"]["callbacks"] = kept
+        path.write_text(yaml.safe_dump(content))
+        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(path), "--data.num_workers", "1"]
+        with open(tmp_path / "errors", "w") as errors:
+            return subprocess.Popen(
+                [*command, *arguments], env=ENVIRONMENT, cwd=tmp_path, start_new_session=True, stderr=errors
+            )
+
+    def errors() -> str:
+        return (tmp_path / "errors").read_text()[-3000:]
+
+    process = start("parts")
+    try:
+        wait_for_step(tmp_path / "parts", 7, lambda: process.poll() is None)
+        time.sleep(0.05)
+        if who == "group":
+            os.killpg(process.pid, NUMBERS[name])
+        else:
+            os.kill(process.pid if who == "first" else second_of(process.pid), NUMBERS[name])
+        assert process.wait(timeout=120) == STATUS[name], errors()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    done = [list(steps(tmp_path / "parts", rank)) for rank in range(devices)]
+    assert len({len(seen) for seen in done}) == 1 and len(done[0]) % accumulate == 0
+    (checkpoint,) = {path.resolve() for path in (tmp_path / "parts" / "checkpoints").glob("last.ckpt")}
+    assert checkpoint.name == f"epoch=0-step={done[0][-1][0]}.ckpt"
+    for run, arguments in (("parts", ("--ckpt_path", "last")), ("whole", ())):
+        assert start(run, *arguments).wait(timeout=600) == 0, errors()
+    for rank in range(devices):
+        assert list(steps(tmp_path / "parts", rank)) == list(steps(tmp_path / "whole", rank))
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+
+
+def second_of(parent: int) -> int:
+    """The process of rank 1 that a `fit` has started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            started_by = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (path / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if started_by == parent and b"LOCAL_RANK=1" in environment:
+            return int(path.name)
+    raise AssertionError("there is no second process")

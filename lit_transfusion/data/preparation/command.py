@@ -24,7 +24,6 @@ from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.preparation.contents import input_contents
 from lit_transfusion.data.preparation.encoding import encoded_shards, record
 from lit_transfusion.data.preparation.maker import Made, ShardMaker
-from lit_transfusion.data.preparation.progress import following
 from lit_transfusion.data.readers import open_reader
 from lit_transfusion.data.readers.choice import Kind
 from lit_transfusion.data.shards import ShardFolder
@@ -44,6 +43,7 @@ from lit_transfusion.data.shards.layout import (
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.latents import Codec
+from lit_transfusion.progress import Progress
 from lit_transfusion.wording import counted
 
 SETTINGS = "settings.json"
@@ -246,13 +246,14 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec:
         )
     else:
         all_made = encoded_shards(maker, missing, codec, num_workers)
-    with following(len(maker.order), lambda: maker.done.value) as write_line:
+    with Progress() as progress:
+        done = maker.done.value
+        progress.add("preparing", len(maker.order), done, unit="pictures", count=lambda: maker.done.value)
         for made in all_made:
             if isinstance(made, str):
                 raise InputError(f"{made}; {KEPT}")
             skipped += made.skipped
             check_skipped(skipped, total, max_skipped)
-            write_line()
 
 
 def check_skipped(skipped: list[Skipped], total: int, max_skipped: float) -> None:

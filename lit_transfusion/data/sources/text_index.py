@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from lit_transfusion.data.document import in_words
 from lit_transfusion.data.sources.text_files import documents_of
 from lit_transfusion.errors import InputError
+from lit_transfusion.progress import reporting
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 VERSION = 1  # of what the files of an index hold
@@ -177,10 +176,9 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
     num_documents = 0
     lowest, highest = 1.0, 0.0  # fractions
     total = sum(file.stat().st_size for file in files_of(path))
-    console = Console(stderr=True)
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with progress, open(folder / "names", "wb") as names, open(folder / "all", "wb") as rows:
-        task, before = progress.add_task(f"reading {path.name}", total=total), 0
+    doing, megabyte = f"reading {path.name}", 1e6
+    with reporting("MB") as on_progress, open(folder / "names", "wb") as names, open(folder / "all", "wb") as rows:
+        before = 0
         for file in files_of(path):
             position = names.tell()
             names.write(os.fsencode(file.relative_to(root)) + b"\n")
@@ -197,9 +195,9 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
                 for i, span in enumerate(found.spans, 1):
                     rows.write(np.array((position, *span, i == number_of_spans, share), ROW).tobytes())
                 if file.suffix.lower() != ".parquet":
-                    progress.update(task, completed=before + found.spans[-1][0])
+                    on_progress(doing, (before + found.spans[-1][0]) / megabyte, total / megabyte)
             before += file.stat().st_size
-            progress.update(task, completed=before)
+            on_progress(doing, before / megabyte, total / megabyte)
     if not num_documents:
         raise InputError(f"not one document in {path} can be used: {told(left_out, first_left_out)}")
     # Never all and, of different documents, never none, as in `hold_out`.
