@@ -1,5 +1,6 @@
 """The command: Lightning's subcommands on composed YAML files, and the tools that need no trainer."""
 
+import errno
 import inspect
 import logging
 import signal
@@ -8,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -74,6 +75,19 @@ the config < the command line. `--print_config` shows the whole.
 """
 
 
+FULL = "free some space, then run the same command again (a run resumes with --ckpt_path last)"
+LOCKED = "choose a directory that can be written to, or change its permissions"
+USERS_ERRORS = {  # errors of the file system that only the user can do something about, and what
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EACCES: LOCKED,
+    errno.EPERM: LOCKED,
+    errno.EROFS: LOCKED,
+    errno.ENOTDIR: LOCKED,
+}
+
+
 def run_tool(name: str, argv: Sequence[str]) -> None:
     """Call a tool with what stands on the command line."""
     parser = tool_parser(name)
@@ -113,8 +127,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except (InputError, ArgumentError, OmegaConfBaseException, MisconfigurationException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        fail(one_line(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lit_transfusion"):  # an error of ours
+            raise
+        fail(f"{one_line(error)}; install it, or leave out what needs it")
+    except OSError as error:
+        if error.errno not in USERS_ERRORS:
+            raise
+        fail(f"{error.filename or 'while writing'}: {error.strerror}; {USERS_ERRORS[error.errno]}")
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def run(argv: Sequence[str]) -> None:

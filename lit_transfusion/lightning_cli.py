@@ -23,6 +23,7 @@ from lit_transfusion.composition import read, resolved, with_interpolations
 from lit_transfusion.config_files import ConfigFile
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.checkpoint import check_resumable
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.model import SIZES
 from lit_transfusion.refusals import in_its_own_words, naming_likely_options
@@ -30,6 +31,7 @@ from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.fsdp import check_sharding, check_strategy
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
+from lit_transfusion.training.trainer_settings import settle
 
 set_parsing_settings(
     omegaconf_absolute_to_relative_paths=True,
@@ -93,6 +95,10 @@ class TransfusionCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with in_its_own_words():
             super().instantiate_classes()
+
+    def _instantiate_trainer(self, config: dict[str, Any], *args: Any) -> lightning.Trainer:
+        settle(config, fit=self.subcommand == "fit")
+        return super()._instantiate_trainer(config, *args)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         if self.subcommand == "fit":
@@ -176,6 +182,7 @@ class TransfusionCLI(LightningCLI):
         if not Path(ckpt_path).exists():
             raise InputError(f"--ckpt_path {ckpt_path}: there is no such file")
         check_sharding(Path(ckpt_path), self.trainer.strategy)
+        check_resumable(Path(ckpt_path), fit=self.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let what the checkpoint says win over the YAML and the command line."""

@@ -27,7 +27,7 @@ def in_its_own_words() -> Iterator[None]:
         yield
     except ValueError as error:
         said: BaseException | None = error
-        while said is not None and not isinstance(said, InputError):
+        while said is not None and not isinstance(said, InputError | ModuleNotFoundError):
             said = said.__cause__
         if said is None:
             raise

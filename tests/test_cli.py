@@ -2,8 +2,11 @@
 
 import contextlib
 import re
+import resource
 import shlex
 import shutil
+import sys
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
@@ -420,6 +423,23 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
         (["fit", "--config", "small.yaml", "--trainer.strategy", "fsdp9"], ["trainer: ", "strategy='fsdp9'"]),
+        *(
+            (["fit", "--config", "small.yaml", f"--trainer.{name}", value], [f"trainer.{name} {value}", "use "])
+            for name, value in [
+                ("max_steps", "-1"),
+                ("max_steps", "0"),
+                ("max_epochs", "0"),
+                ("accumulate_grad_batches", "0"),
+                ("limit_train_batches", "0"),
+                ("log_every_n_steps", "0"),
+                ("val_check_interval", "0"),
+            ]
+        ),
+        (["fit", "--config", "small.yaml", "--trainer.default_root_dir", "small.yaml/run"], ["small.yaml/run"]),
+        pytest.param(
+            *(["fit", "--config", "small.yaml", "--trainer.logger", "WandbLogger"], ["wandb", "install"]),
+            marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
+        ),
         (["fit", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in run/checkpoints"]),
         (["fit", "--config", "small.yaml", "--ckpt_path", "none.ckpt"], ["none.ckpt"]),
         (["validate", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in"]),
@@ -527,6 +547,69 @@ def test_evaluation_of_a_run_leaves_it_as_it_was(run, file):
     before = (run / file).read_bytes()
     cli.main(["validate", *CONTINUED])
     assert set(before.split(b"\n")) <= set((run / file).read_bytes().split(b"\n"))  # something may have been added
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        (["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"], "metrics"),
+        (["--trainer.enable_checkpointing", "false", "--trainer.enable_model_summary", "true"], "checkpoints"),
+        (["--trainer.callbacks", "null"], "tokenizer.model"),
+        (["--trainer.fast_dev_run", "true"], "config.yaml"),
+    ],
+    ids=" ".join,
+)
+def test_what_a_run_does_beside_training_can_be_left_out(folder, options, missing):
+    """Of the callbacks of default.yaml, those that need it are left out, too."""
+    content = yaml.safe_load(SMALL)
+    del content["trainer"]["callbacks"], content["trainer"]["enable_progress_bar"]
+    (folder / "plain.yaml").write_text(yaml.safe_dump(content))
+    cli.main(["fit", "--config", "plain.yaml", *options])
+    assert not (folder / "run" / missing).exists()
+
+
+def test_unreadable_checkpoint_is_named_before_a_run_resumes(run, refused, folder):
+    last = run / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 1, 3, 0):
+        (folder / "cut.ckpt").write_bytes(whole[:size])
+        assert "cut.ckpt is not a checkpoint that can be read" in refused("fit", *CONTINUED[:2], "--ckpt_path=cut.ckpt")
+    torch.save({"state_dict": {}}, folder / "other.ckpt")
+    for command in ("fit", "validate"):
+        message = refused(command, *CONTINUED[:2], "--ckpt_path", "other.ckpt")
+        assert "other.ckpt is not a checkpoint of lit_transfusion" in message
+    checkpoint = torch.load(last, weights_only=True)
+    torch.save({name: checkpoint[name] for name in ("state_dict", KEY)}, folder / "weights.ckpt")
+    message = refused("fit", *CONTINUED[:2], "--ckpt_path", "weights.ckpt")
+    assert "weights.ckpt has weights only" in message and "--model.init_from weights.ckpt" in message
+
+
+def test_full_disk_is_reported_in_one_line_and_loses_no_checkpoint(run, capsys, folder):
+    """The limit on the size of a file stands for it, since a test cannot fill a disk."""
+    before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["fit", *CONTINUED, "--trainer.max_steps", "4"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ") and "File too large" in message and "free some space" in message
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == before
+
+
+@pytest.mark.parametrize("content", ["1 / 0", "open('nothing')", "import lit_transfusion.nothing"])
+def test_an_error_of_the_program_keeps_its_traceback(folder, monkeypatch, content):
+    monkeypatch.syspath_prepend(folder)
+    (folder / "broken_mask.py").write_text(
+        "from lit_transfusion.model import Causal\n\n"
+        f"class Broken(Causal):\n    def __init__(self) -> None:\n        {content}\n"
+    )
+    monkeypatch.delitem(sys.modules, "broken_mask", raising=False)
+    with pytest.raises((ZeroDivisionError, FileNotFoundError, ModuleNotFoundError)):
+        cli.main(["fit", "--config", "small.yaml", "--model.mask", "broken_mask.Broken"])
 
 
 def test_commands_of_the_help_can_follow_each_other(run):

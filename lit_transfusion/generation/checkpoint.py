@@ -5,6 +5,8 @@ import enum
 import pathlib
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,41 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} not found")
     if path.is_dir() and not is_whole(path):
         raise InputError(f"{path} was not written to its end; take an earlier checkpoint")
-    try:
+    with naming(path):
         checkpoint = _read_shards(path) if path.is_dir() else _read_file(path)
-    except Exception as error:  # of a dozen kinds, depending on where in the file torch loses the thread
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is not a checkpoint that can be read ({reason})") from None
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
     if not any(name.startswith("net.") for name in checkpoint.get("state_dict", {})):
         raise InputError(f"{path} holds no weights: its 'state_dict' has no entry that begins with net.")
     return checkpoint
+
+
+def check_resumable(path: Path, fit: bool) -> None:
+    """See that a run can use a checkpoint (for training, if `fit`), before it does anything else.
+
+    Raises:
+        InputError: It is cut off, of another program, or has weights only.
+    """
+    if path.is_file():
+        checkpoint = read_checkpoint(path)
+    else:
+        with naming(path):
+            checkpoint = torch.load(path / META, map_location="cpu", weights_only=True)
+    if fit and "lr_schedulers" not in checkpoint:
+        raise InputError(
+            f"--ckpt_path {path} has weights only, so training cannot resume from it; start a new run from the weights "
+            f"with --model.init_from {path}"
+        )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the checkpoint in the error if it cannot be read."""
+    try:
+        yield
+    except Exception as error:  # of a dozen kinds, depending on where in the file torch loses the thread
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is not a checkpoint that can be read ({reason})") from None
 
 
 def is_sharded(path: Path) -> bool:

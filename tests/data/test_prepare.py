@@ -21,7 +21,7 @@ from PIL import Image
 from lit_transfusion import cli
 from lit_transfusion.data.document import Example
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.preparation import maker, progress
+from lit_transfusion.data.preparation import maker
 from lit_transfusion.data.preparation.command import prepare, workers
 from lit_transfusion.data.readers import folder as folder_reader
 from lit_transfusion.data.shards import ShardFolder
@@ -486,15 +486,3 @@ def test_ctrl_c_is_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, ca
     assert caplog.messages[-1] == "what is finished is kept: run the same command again to resume"
     cli.main(words)
     assert contents(tmp_path / "out") == undisturbed
-
-
-def test_progress_is_a_bar_for_people_and_lines_for_logs(monkeypatch, capsys, caplog):
-    done = iter([0, *[30] * 100])
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
-    with caplog.at_level(logging.INFO), progress.following(60, lambda: next(done)) as write_line:
-        write_line()
-    assert caplog.messages[0].startswith("30 of 60 pictures, ")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress.following(60, lambda: 30):
-        time.sleep(0.2)
-    assert "30/60" in capsys.readouterr().err

@@ -104,7 +104,6 @@ def whole(tmp_path_factory):
             for name, step, where, expected in [
                 ("SIGINT", 2, "first micro-batch", 3),
                 ("SIGTERM", 3, "validation", 3),
-                ("SIGTERM", 0, "start", 1),
                 ("SIGINT", 3, "callbacks", 3),
                 ("SIGTERM", 4, "callbacks", 4),
                 ("SIGTERM", 4, "checkpoint", 5),
@@ -125,9 +124,9 @@ def test_run_stops_after_its_step_and_continues_as_if_it_had_not(whole, tmp_path
     assert_same_end(folder, whole[0])
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_signal_during_set_up_stops_at_once_and_leaves_no_checkpoint(tmp_path, name):
-    status, seen = stopped(tmp_path / "run", NUMBERS[name], 0, "set-up")
+@pytest.mark.parametrize(("name", "where"), [("SIGTERM", "set-up"), ("SIGINT", "start")])
+def test_signal_before_training_stops_at_once_and_leaves_no_checkpoint(tmp_path, name, where):
+    status, seen = stopped(tmp_path / "run", NUMBERS[name], 0, where)
     assert (status, seen) == (STATUS[name], [])
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
@@ -139,14 +138,14 @@ def test_second_ctrl_c_stops_at_once_without_a_checkpoint(tmp_path, monkeypatch)
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_that_comes_twice_is_one(tmp_path, name):
     status, seen = stopped(tmp_path / "run", NUMBERS[name], 1, "first micro-batch", count=2)
     assert (status, seen[-1][0]) == (STATUS[name], 2)
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_signal_in_the_last_step_changes_nothing(whole, tmp_path, name):
     given = {"number": int(NUMBERS[name]), "step": STEPS - 1, "where": "first micro-batch"}
     seen = fit(written(tmp_path / "run", {"class_path": f"{__name__}.Signal", "init_args": given}))

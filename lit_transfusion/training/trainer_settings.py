@@ -1,0 +1,38 @@
+"""Settings of the trainer that contradict each other or cannot be: the first are put right, the second are errors."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+
+from lit_transfusion.errors import InputError
+
+# Setting of the trainer → the callbacks that Lightning does not allow where it is false.
+SWITCHES = {"logger": LearningRateMonitor, "enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
+
+
+def settle(config: dict[str, Any], fit: bool) -> None:
+    """Leave out the callbacks that a setting switches off. `config` has the arguments of the trainer.
+
+    Raises:
+        InputError: A run cannot have this number of steps, batches or devices.
+    """
+    for name, kind in SWITCHES.items():
+        if config.get(name) in (False, []):
+            config["callbacks"] = [one for one in as_list(config.get("callbacks")) if not isinstance(one, kind)]
+    if fit:
+        check_lengths(config)
+
+
+def check_lengths(config: dict[str, Any]) -> None:
+    follows = "the learning rate's schedule and the end of the run follow from it"
+    if config.get("max_steps", 1) < 1:
+        raise InputError(f"trainer.max_steps {config['max_steps']} is invalid: {follows}; use at least 1")
+    for name in ("max_epochs", "accumulate_grad_batches", "limit_train_batches", "log_every_n_steps"):
+        if config.get(name) == 0:
+            raise InputError(f"trainer.{name} 0 is invalid: nothing would be trained or logged; use at least 1")
+    if config.get("val_check_interval") == 0:
+        raise InputError("trainer.val_check_interval 0 is invalid: use trainer.limit_val_batches 0 for no validation")
+
+
+def as_list(parts: Any) -> list[Any]:
+    return [] if parts is None else parts if isinstance(parts, list) else [parts]
