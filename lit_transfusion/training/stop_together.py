@@ -84,7 +84,7 @@ class StopTogether(lightning.Callback):
         self.noted.add(number)
         self.first = time.monotonic()
         if not self.waits:
-            raise self._reason()
+            raise reason(self.noted)
         if trainer.is_global_zero:
             again = "; Ctrl-C again stops without a checkpoint" if number == signal.SIGINT else ""
             with contextlib.suppress(RuntimeError):  # the signal came while something else was printed
@@ -95,9 +95,6 @@ class StopTogether(lightning.Callback):
             if isinstance(keeper, ModelCheckpoint):
                 keeper.save_on_exception = False
         raise KeyboardInterrupt
-
-    def _reason(self) -> BaseException:
-        return SIGTERMException(143) if signal.SIGTERM in self.noted else KeyboardInterrupt()
 
     def _requeue(self) -> None:
         number, handler = self.requeue
@@ -123,14 +120,17 @@ class StopTogether(lightning.Callback):
             self._agree(trainer)
 
     def _agree(self, trainer: lightning.Trainer) -> None:
+        """Do what any of the processes was asked to do before this call. What a process notes during it, waits."""
+        agreed = set(self.noted)
         if self.group is not None:
             signals = [signal.SIGINT, signal.SIGTERM, *([self.requeue[0]] if self.requeue else [])]
-            noted = torch.tensor([int(number in self.noted) for number in signals])
-            dist.all_reduce(noted, dist.ReduceOp.MAX, group=self.group)
-            self.noted |= {number for number, flag in zip(signals, noted.tolist(), strict=True) if flag}
-        if self.requeue is not None and self.requeue[0] in self.noted:
+            flags = torch.tensor([int(number in agreed) for number in signals])
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+            agreed = {number for number, flag in zip(signals, flags.tolist(), strict=True) if flag}
+        if self.requeue is not None and self.requeue[0] in agreed:
+            agreed.discard(self.requeue[0])
             self._requeue()
-        if not self.noted:
+        if not agreed:
             return
         self.agreed = True
         for keeper in self.keepers:
@@ -138,10 +138,14 @@ class StopTogether(lightning.Callback):
         environment = trainer._accelerator_connector.cluster_environment
         if trainer.local_rank and isinstance(environment, LightningEnvironment):
             raise SystemExit(0)  # the process that started this one would kill itself if this one failed
-        raise self._reason()
+        raise reason(agreed)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """End the processes that this one has started: they would wait for it. (After SIGINT, Lightning does.)"""
         launcher = trainer.strategy.launcher
         if not self.agreed and isinstance(launcher, _SubprocessScriptLauncher):
             launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def reason(signals: set[int]) -> BaseException:
+    return SIGTERMException(143) if signal.SIGTERM in signals else KeyboardInterrupt()
