@@ -135,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in USERS_ERRORS:
             raise
-        fail(f"{error.filename or 'while writing'}: {error.strerror}; {USERS_ERRORS[error.errno]}")
+        where = error.filename2 or error.filename or "while writing"
+        fail(f"{where}: {error.strerror}; {USERS_ERRORS[error.errno]}")
 
 
 def fail(message: str) -> NoReturn:

@@ -1,17 +1,21 @@
-"""Settings of the trainer that contradict each other or cannot be: the first are put right, the second are errors."""
+"""Settings of the trainer: those that switch something off, and values that are errors."""
 
 from typing import Any
 
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.training.whole_checkpoints import WholeCheckpoints
 
 # Setting of the trainer → the callbacks that Lightning does not allow where it is false.
 SWITCHES = {"logger": LearningRateMonitor, "enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
 
 
 def settle(config: dict[str, Any], fit: bool) -> None:
-    """Leave out the callbacks that a setting switches off. `config` has the arguments of the trainer.
+    """Leave out the callbacks that a setting switches off, and write checkpoints whole. `config` has the arguments of
+    the trainer.
 
     Raises:
         InputError: A run cannot have this number of steps, batches or devices.
@@ -19,8 +23,20 @@ def settle(config: dict[str, Any], fit: bool) -> None:
     for name, kind in SWITCHES.items():
         if config.get(name) in (False, []):
             config["callbacks"] = [one for one in as_list(config.get("callbacks")) if not isinstance(one, kind)]
+    if not shares_out_weights(config.get("strategy")):  # these write a folder
+        config["plugins"] = [*as_list(config.get("plugins")), *whole_checkpoints(config)]
     if fit:
         check_lengths(config)
+
+
+def shares_out_weights(strategy: Any) -> bool:
+    return strategy == "fsdp2" or isinstance(strategy, ModelParallelStrategy)
+
+
+def whole_checkpoints(config: dict[str, Any]) -> list[CheckpointIO]:
+    """Ours, unless the config has its own."""
+    given = any(isinstance(plugin, CheckpointIO) for plugin in as_list(config.get("plugins")))
+    return [] if given else [WholeCheckpoints()]
 
 
 def check_lengths(config: dict[str, Any]) -> None:

@@ -34,7 +34,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in it last through a loss of power."""
+    """Make a rename in it last through a loss of power. (Windows has no means for that.)"""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,0 +1,32 @@
+"""Checkpoint files that appear whole or not at all."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lit_transfusion.data.shards.files import whole_file
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it then. Lightning writes to the folder for temporary files and
+    copies that, so that a full disk or SIGKILL leaves a part of a checkpoint under its name.
+
+    Raises:
+        InputError: The file cannot be written. Nothing of it is left.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path):  # not on a disk
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for partial in path.parent.glob(".*.ckpt.*.partial"):  # of a process that was killed
+            partial.unlink()
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with whole_file(path) as file:
+            file.write(content.getbuffer())
