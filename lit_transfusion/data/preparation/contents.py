@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader, Dataset
 from lit_transfusion.data.content import as_digests, content_of
 from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.feed import as_it_is
-from lit_transfusion.data.preparation.progress import following
 from lit_transfusion.data.readers import Item, Reader
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING
+from lit_transfusion.progress import reporting
 
 FILE = "contents.npy"
 AT_ONCE = 64  # items
@@ -27,10 +27,10 @@ def input_contents(reader: Reader, folder: Path, num_workers: int) -> np.ndarray
         return np.load(file)
     parts = DataLoader(_Contents(reader), batch_size=None, num_workers=num_workers, collate_fn=as_it_is, shuffle=False)
     found: list[np.ndarray] = []
-    with following(len(reader), lambda: min(AT_ONCE * len(found), len(reader))) as write_line:
+    with reporting("pictures") as on_progress:
         for part in parts:
             found.append(part)
-            write_line()
+            on_progress("comparing", min(AT_ONCE * len(found), len(reader)), len(reader))
     contents = np.concatenate([np.zeros((0, 2), "<u8"), *found])
     with whole_file(file) as opened:
         np.lib.format.write_array(opened, contents)
