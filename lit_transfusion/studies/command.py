@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -68,7 +67,6 @@ def ablate(
 
     finished = {job.folder for job in jobs if job.evaluated}
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if cluster is not None:
             outcomes = run_on(submit, jobs)

@@ -220,7 +220,7 @@ def test_one_failure_stops_no_other(make_job, stand_in, capsys):
     for outcome in outcomes:
         assert (outcome.error or "").startswith("it is bad" if outcome.job.arm == "bad" else "")
         assert outcome.job.evaluated == (outcome.job.arm == "good") == (outcome.error is None)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "failed: bad, seed 1: it is bad" in said and "done: good, seed 0" in said
 
 
