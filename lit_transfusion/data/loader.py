@@ -162,7 +162,7 @@ class PackedLoader:
         places = [Place(**place) for place in copy.deepcopy(self._state["streams"])]
         batches = self._state["batches"]
         self._weigh(places, batches)
-        packer = FirstFit(self.length, self.open_rows)
+        packer: FirstFit[tuple[Piece, FlatDocument]] = FirstFit(self.length, self.open_rows)
         packer.rows = list(map(self._reopened, self._state["open"]))
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
         closed: Rows = []  # full rows: fewer than a batch, none when one is handed out
@@ -306,7 +306,7 @@ class PackedLoader:
             shares = ", ".join(f"{place.name} {place.weight:.3g}" for place in places)
             log.info("after %d batches, the shares are now %s", batches, shares)
 
-    def _place(self, places: list[Place], packer: FirstFit, batches: int) -> dict[str, Any]:
+    def _place(self, places: list[Place], packer: FirstFit[tuple[Piece, FlatDocument]], batches: int) -> dict[str, Any]:
         return {
             "streams": [asdict(place) for place in places],
             "open": [[piece for _, (piece, _) in row] for row in packer.rows],
