@@ -25,8 +25,8 @@ NO_ERROR = 0.004  # what the steps of the search leave; below it nothing else is
 MAX_ERROR_BESIDE_OTHERS = 2.0  # the same, in errors of the best near miss
 SIZE_LIMITS = (0.15, 0.7)  # of an object; scenes have 0.24 to 0.57
 
-# The search for place and size: steps in sides of the picture, and the pixels over which the rim of the shape fades: one as
-# it is drawn, two as after a slight blur.
+# The search for place and size: steps in sides of the picture, and the pixels over which the rim of the shape fades:
+# one as it is drawn, two as after a slight blur.
 SEARCH = ((0.02, 1.0), (0.01, 1.0), (0.005, 1.0), (0.005, 2.0))
 NEIGHBOURS = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=3)))  # (27, 3)
 

@@ -93,6 +93,12 @@ def nearest_colour(rgb: Tensor) -> str | None:
     return list(COLOURS)[int(distances.argmin())] if distances.min() <= COLOUR_DISTANCE else None
 
 
+def noise_pictures(number: int, image_size: int) -> Tensor:
+    """(number, 3, image_size, image_size) in [-1, 1]: what sampling starts from, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(number, 3, image_size, image_size, generator=generator).clamp(-1, 1)
+
+
 def score_pictures(images: Sequence[Tensor] | Tensor, wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
     """How many pictures (N, 3, S, S) in [-1, 1] show just one object, and of the wanted (colour, shape)."""
     found = [[(one.colour, one.shape) for one in read_picture(image)] for image in images]
