@@ -8,7 +8,7 @@ good model's circles do, so a limit on the error alone cannot tell them apart.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -53,13 +53,15 @@ def thick_cross(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(torch.minimum(x, y) - 0.6, torch.maximum(x, y) - 1)
 
 
-NEAR_MISSES: tuple[Distance, ...] = (
-    polygon(4, math.pi / 4),
-    *(polygon(5, math.radians(turn)) for turn in (-90, -72, -54, -36)),
-    *(polygon(6, math.radians(turn)) for turn in (0, 15, 30, 45)),
-    rounded_square,
-    thick_cross,
-)
+DIAMOND = polygon(4, math.pi / 4)
+PENTAGONS = [polygon(5, math.radians(turn)) for turn in range(0, 72, 12)]
+HEXAGONS = [polygon(6, math.radians(turn)) for turn in range(0, 60, 10)]
+NEAR_MISSES: dict[str, Sequence[Distance]] = {  # of each of SHAPES
+    "circle": (rounded_square, DIAMOND, *HEXAGONS, *PENTAGONS),
+    "square": (rounded_square, DIAMOND, thick_cross, *PENTAGONS),
+    "triangle": (),
+    "cross": (thick_cross, DIAMOND),
+}
 
 
 class Fit(NamedTuple):
@@ -80,7 +82,7 @@ def identify(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
     known = fit.error <= MAX_ERROR and SIZE_LIMITS[0] <= size <= SIZE_LIMITS[1]
     if known and fit.error > NO_ERROR:
         limit = fit.error / MAX_ERROR_BESIDE_OTHERS
-        known = all(best_fit(window, other, scale).error >= limit for other in NEAR_MISSES)
+        known = all(best_fit(window, other, scale).error >= limit for other in NEAR_MISSES[shape])
     return shape if known else None, (left + fit.x * scale, top + fit.y * scale), size
 
 

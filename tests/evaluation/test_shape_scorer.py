@@ -123,7 +123,7 @@ OTHERS = {
     "star": around(10, inner=0.4),
     "six-pointed star": around(12, inner=0.55),
     "hexagon": around(6),
-    "turned hexagon": around(6, turn=10),
+    "turned hexagon": around(6, turn=-83),
     "ellipse": around(60, flat=1 / 1.4),
     "tall ellipse": around(60, flat=1.8),
     "half disc": around(60, turn=180)[:31],
