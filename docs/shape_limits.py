@@ -20,7 +20,7 @@ from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.evaluation.shape_scorer import read_picture
 
 IMAGE_SIZES = (16, 24, 32, 64)
-PICTURES = 150
+PICTURES = 100
 FINE = 8  # times as many pixels, before they are averaged
 
 

@@ -35,7 +35,7 @@ from lit_transfusion.evaluation.shape_scorer import (
 @cache
 def val_pictures(image_size: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     """Pictures (N, 3, S, S) of single objects, and their colours and shapes."""
-    source = Shapes(image_size=image_size, scenes=("single",), num_val_examples=200).split("val")
+    source = Shapes(image_size=image_size, scenes=("single",), num_val_examples=120).split("val")
     examples = list(source)
     wanted = [parse_caption(example.captions[0])[0] for example in examples]
     return torch.stack([example.image for example in examples]), wanted
@@ -227,15 +227,15 @@ def share_misread(image_size, number, change=lambda images: images):
 
 @pytest.mark.parametrize("image_size", [16, 24, 32, 64])
 def test_true_pictures_are_not_rejected(image_size):
-    assert share_misread(image_size, 90) == 0
-    assert share_misread(image_size, 60, lambda images: degraded(images, 0)) <= 0.02
+    assert share_misread(image_size, 60) == 0
+    assert share_misread(image_size, 40, lambda images: degraded(images, 0)) <= 0.025
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("image_size", [24, 32, 64])
-def test_of_thousands_of_true_pictures_hardly_one_is_rejected(image_size):
-    assert share_misread(image_size, 1500) <= 0.001
-    assert share_misread(image_size, 1500, lambda images: degraded(images, 1)) <= 0.005
+def test_of_a_thousand_true_pictures_hardly_one_is_rejected(image_size):
+    assert share_misread(image_size, 700) <= 0.001
+    assert share_misread(image_size, 700, lambda images: degraded(images, 1)) <= 0.005
 
 
 def test_survives_what_an_untrained_model_draws():
