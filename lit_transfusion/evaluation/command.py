@@ -81,16 +81,18 @@ def evaluate(
     with quiet_backends(), reporting() as on_progress:
         subject = Subject(pipeline, source, num_examples, settings, batch_size, on_progress)
         by_scale, skipped = measure(metrics, subject, guidance_scale)
+        baselines = baselines_of([metric for metric in metrics if type(metric).__name__ not in skipped], subject)
     result = {
         "ckpt": ckpt,
         "num_examples": len(subject.examples),
         "sampling": {"sampler": sampler, "num_inference_steps": num_inference_steps, "seed": seed},
         "metrics": {f"{scale:g}": columns for scale, columns in by_scale.items()},
+        "baselines": baselines,
         "skipped": skipped,
         "seconds": round(time.monotonic() - began, 1),
     }
     if any(by_scale.values()):
-        Console().print(table_of(by_scale, f"{ckpt}, {len(subject.examples)} examples"))
+        Console().print(table_of(by_scale, baselines, f"{ckpt}, {len(subject.examples)} examples"))
     cut = sum(caption_read(pipeline, prompt) != prompt for prompt in subject.prompts)
     if cut:
         print(f"{cut} of {len(subject.prompts)} captions were cut to what a row of training has room for")
@@ -143,11 +145,22 @@ def measure(
     return by_scale, skipped
 
 
-def table_of(by_scale: dict[float, Columns], title: str) -> Table:
-    many = len(by_scale) > 1
-    table = Table("", *(f"guidance {scale:g}" for scale in by_scale), title=title, show_header=many)
+def baselines_of(metrics: list[Metric], subject: Subject) -> dict[str, Columns]:
+    """Baseline → columns, of all metrics that have some."""
+    baselines: dict[str, Columns] = {}
+    for metric in metrics:
+        for name, columns in metric.baselines(subject).items():
+            baselines.setdefault(name, {}).update(columns)
+    return baselines
+
+
+def table_of(by_scale: dict[float, Columns], baselines: dict[str, Columns], title: str) -> Table:
+    """A row for each column of the metrics: the model at each scale, then the baselines."""
+    heads = [f"guidance {scale:g}" for scale in by_scale] + list(baselines)
+    table = Table("", *heads, title=title, show_header=len(heads) > 1)
     for column in next(iter(by_scale.values())):
-        table.add_row(column, *(f"{columns[column]:.4g}" for columns in by_scale.values()))
+        numbers = [columns.get(column) for columns in [*by_scale.values(), *baselines.values()]]
+        table.add_row(column, *("" if number is None else f"{number:.4g}" for number in numbers))
     return table
 
 

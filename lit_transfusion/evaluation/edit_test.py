@@ -6,7 +6,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lit_transfusion.data.sources.shape_edits import ShapeEdits
-from lit_transfusion.evaluation.shape_scorer import EditScore, score_edited
+from lit_transfusion.evaluation.shape_scorer import EditScore, noise_pictures, score_edited
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.editing import edit, edit_grid
 from lit_transfusion.generation.pictures import picture_path, save
@@ -27,8 +27,8 @@ def score_edits(
     """Do held-out edits of two-object pictures, and read with an exact scorer what came of it.
 
     An edit is right if the objects found in the result are just those it must have, each of the right colour and shape
-    and at its place. The other object is unchanged if it is found where it was, whatever became of the rest. To leave
-    a picture as it is scores 0 % right and 100 % unchanged.
+    and at its place. The other object is unchanged if it is found where it was, whatever became of the rest. The
+    table ends with what is reached without a model, such as by leaving a picture as it is.
 
     Args:
         ckpt: Checkpoint of a run on the `ShapeEdits` source.
@@ -63,6 +63,11 @@ def score_edits(
         table.add_row(kind, *summary(of_kind))
     table.add_section()
     table.add_row("all", *summary(scores))
+    table.add_section()
+    table.add_row("the input as it is", *summary(score_edited(inputs, edits)))
+    table.add_row("noise", *summary(score_edited(noise_pictures(num_samples, pipeline.image_size), edits)))
+    of_others = truths.roll(5, 0)  # the kinds come in turn, so that each is of the same kind
+    table.add_row("the result of another edit", *summary(score_edited(of_others, edits)))
     console = Console()
     console.print(table)
     if path is not None:

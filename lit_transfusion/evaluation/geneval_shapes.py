@@ -12,7 +12,7 @@ out only if all of it is said. So each prompt says all of its scene, and the cat
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations, zip_longest
 from random import Random
 from typing import ClassVar, NamedTuple
@@ -33,10 +33,12 @@ from lit_transfusion.data.sources.shape_scenes import (
 from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
-from lit_transfusion.evaluation.shape_scorer import FoundObject, read_picture
+from lit_transfusion.evaluation.shape_scorer import FoundObject, noise_pictures, read_picture
 
 OVERLAP = 0.1  # how far objects must be apart on an axis to count as apart, in the sum of their sizes (GenEval's)
 DIRECTION = 0.5  # a relation holds up to 60° away from its axis (GenEval's)
+
+BASELINE_PICTURES = 96  # of each kind
 
 Found = Sequence[FoundObject]
 
@@ -197,8 +199,30 @@ class GenEvalShapes(Metric):
         if missing := [name for name in SCENES if name not in subject.source.scenes]:
             raise Unavailable(f"the source draws no scenes of kind {', '.join(missing)}, which some prompts are about")
         drawn = subject.draw([prompt.text for prompt in self.prompts])  # (N, 3, S, S)
-        right = {category: [] for category in CATEGORIES}
-        for picture, prompt in zip(drawn, self.prompts, strict=True):
-            right[prompt.category].append(is_right(picture, prompt))
-        shares = {f"geneval_{category}": sum(answers) / len(answers) for category, answers in right.items()}
-        return {"geneval": sum(shares.values()) / len(shares)} | shares
+        return shares_of(
+            (prompt, is_right(picture, prompt)) for picture, prompt in zip(drawn, self.prompts, strict=True)
+        )
+
+    def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
+        """The same shares for noise, and for pictures of the training split: each is judged by every prompt."""
+        train = subject.source.split("train")
+        pictures = {
+            "noise": noise_pictures(BASELINE_PICTURES, train.image_size),
+            "random training pictures": [train[index].image for index in range(min(BASELINE_PICTURES, len(train)))],
+        }
+        prompts = list(dict.fromkeys(self.prompts))  # those that are drawn several times weigh as much as others
+        baselines = {}
+        for name, images in pictures.items():
+            found = [read_picture(image) for image in images]
+            answers = ((p, CATEGORIES[p.category].judge(objects, p.scene)) for p in prompts for objects in found)
+            baselines[name] = shares_of(answers)
+        return baselines
+
+
+def shares_of(answers: Iterable[tuple[GenEvalPrompt, bool]]) -> dict[str, float]:
+    """Whether each picture was right for its prompt → the share of each category, and `geneval`, their mean."""
+    right = {category: [] for category in CATEGORIES}
+    for prompt, answer in answers:
+        right[prompt.category].append(answer)
+    shares = {f"geneval_{category}": sum(of_category) / len(of_category) for category, of_category in right.items()}
+    return {"geneval": sum(shares.values()) / len(shares)} | shares

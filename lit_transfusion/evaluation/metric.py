@@ -125,3 +125,7 @@ class Metric:
     def __call__(self, subject: Subject) -> dict[str, float]:
         """The numbers, by column; `Unavailable` where they cannot be had."""
         raise NotImplementedError
+
+    def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
+        """What is reached without a model, such as by noise: name → column → number. None by default."""
+        return {}

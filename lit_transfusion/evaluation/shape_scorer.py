@@ -1,12 +1,11 @@
 """Reads pictures of coloured shapes, and says how often a model drew, wrote or edited what it was asked for.
 
-The reader sees nothing but the pixels. An object is a connected patch of ink; its colour is the nearest of the
-palette; its shape is the one that covers it best when drawn with the same area around the same centre of mass.
+The reader sees nothing but the pixels. An object is a connected patch of ink. Its colour is one of the palette if it is
+near enough, its shape is a known one if it is close enough (`shape_fit.py`), and otherwise they are None.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_transfusion.data.sources.shape_edits import ShapeEdit
-from lit_transfusion.data.sources.shape_scenes import COLOURS, SHAPES, DrawnObject, coverage, parse_caption
+from lit_transfusion.data.sources.shape_scenes import COLOURS, DrawnObject, parse_caption
+from lit_transfusion.evaluation.shape_fit import identify
 
 INK = 0.4  # a pixel with more ink than this belongs to an object
 SPECK = 0.01  # an object with less ink than this, in areas of the picture, is dirt; the smallest cross has 0.03
 NEAR = 0.1  # how far an object may be from the place, and from the size, that it should have; places are 0.3 apart
-MIN_IOU = 0.6  # an object that no shape overlaps by this much is a blob; a blurred and noisy one still has 0.75
+COLOUR_DISTANCE = 0.12  # how far a colour may be from the palette's, in RGB of [0, 1]; the palette's are 0.6 apart
+PALE = 0.65  # an object whose darkest quarter has less ink than this has none of the colours, which have a channel at 0
 
 Objects = Sequence[tuple[str | None, str | None]]  # (colour, shape) of each; None for what is not known
 
@@ -27,8 +28,8 @@ Objects = Sequence[tuple[str | None, str | None]]  # (colour, shape) of each; No
 class FoundObject(NamedTuple):
     """An object read from a picture. Lengths are in sides of the picture."""
 
-    colour: str
-    shape: str | None  # None for a blob
+    colour: str | None  # None if it is none of COLOURS
+    shape: str | None  # None if it is none of SHAPES
     centre: tuple[float, float]  # (x, y) of its bounding box, from the top left
     size: float  # side of its bounding box
 
@@ -56,12 +57,14 @@ def read_picture(image: Tensor) -> list[FoundObject]:
     objects = []
     for component in connected_components(ink > INK):
         region = F.max_pool2d(component[None].float(), 3, stride=1, padding=1)[0]  # (S, S): with its faint rim
-        object_ink = ink * region
-        if object_ink.mean() < SPECK:
+        if (ink * region).mean() < SPECK:
             continue
-        colour = nearest_colour(1 - (colour_ink * region).sum((1, 2)) / object_ink.sum())
-        sharpened = (1.5 * object_ink - 0.25).clamp(0, 1)  # undoes a blur of up to a pixel, and drops faint dirt
-        objects.append(FoundObject(colour, *fit_shape(sharpened)))
+        weight = ink.square() * component  # its core tells the colour best
+        paint = (colour_ink * weight).sum((1, 2)) / (ink * weight).sum()  # (3,): ink of each channel where ink is 1
+        covered = torch.einsum("chw,c->hw", colour_ink, paint) / paint.square().sum()  # (S, S): less noisy than ink
+        darkest = ink[component].topk(-(-int(component.sum()) // 4)).values.mean()
+        colour = nearest_colour(1 - paint) if darkest >= PALE else None
+        objects.append(FoundObject(colour, *identify(covered.clamp(0, 1) * region)))
     return objects
 
 
@@ -84,37 +87,16 @@ def connected_components(mask: Tensor) -> list[Tensor]:
     return components
 
 
-def nearest_colour(rgb: Tensor) -> str:
-    """(3,) in [0, 1] → the name of the palette colour at the least distance."""
-    palette = torch.tensor(list(COLOURS.values())) / 255
-    return list(COLOURS)[int((palette - rgb).norm(dim=1).argmin())]
+def nearest_colour(rgb: Tensor) -> str | None:
+    """(3,) in [0, 1] → the name of the palette colour at the least distance, None if all are too far."""
+    distances = (torch.tensor(list(COLOURS.values())) / 255 - rgb).norm(dim=1)
+    return list(COLOURS)[int(distances.argmin())] if distances.min() <= COLOUR_DISTANCE else None
 
 
-def moments(ink: Tensor) -> tuple[float, float, float]:
-    """(S, S) → its area and the x and y of its centre of mass."""
-    axis = (torch.arange(ink.shape[0]) + 0.5) / ink.shape[0]  # (S,)
-    return float(ink.mean()), float((ink.sum(0) @ axis) / ink.sum()), float((ink.sum(1) @ axis) / ink.sum())
-
-
-@cache
-def moments_of_shape(shape: str) -> tuple[float, float, float]:
-    """The moments of a shape that fills the picture."""
-    return moments(coverage(shape, (0.5, 0.5), 1.0, image_size=256))
-
-
-def fit_shape(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
-    """(S, S) ink of one object → its shape, centre and size."""
-    area, x, y = moments(ink)
-    best_iou, best_fit = -1.0, (None, (x, y), area**0.5)
-    for shape in SHAPES:
-        shape_area, shape_x, shape_y = moments_of_shape(shape)
-        size = (area / shape_area) ** 0.5
-        centre = (x - (shape_x - 0.5) * size, y - (shape_y - 0.5) * size)
-        template = coverage(shape, centre, size, ink.shape[0])  # (S, S)
-        iou = float(torch.minimum(ink, template).sum() / torch.maximum(ink, template).sum())
-        if iou > best_iou:
-            best_iou, best_fit = iou, (shape if iou >= MIN_IOU else None, centre, size)
-    return best_fit
+def noise_pictures(number: int, image_size: int) -> Tensor:
+    """(number, 3, image_size, image_size) in [-1, 1]: what sampling starts from, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(number, 3, image_size, image_size, generator=generator).clamp(-1, 1)
 
 
 def score_pictures(images: Sequence[Tensor] | Tensor, wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:

@@ -1,13 +1,22 @@
 """`score_shapes`: how well a checkpoint that was trained on shapes draws and describes shapes it has never seen."""
 
+from collections.abc import Sequence
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lit_transfusion.data.sources.shape_scenes import parse_caption
-from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
-from lit_transfusion.evaluation.shape_scorer import score_captions, score_pictures
+from lit_transfusion.data.sources.shapes import ShapePrompt, Shapes, single_object_prompts
+from lit_transfusion.evaluation.shape_scorer import (
+    ColourShapeScore,
+    noise_pictures,
+    read_picture,
+    score,
+    score_captions,
+    score_pictures,
+)
 from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
 from lit_transfusion.generation.prompts import prompt_document
@@ -29,7 +38,7 @@ def score_shapes(
 
     The prompts name one object each, in all 24 pairs of a colour and a shape, at sizes and places and in wordings that
     training never shows together. A picture is right if exactly one object is found in it, of the colour (the shape)
-    that was asked for.
+    that was asked for. The table ends with what noise and random training pictures score with the same prompts.
 
     Args:
         ckpt: Checkpoint of a run on the `Shapes` source, or what was exported from one.
@@ -62,10 +71,32 @@ def score_shapes(
     pictures = score_pictures(drawn, [(prompt.colour, prompt.shape) for prompt in prompts])
     captions = score_captions(written, [parse_caption(example.captions[0])[0] for example in examples])
     table = Table("", "colour", "shape", "both", title=f"{num_samples} held-out prompts and pictures")
-    for name, score in (("drawn pictures", pictures), ("written captions", captions)):
-        table.add_row(name, *(f"{100 * share:.0f} %" for share in (score.colour, score.shape, score.both)))
+    for name, result in (("drawn pictures", pictures), ("written captions", captions)):
+        table.add_row(name, *percent(result))
+    table.add_section()
+    for name, result in baselines(prompts, pipeline.image_size).items():
+        table.add_row(name, *percent(result))
     console = Console()
     console.print(table)
     console.print(f"After {opened} of {num_samples} prompts the model itself began an image.")
     if path is not None:
         console.print(str(save(captioned_grid(drawn, texts), path)))
+
+
+def percent(result: ColourShapeScore) -> list[str]:
+    return [f"{100 * share:.0f} %" for share in result]
+
+
+def baselines(prompts: Sequence[ShapePrompt], image_size: int, number: int = 96) -> dict[str, ColourShapeScore]:
+    """What pictures score that were drawn for no prompt: each is compared with every prompt."""
+    train = Shapes(image_size, scenes=("single",)).split("train")
+    pictures = {
+        "noise": noise_pictures(number, image_size),
+        "random training pictures": [train[index].image for index in range(number)],
+    }
+    wanted = [[(prompt.colour, prompt.shape)] for prompt in prompts]
+    scores = {}
+    for name, images in pictures.items():
+        found = [[(one.colour, one.shape) for one in read_picture(image)] for image in images]
+        scores[name] = score([objects for objects in found for _ in wanted], wanted * number)
+    return scores

@@ -17,6 +17,7 @@ from lit_transfusion.hardware import cpu_name
 from lit_transfusion.studies.plan import COST, ArmPlan, clock
 from lit_transfusion.studies.results import (
     Interval,
+    baselines_of,
     by_arm,
     curve_of,
     decided,
@@ -159,6 +160,9 @@ def results_table(study: Study, jobs: Sequence[Job]) -> str:
         ours = [spread([run[column] for run in runs.values() if column in run]) for column in columns]
         theirs = [f"{study.asked.paper.get(arm, {}).get(column, '–')}" for column in paper]
         rows.append([arm, *ours, *theirs])
+    for name, reached in baselines_of(jobs).items():
+        numbers = [f"{reached[column]:.4g}" if column in reached else "–" for column in columns]
+        rows.append([f"no model: {name}", *numbers, *("–" for _ in paper)])
     table = "" if study.asked.table is None else f" (Table {study.asked.table})"
     # Long tables are read down a page, not across it.
     turned = [list(row) for row in zip(*rows, strict=True)] if len(head) > 2 + len(results) else rows

@@ -69,6 +69,12 @@ def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
     }
 
 
+def baselines_of(jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
+    """What is reached without a model: baseline → column → number, the same for all runs."""
+    measured = [read_json(job.folder / "evaluation.json").get("baselines", {}) for job in jobs if job.evaluated]
+    return next(filter(None, measured), {})
+
+
 def by_arm(jobs: Sequence[Job]) -> Results:
     """Of the runs that are finished."""
     results: Results = {job.arm: {} for job in jobs}

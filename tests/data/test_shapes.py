@@ -51,9 +51,11 @@ def test_example_is_a_picture_with_several_captions(image_size):
 @pytest.mark.parametrize("image_size", [24, 64])
 def test_drawing_agrees_with_supersampling(shape, image_size):
     centre, size, fine = (0.47, 0.53), 0.4, 16
-    reference = (coverage(shape, centre, size, image_size * fine) > 0.5).float()  # nothing but inside and outside
+    reference = (
+        coverage(SHAPES[shape], centre, size, image_size * fine) > 0.5
+    ).float()  # nothing but inside and outside
     reference = reference.view(image_size, fine, image_size, fine).mean((1, 3))
-    error = (coverage(shape, centre, size, image_size) - reference).abs()
+    error = (coverage(SHAPES[shape], centre, size, image_size) - reference).abs()
     assert error.max() < 0.4 and error.mean() < 0.005  # the distance is inexact at corners only
 
 

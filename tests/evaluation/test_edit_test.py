@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lit_transfusion.data.sources.shapes import single_object_prompts
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.edit_test import score_edits, summary
 from lit_transfusion.evaluation.shape_scorer import EditScore
-from lit_transfusion.evaluation.shape_test import score_shapes
+from lit_transfusion.evaluation.shape_test import baselines, score_shapes
 from lit_transfusion.generation.pipeline import KEY, Pipeline
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
@@ -22,7 +23,17 @@ def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, caps
     torch.save({"state_dict": weights, KEY: pipeline.describe()}, tmp_path / "last.ckpt")
     score_edits(str(tmp_path / "last.ckpt"), 10, num_inference_steps=2, output=str(tmp_path / "edits.png"))
     said = capsys.readouterr().out
-    for word in ("recolour", "reshape", "move", "add", "remove", "all", "other object unchanged"):
+    for word in (
+        "recolour",
+        "reshape",
+        "move",
+        "add",
+        "remove",
+        "all",
+        "other object unchanged",
+        "the input as it is",
+        "noise",
+    ):
         assert word in said
     assert Image.open(tmp_path / "edits.png").width > 900
 
@@ -32,6 +43,13 @@ def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, caps
 def test_name_of_no_picture_is_refused_before_anything_is_drawn(score, output):
     with pytest.raises(InputError, match=r"--output .* picture format"):
         score("not looked at.ckpt", output=output)
+
+
+def test_shapes_that_are_drawn_for_no_prompt_score_chance():
+    scores = baselines(single_object_prompts(48), image_size=24)
+    assert scores["noise"].both == 0 and scores["noise"].shape == 0
+    chance = scores["random training pictures"]
+    assert chance == pytest.approx((1 / 6, 1 / 4, 1 / 24), abs=0.02)  # prompts have all pairs equally often
 
 
 def test_summary_is_in_per_cent():

@@ -45,6 +45,11 @@ class Drawing(Metric):
         return {"mean": float(subject.drawn.mean())}
 
 
+class WithBaseline(Once):
+    def baselines(self, subject):
+        return {"guess": {"once": 0.625}}
+
+
 class OutOfReach(Metric):
     columns: ClassVar[dict[str, str]] = {"distance": "less"}
 
@@ -136,6 +141,14 @@ def test_metric_that_cannot_be_measured_is_left_out_with_its_reason(measured):
     assert result["metrics"] == {"1": {"once": 7.0}, "3": {"once": 7.0}}
     assert result["skipped"] == {"OutOfReach": "its weights cannot be had"}
     assert said.count("OutOfReach was left out: its weights cannot be had") == 1
+
+
+def test_what_is_reached_without_a_model_stands_beside_it(measured):
+    names = [f"{__name__}.{name}" for name in ("WithBaseline", "Counting", "OutOfReach")]
+    result, said = measured("--metrics", *names)
+    assert result["baselines"] == {"guess": {"once": 0.625}}
+    (row,) = [line for line in said.splitlines() if "once" in line]
+    assert "7" in row and "0.625" in row and "guess" in said
 
 
 def test_nothing_that_downloads_is_measured_unless_it_is_named():

@@ -285,6 +285,22 @@ def test_perfect_pictures_score_one_and_mixed_up_ones_hardly_anything(make_pipel
     assert said["geneval"] < 0.2
 
 
+def test_baselines_are_what_chance_gives(make_pipeline):
+    subject, metric = Subject(make_pipeline(), Shapes(num_examples=500)), GenEvalShapes(prompts_per_category=12)
+    baselines = metric.baselines(subject)
+    assert set(baselines) == {"noise", "random training pictures"} and metric.baselines(subject) == baselines
+    assert set(baselines["noise"]) == set(metric.columns) and set(baselines["noise"].values()) == {0.0}
+    # A picture shows one object, two different pairs of them, or some equal ones, a third each.
+    chances = baselines["random training pictures"]
+    assert set(chances) == set(metric.columns)
+    assert chances["geneval_single_object"] == pytest.approx((1 / 4 + 1 - (1 - 1 / 4) ** 2 + 1 / 4) / 3, abs=0.05)
+    assert chances["geneval_colours"] == pytest.approx((1 / 24 + 1 - (1 - 1 / 24) ** 2 + 1 / 24) / 3, abs=0.03)
+    assert chances["geneval_counting"] == pytest.approx(1 / 12 / 3 + (1 / 4) ** 2 / 3 / 3, abs=0.03)
+    assert chances["geneval_two_object"] == pytest.approx(1 / 8 / 3, abs=0.03)
+    assert chances["geneval_position"] == pytest.approx(1 / 32 / 3, abs=0.02)
+    assert chances["geneval_colour_attr"] < 0.01
+
+
 def test_an_untrained_net_is_measured(make_pipeline):
     subject = Subject(make_pipeline(), Shapes(), sampling=Sampling(num_inference_steps=2), batch_size=4)
     said = GenEvalShapes(prompts_per_category=1)(subject)

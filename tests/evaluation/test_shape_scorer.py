@@ -1,14 +1,26 @@
 """The scorer is only worth its name if it is right about pictures whose content is known."""
 
+import math
 from collections import Counter
 from functools import cache
+from random import Random
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torchvision.transforms.functional import to_tensor
 
 from lit_transfusion.data.sources.shape_edits import EDITS, ShapeEdit, ShapeEdits
-from lit_transfusion.data.sources.shape_scenes import PAIRS, DrawnObject, draw, parse_caption
+from lit_transfusion.data.sources.shape_scenes import (
+    COLOURS,
+    PAIRS,
+    SHAPES,
+    DrawnObject,
+    coverage,
+    draw,
+    parse_caption,
+)
 from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.evaluation.shape_scorer import (
     ColourShapeScore,
@@ -23,7 +35,7 @@ from lit_transfusion.evaluation.shape_scorer import (
 @cache
 def val_pictures(image_size: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     """Pictures (N, 3, S, S) of single objects, and their colours and shapes."""
-    source = Shapes(image_size=image_size, scenes=("single",), num_val_examples=400).split("val")
+    source = Shapes(image_size=image_size, scenes=("single",), num_val_examples=120).split("val")
     examples = list(source)
     wanted = [parse_caption(example.captions[0])[0] for example in examples]
     return torch.stack([example.image for example in examples]), wanted
@@ -44,7 +56,7 @@ def test_right_on_ground_truth(image_size):
 @pytest.mark.parametrize("image_size", [24, 32, 64])
 def test_right_under_mild_noise(image_size):
     images, wanted = val_pictures(image_size)
-    images, wanted = images[:150], wanted[:150]
+    images, wanted = images[:60], wanted[:60]
     noise = 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     for noisy in (images + noise, (images + noise).clamp(-1, 1)):
         score = score_pictures(noisy, wanted)
@@ -53,7 +65,7 @@ def test_right_under_mild_noise(image_size):
 
 def test_right_under_mild_blur():
     images, wanted = val_pictures(24)
-    score = score_pictures(blur(images[:200], 0.7), wanted[:200])
+    score = score_pictures(blur(images[:100], 0.7), wanted[:100])
     assert min(score) >= 0.97, score
 
 
@@ -67,7 +79,7 @@ def test_at_chance_on_shuffled_labels():
 @pytest.mark.parametrize("kind", ["relation", "count"])
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_reads_every_object_of_a_scene(kind, part):
-    source = Shapes(num_examples=100, num_val_examples=100, scenes=(kind,)).split(part)
+    source = Shapes(num_examples=50, num_val_examples=50, scenes=(kind,)).split(part)
     for example in source:
         found = Counter((one.colour, one.shape) for one in read_picture(example.image))
         assert found == Counter(parse_caption(example.captions[0])), example.captions
@@ -96,13 +108,143 @@ def test_a_blob_has_no_shape():
     assert found.shape is None and found.colour == "black"
 
 
+# None of these. The limits were chosen on other shapes and colours (docs/shape_limits.py).
+
+
+def around(corners, inner=1.0, turn=-90.0, flat=1.0):
+    """Corners on a circle, or by turns on it and on an inner one; `flat` is height over width."""
+    radii = [1.0 if inner == 1 or k % 2 == 0 else inner for k in range(corners)]
+    angles = [math.radians(turn + 360 * k / corners) for k in range(corners)]
+    return [(r * math.cos(a), flat * r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+OTHERS = {
+    "diamond": around(4),
+    "star": around(10, inner=0.4),
+    "six-pointed star": around(12, inner=0.55),
+    "hexagon": around(6),
+    "turned hexagon": around(6, turn=-83),
+    "ellipse": around(60, flat=1 / 1.4),
+    "tall ellipse": around(60, flat=1.8),
+    "half disc": around(60, turn=180)[:31],
+    "half disc to the right": around(60, turn=-90)[:31],
+}
+
+
+def draw_other(outline, image_size, random):
+    """(3, S, S) in [-1, 1]: an outline at some size and place in some palette colour."""
+    size, side = random.uniform(0.25, 0.56), 8 * image_size  # finer, before pixels are averaged
+    corners = torch.tensor(outline)
+    low, high = corners.amin(0), corners.amax(0)
+    middle = torch.tensor([random.uniform(size / 2 + 0.03, 0.97 - size / 2) for _ in "xy"])
+    points = side * (middle + size * (corners - (low + high) / 2) / (high - low).max())
+    picture = Image.new("RGB", (side, side), "white")
+    paint = random.choice(list(COLOURS.values()))
+    ImageDraw.Draw(picture).polygon([tuple(point) for point in points.tolist()], fill=paint)
+    return 2 * to_tensor(picture.resize((image_size, image_size), Image.Resampling.BOX)) - 1
+
+
+@pytest.mark.parametrize(
+    ("image_size", "at_most"),
+    [(24, 0.3), (32, 0.05), (64, 0.0)],  # in six pixels a hexagon is a disc
+)
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_shapes_are_none_of_these(other, image_size, at_most):
+    random = Random(f"{other} {image_size}")
+    read = [read_picture(draw_other(OTHERS[other], image_size, random)) for _ in range(20)]
+    assert all(one.colour is not None for objects in read for one in objects)
+    known = sum(any(one.shape is not None for one in objects) for objects in read)
+    assert known <= at_most * len(read), f"{known} of {len(read)} pictures of a {other} are read as a known shape"
+
+
+@pytest.mark.parametrize("image_size", [24, 32, 64])
+def test_two_shapes_that_touch_are_none_of_these(image_size):
+    random = Random(0)
+    for _ in range(20):
+        colour, size = random.choice(list(COLOURS)), random.uniform(0.25, 0.34)
+        at = [(0.5 - 0.4 * size, 0.5), (0.5 + 0.4 * size, 0.5)]
+        image = draw([DrawnObject(colour, random.choice(list(SHAPES)), centre, size) for centre in at], image_size)
+        assert [(one.colour, one.shape) for one in read_picture(image)] == [(colour, None)]
+
+
+@pytest.mark.parametrize(
+    "rgb",
+    {
+        "orange": (255, 165, 0),
+        "dark orange": (255, 140, 0),
+        "brown": (139, 69, 19),
+        "pink": (255, 150, 180),
+        "grey": (128, 128, 128),
+        "light grey": (150, 150, 150),
+        "turquoise": (64, 224, 208),
+        "olive": (128, 128, 0),
+        "magenta": (255, 0, 255),
+        "pale red": (255, 140, 140),
+    }.values(),
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_colours_are_none_of_these(shape, rgb):
+    paint = torch.tensor(rgb).view(3, 1, 1) / 127.5 - 1
+    for size in (0.25, 0.4, 0.56):
+        covered = coverage(SHAPES[shape], (0.5, 0.5), size, 24)
+        (found,) = read_picture(torch.ones(3, 24, 24).lerp(paint, covered))
+        assert found.colour is None
+
+
+def test_an_object_of_two_colours_has_none():
+    image = draw([DrawnObject("red", "square", (0.5, 0.5), 0.4)], 24)
+    image[:, 12:] = draw([DrawnObject("blue", "square", (0.5, 0.5), 0.4)], 24)[:, 12:]
+    (found,) = read_picture(image)
+    assert found.colour is None
+
+
+@pytest.mark.parametrize("value", [-1.0, -0.5, 0.0, 0.5, 1.0])
+def test_plain_pictures_show_no_shape(value):
+    assert all(one.shape is None for one in read_picture(torch.full((3, 24, 24), value)))
+
+
+def test_noise_shows_no_coloured_shape():
+    generator = torch.Generator().manual_seed(0)
+    for spread in (0.3, 0.6, 1.0):
+        for image in spread * torch.randn(20, 3, 24, 24, generator=generator):
+            assert all(one.colour is None or one.shape is None for one in read_picture(image.clamp(-1, 1)))
+
+
+def degraded(images, seed):
+    """As a good model may draw them: a little soft, noisy, and off in colour."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = 0.06 * torch.randn(images.shape, generator=generator)
+    shift = 0.03 * torch.randn(*images.shape[:2], 1, 1, generator=generator)
+    return (blur(images, 0.5) + noise + shift).clamp(-1, 1)
+
+
+def share_misread(image_size, number, change=lambda images: images):
+    examples = list(Shapes(image_size=image_size, num_examples=number))  # scenes of all kinds
+    images = change(torch.stack([example.image for example in examples]))
+    found = [Counter((one.colour, one.shape) for one in read_picture(image)) for image in images]
+    return sum(a != Counter(parse_caption(e.captions[0])) for a, e in zip(found, examples, strict=True)) / number
+
+
+@pytest.mark.parametrize("image_size", [16, 24, 32, 64])
+def test_true_pictures_are_not_rejected(image_size):
+    assert share_misread(image_size, 60) == 0
+    assert share_misread(image_size, 40, lambda images: degraded(images, 0)) <= 0.025
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_size", [24, 32, 64])
+def test_of_a_thousand_true_pictures_hardly_one_is_rejected(image_size):
+    assert share_misread(image_size, 700) <= 0.001
+    assert share_misread(image_size, 700, lambda images: degraded(images, 1)) <= 0.005
+
+
 def test_survives_what_an_untrained_model_draws():
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randn(3, 24, 24, generator=generator), -torch.ones(3, 24, 24), torch.full((3, 24, 24), torch.nan)]
     for image in pictures:
         read_picture(image)
     noise = torch.randn(100, 3, 24, 24, generator=generator)
-    assert score_pictures(noise, [PAIRS[index % 24] for index in range(100)]).both < 0.1
+    assert score_pictures(noise, [PAIRS[index % 24] for index in range(100)]).both == 0
 
 
 def test_more_or_less_than_one_object_is_wrong():
@@ -140,7 +282,7 @@ def test_connected_components_touch_by_sides_and_corners():
 @cache
 def val_edits(image_size: int) -> tuple[list[ShapeEdit], torch.Tensor, torch.Tensor]:
     """Held-out edits, and their inputs and outputs (N, 3, S, S)."""
-    source = ShapeEdits(image_size, num_val_examples=200).split("val")
+    source = ShapeEdits(image_size, num_val_examples=100).split("val")
     examples = list(source)
     pictures = (torch.stack([e.input_image for e in examples]), torch.stack([e.output_image for e in examples]))
     return [source.edit(index) for index in range(len(source))], *pictures

@@ -1,6 +1,7 @@
 """The report of whatever is finished: tables that are well formed, and pictures that show something."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -48,6 +49,17 @@ def tables(text: str) -> list[list[list[str]]]:
         assert set(rows[1]) == {"---"} and len({len(row) for row in rows}) == 1, block
         found.append([rows[0], *rows[2:]])
     return found
+
+
+def test_results_show_what_is_reached_without_a_model(reported, outcomes):
+    for outcome in outcomes:
+        path = outcome.job.folder / "evaluation.json"
+        result = json.loads(path.read_text()) | {"baselines": {"noise": {"geneval": 0.0125}}}
+        path.write_text(json.dumps(result))
+    text, folder = reported(outcomes)
+    cells = {cell for row in tables(text)[1] for cell in row}
+    assert {"no model: noise", "0.0125"} <= cells
+    assert "noise" not in (folder / "results.csv").read_text()  # it is no run
 
 
 def test_report_of_a_whole_study(reported, outcomes):

@@ -50,7 +50,7 @@ def cross(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(torch.minimum(x, y) - 1 / 3, torch.maximum(x, y) - 1)  # two bars, a third as wide as long
 
 
-# Signed distance to the rim of the shape that fills the box [-1, 1]², negative inside. x (1, S), y (S, 1) → (S, S).
+# Signed distance to the rim of the shape that fills the box [-1, 1]², negative inside. x (S,), y (S, 1) → (S, S).
 SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "circle": circle,
     "square": square,
@@ -68,12 +68,22 @@ class DrawnObject(NamedTuple):
     size: float  # side of its bounding box
 
 
-def coverage(shape: str, centre: tuple[float, float], size: float, image_size: int) -> Tensor:
-    """How much of each pixel a shape covers: (image_size, image_size) in [0, 1], smooth over one pixel at the rim."""
+def coverage(
+    distance: Callable[[Tensor, Tensor], Tensor],
+    centre: tuple[float | Tensor, float | Tensor],
+    size: float | Tensor,
+    image_size: int,
+    softness: float = 1.0,
+) -> Tensor:
+    """How much of each pixel a shape covers: (image_size, image_size) in [0, 1], smooth over some pixels at the rim.
+
+    `distance` is one of SHAPES, or like them; the rim is `softness` pixels wide. Centres and sizes (N, 1, 1) give
+    coverages (N, image_size, image_size).
+    """
     axis = (torch.arange(image_size) + 0.5) / image_size  # (S,) centres of the pixels
-    x, y = ((axis - c) / (size / 2) for c in centre)
-    distance = SHAPES[shape](x[None, :], y[:, None]) * (size / 2 * image_size)  # (S, S) in pixels
-    return (0.5 - distance).clamp_(0, 1)
+    x = (axis - centre[0]) / (size / 2)
+    y = (axis[:, None] - centre[1]) / (size / 2)
+    return (0.5 - distance(x, y) * (size / 2 * image_size) / softness).clamp_(0, 1)  # the distance is in pixels
 
 
 def draw(objects: Sequence[DrawnObject], image_size: int) -> Tensor:
@@ -81,7 +91,7 @@ def draw(objects: Sequence[DrawnObject], image_size: int) -> Tensor:
     image = torch.ones(3, image_size, image_size)
     for colour, shape, centre, size in objects:
         paint = torch.tensor(COLOURS[colour]).view(3, 1, 1) / 127.5 - 1
-        image.lerp_(paint, coverage(shape, centre, size, image_size))
+        image.lerp_(paint, coverage(SHAPES[shape], centre, size, image_size))
     return image
 
 

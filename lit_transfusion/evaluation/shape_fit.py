@@ -1,0 +1,126 @@
+"""Which known shape a patch of ink is, or none: it is compared with every known shape at its best size and place.
+
+A shape is accepted if its error is small, and if no other shape has a much smaller one. The others are near misses of
+the known shapes: a hexagon that is 12 pixels wide differs from a disc by a quarter of a pixel at the rim, less than a
+good model's circles do, so a limit on the error alone cannot tell them apart.
+
+`python docs/shape_limits.py` prints what the limits below do to true pictures and to shapes that no test uses.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_transfusion.data.sources.shape_scenes import SHAPES, coverage
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # as in SHAPES
+
+MAX_ERROR = 0.05  # squared difference to the best template, in areas of it
+NO_ERROR = 0.004  # what the steps of the search leave; below it nothing else is compared
+MAX_ERROR_BESIDE_OTHERS = 2.0  # the same, in errors of the best near miss
+SIZE_LIMITS = (0.15, 0.7)  # of an object; scenes have 0.24 to 0.57
+
+# The search for place and size: steps in sides of the picture, and the pixels over which the rim of the shape fades:
+# one as it is drawn, two as after a slight blur.
+SEARCH = ((0.02, 1.0), (0.01, 1.0), (0.005, 1.0), (0.005, 2.0))
+NEIGHBOURS = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=3)))  # (27, 3)
+
+
+def polygon(corners: int, turn: float) -> Distance:
+    """A regular polygon; `turn` is the angle of the middle of one side, in radians."""
+    angles = [turn + 2 * math.pi * k / corners for k in range(corners)]
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        sides = torch.stack([x * math.cos(angle) + y * math.sin(angle) for angle in angles])
+        return sides.amax(0) - math.cos(math.pi / corners)
+
+    return distance
+
+
+def rounded_square(x: Tensor, y: Tensor) -> Tensor:
+    """Between a circle and a square."""
+    return (x**4 + y**4) ** 0.25 - 1
+
+
+def thick_cross(x: Tensor, y: Tensor) -> Tensor:
+    """Between a cross and a square."""
+    x, y = x.abs(), y.abs()
+    return torch.maximum(torch.minimum(x, y) - 0.6, torch.maximum(x, y) - 1)
+
+
+DIAMOND = polygon(4, math.pi / 4)
+PENTAGONS = [polygon(5, math.radians(turn)) for turn in range(0, 72, 12)]
+HEXAGONS = [polygon(6, math.radians(turn)) for turn in range(0, 60, 10)]
+NEAR_MISSES: dict[str, Sequence[Distance]] = {  # of each of SHAPES
+    "circle": (rounded_square, DIAMOND, *HEXAGONS, *PENTAGONS),
+    "square": (rounded_square, DIAMOND, thick_cross, *PENTAGONS),
+    "triangle": (),
+    "cross": (thick_cross, DIAMOND),
+}
+
+
+class Fit(NamedTuple):
+    """A shape where it is most like a patch of ink. Lengths are in sides of the picture."""
+
+    error: float  # squared difference, in areas of the shape
+    x: float  # centre of its bounding box, from the top left
+    y: float
+    size: float  # side of its bounding box
+
+
+def identify(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
+    """(S, S) ink of one object → its shape, or None if it is none of SHAPES, and its centre and size."""
+    window, scale, left, top = crop(ink)
+    fits = {shape: best_fit(window, distance, scale) for shape, distance in SHAPES.items()}
+    shape, fit = min(fits.items(), key=lambda item: item[1].error)
+    size = fit.size * scale
+    known = fit.error <= MAX_ERROR and SIZE_LIMITS[0] <= size <= SIZE_LIMITS[1]
+    if known and fit.error > NO_ERROR:
+        limit = fit.error / MAX_ERROR_BESIDE_OTHERS
+        known = all(best_fit(window, other, scale).error >= limit for other in NEAR_MISSES[shape])
+    return shape if known else None, (left + fit.x * scale, top + fit.y * scale), size
+
+
+def crop(ink: Tensor) -> tuple[Tensor, float, float, float]:
+    """(S, S) → the square around the ink (W, W), its side, left and top in sides of the picture. It saves time."""
+    rows, columns = ink.amax(1).nonzero()[:, 0], ink.amax(0).nonzero()[:, 0]
+    side = min(ink.shape[0], 1 + int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 2)
+    top, left = (min(max(0, int(inked[0]) - 1), ink.shape[0] - side) for inked in (rows, columns))
+    window = ink[top : top + side, left : left + side]
+    return window, side / ink.shape[0], left / ink.shape[0], top / ink.shape[0]
+
+
+def best_fit(ink: Tensor, distance: Distance, scale: float) -> Fit:
+    """The best size, place and softness of a shape for ink (W, W), searched from its area and its centre of mass.
+
+    Lengths are in sides of the ink, which are `scale` sides of the picture.
+    """
+    area, x, y = moments(ink)
+    shape_area, shape_x, shape_y = moments_of_shape(distance)
+    size = (area / shape_area) ** 0.5
+    best = Fit(math.inf, x - (shape_x - 0.5) * size, y - (shape_y - 0.5) * size, size)
+    for step, softness in SEARCH:
+        tried = torch.tensor(best[1:]) + step / scale * NEIGHBOURS  # (27, 3)
+        x, y, size = tried.clamp_(min=0.01).T[..., None, None]  # (27, 1, 1) each
+        templates = coverage(distance, (x, y), size, ink.shape[0], softness)  # (27, W, W)
+        errors = (templates - ink).square().sum((1, 2)) / templates.sum((1, 2)).clamp(min=1e-6)
+        error, index = errors.min(0)
+        best = min(best, Fit(float(error), *tried[index].tolist()))
+    return best
+
+
+def moments(ink: Tensor) -> tuple[float, float, float]:
+    """(S, S) → its area and the x and y of its centre of mass."""
+    axis = (torch.arange(ink.shape[0]) + 0.5) / ink.shape[0]  # (S,)
+    return float(ink.mean()), float((ink.sum(0) @ axis) / ink.sum()), float((ink.sum(1) @ axis) / ink.sum())
+
+
+@cache
+def moments_of_shape(distance: Distance) -> tuple[float, float, float]:
+    """The moments of a shape that fills the picture."""
+    return moments(coverage(distance, (0.5, 0.5), 1.0, image_size=256))
