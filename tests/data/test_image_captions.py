@@ -277,7 +277,7 @@ def with_metadata(folder, text, name="metadata.csv"):
         ("metadata.csv", "file,text\na.png,a\na.png\n", ", line 3: 1 columns where the first line has 2"),
         ("metadata.csv", 'file,text\na.png,"open\n', ", line 2: broken csv (unexpected end of data)"),
         ("metadata.csv", "file,text\n,a\n", ", line 2, column file: the name of the picture is ''"),
-        ("metadata.csv", b"file,text\na.png,caf\xe9\n", " is not UTF-8 text"),
+        ("metadata.csv", b"file,text\na.png,caf\xe9\n", ", line 2 is not UTF-8; save"),
         ("metadata.csv", "file,text\nx.png,a\ny.png,a\n", "none of the 2 files that "),
         ("metadata.csv", "file,text\n", "has a caption: 1 without a caption (first: a.png)"),
         ("metadata.csv", "", "has a caption: 1 without a caption (first: a.png)"),

@@ -17,6 +17,7 @@ from lit_transfusion.data.sources.formats import PICTURE_SUFFIXES, is_picture_na
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
 from lit_transfusion.data.sources.names import composed
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import UnreadableText, decode, split_lines
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -110,12 +111,12 @@ class TarReader(Reader):
     def _texts(self, tar: str, sample: _Sample) -> list[object]:
         """What stands where captions are to be; raises ValueError with a reason."""
         try:
-            text = self._read(tar, sample.text).decode("utf-8-sig")
+            text = decode(self._read(tar, sample.text))
             if not sample.is_json:
-                return text.splitlines()
+                return split_lines(text)
             said = json.loads(text)
-        except UnicodeDecodeError:
-            raise ValueError("with a caption that is not UTF-8") from None
+        except UnreadableText as error:
+            raise ValueError(f"with a caption that is {error}") from None
         except json.JSONDecodeError:
             raise ValueError("with broken json") from None
         values = [said[name] for name in self._columns if name in said] if isinstance(said, dict) else []

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from lit_transfusion.data.document import in_words
 from lit_transfusion.data.sources.text_files import documents_of
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import suffix
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 VERSION = 1  # of what the files of an index hold
@@ -196,7 +197,7 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
                 num_documents += 1
                 for i, span in enumerate(found.spans, 1):
                     rows.write(np.array((position, *span, i == number_of_spans, share), ROW).tobytes())
-                if file.suffix.lower() != ".parquet":
+                if suffix(file) != ".parquet":
                     progress.update(task, completed=before + found.spans[-1][0])
             before += file.stat().st_size
             progress.update(task, completed=before)
