@@ -61,10 +61,11 @@ def score_edits(
         table.add_row(kind, *summary(of_kind))
     table.add_section()
     table.add_row("all", *summary(scores))
+    kept = path and save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), path)  # before it is printed
     console = Console()
     console.print(table)
-    if path is not None:
-        console.print(str(save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), path)))
+    if kept:
+        console.print(str(kept))
 
 
 def summary(scores: list[EditScore]) -> tuple[str, str, str]:

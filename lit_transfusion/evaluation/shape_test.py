@@ -59,8 +59,9 @@ def score_shapes(
     table = Table("", "colour", "shape", "both", title=f"{num_samples} held-out prompts and pictures")
     for name, score in (("drawn pictures", pictures), ("written captions", captions)):
         table.add_row(name, *(f"{100 * share:.0f} %" for share in (score.colour, score.shape, score.both)))
+    kept = path and save(captioned_grid(drawn, texts), path)  # before anything is printed
     console = Console()
     console.print(table)
     console.print(f"After {opened} of {num_samples} prompts the model itself began an image.")
-    if path is not None:
-        console.print(str(save(captioned_grid(drawn, texts), path)))
+    if kept:
+        console.print(str(kept))

@@ -354,7 +354,10 @@ def test_too_many_skips_stop_it_with_their_reasons_and_more_may_be_allowed(make_
     put(folder, "v.png", b"", "")
     message = refused([str(folder)], str(tmp_path / "out"), max_skipped=0.15, num_workers=num_workers)
     assert "4 of 20 pictures cannot be used, more than the share of 0.15" in message
-    assert "3 cannot be read: not a picture of a known format (first: " in message and f"1 without a caption (first: {folder / 'v.png'})" in message
+    assert (
+        "3 cannot be read: not a picture of a known format (first: " in message
+        and f"1 without a caption (first: {folder / 'v.png'})" in message
+    )
     prepare([str(folder)], str(tmp_path / "out"), max_skipped=0.2, **SMALL)
     assert len(Shards(str(tmp_path / "out"), 8)) == 16
 
