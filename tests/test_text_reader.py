@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import random
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,6 +13,7 @@ from PIL import Image
 from lit_transfusion.composition import compose
 from lit_transfusion.data.readers import open_reader
 from lit_transfusion.data.sources import EditTriples, ImageCaptions, TextCorpus
+from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.benchmark_file import read_benchmark
 from lit_transfusion.generation.prompt_file import read_prompt_file
@@ -188,3 +191,30 @@ def test_error_names_line_or_file(tmp_path):
         read_text(tmp_path / "b.txt")
     with pytest.raises(InputError, match=r"cannot be read: Is a directory"):
         list(stream_lines(tmp_path))
+
+
+# The whole way
+
+
+@pytest.mark.slow
+def test_chinese_captions_train_with_the_defaults(tmp_path, caplog):
+    """6,000 different characters, more than the vocabulary of configs/own_data.yaml; and one caption that is broken."""
+    from lit_transfusion import cli
+
+    chance = random.Random(0)
+    for number in range(200):
+        (tmp_path / f"{number}.png").write_bytes(PICTURE.getvalue())
+        text = "".join(chance.choices([chr(0x4E00 + i) for i in range(6000)], k=100))
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8-sig")
+    (tmp_path / "broken.png").write_bytes(PICTURE.getvalue())
+    (tmp_path / "broken.txt").write_bytes("一只猫".encode("utf-16"))
+    small = ["--model.size.dim", "32", "--model.size.n_layers", "1", "--model.size.n_heads", "2"]
+    small += ["--data.num_workers", "0", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
+    run = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.max_steps", "1"]
+    config = Path(__file__).parents[1] / "configs" / "own_data.yaml"
+    with caplog.at_level(logging.WARNING, "lit_transfusion"):
+        cli.main(["fit", "--config", str(config), "--data.source.init_args.path", str(tmp_path), *small, *run])
+    assert "1 with a caption that is UTF-16 (first: broken.png)" in caplog.text
+    tokenizer = Tokenizer.from_file(str(tmp_path / "run" / "tokenizer.model"))
+    assert 3900 < tokenizer.boi <= 4000
+    assert sum(not any(map(tokenizer.is_byte, tokenizer.encode(chr(0x4E00 + i)))) for i in range(6000)) > 1800
