@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[tuple[int, ...]]:
     """Hold the lock of a file, which is created. It is free when this process ends, however it ends.
 
-    Yields what to give as `pass_fds` to a process that is started meanwhile: it then holds the lock, too, and goes on
-    holding it if this process is killed. On Windows, where there is no such thing, it is empty.
+    Yields what to give as `pass_fds` to a process that is started meanwhile: it then holds the lock, too, and still
+    does if this process is killed. On Windows it is empty.
 
     Args:
         path: The file.

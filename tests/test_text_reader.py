@@ -46,6 +46,7 @@ def captions_in_tar(folder, content):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    assert len(open_reader([str(folder)], None, {})[1]) == 1  # all that is in the folder
     item = open_reader([str(folder / "all.TAR")], None, {})[1][0]
     if not hasattr(item, "captions"):
         raise InputError(f"{item.name}: {item.reason}")

@@ -117,8 +117,8 @@ def decoded_without_metadata(file: str | Path | BinaryIO, image_size: int, error
 
 def reason_of(error: Exception) -> str:
     """What a library says of a picture, without the numbers of this one."""
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return re.sub(r"\d+", "N", " ".join(said.split()))[:100]
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return re.sub(r"\d+", "N", " ".join(message.split()))[:100]
 
 
 def square(image: Image.Image, image_size: int) -> Tensor:

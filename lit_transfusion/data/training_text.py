@@ -1,4 +1,4 @@
-"""Prepares texts for SentencePiece's trainer, which leaves some out without a word and fails on many characters."""
+"""Prepares texts for SentencePiece's trainer, which drops some without a warning and fails on many characters."""
 
 import logging
 import re
