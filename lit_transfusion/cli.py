@@ -28,6 +28,7 @@ from lit_transfusion.generation.command import generate
 from lit_transfusion.generation.export import export
 from lit_transfusion.lightning_cli import TransfusionCLI, run_lightning
 from lit_transfusion.playground.command import playground
+from lit_transfusion.printing import print_anything
 from lit_transfusion.refusals import in_its_own_words, naming_likely_options, one_line
 from lit_transfusion.spelling import spell_out
 from lit_transfusion.studies.command import ablate
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. What the user can mend is said in one line, with exit status 2; Ctrl-C ends a tool with 130, as
     a shell has it, and a fit, after its checkpoint, with Lightning's 1."""
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    print_anything()
     quieten()
     try:
         with sigterm_raises():

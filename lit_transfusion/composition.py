@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import read_text
 
 OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
@@ -85,10 +86,10 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config file {path} not found")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         check_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold keys and values")

@@ -49,7 +49,8 @@ def source_options(parts: Parts) -> Parts:
     """Of what a run's files say of its data, what such a tool asks."""
     whole = OmegaConf.to_container(OmegaConf.unsafe_merge(*(content for _, content in parts)))
     data = [(path, resolved({**whole, "part": content.get("data") or {}}, "part")) for path, content in parts]
-    options = [(path, {key: said[key] for key in ("source", "vocab_size") if key in said}) for path, said in data]
+    keys = "source", "vocab_size", "character_coverage"
+    options = [(path, {key: said[key] for key in keys if key in said}) for path, said in data]
     sizes = [(path, said["image_size"]) for path, said in data if "image_size" in said]
     # As in a run, whose link wins over the sources that the files name one after the other.
     return options + [(path, {"source": {"init_args": {"image_size": size}}}) for path, size in sizes[-1:]]

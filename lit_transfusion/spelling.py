@@ -12,7 +12,7 @@ def spell_out(tool: Callable, argv: Sequence[str]) -> list[str]:
     hints = get_type_hints(tool)
     if "source" in hints:  # the options of a `fit` may be copied
         argv = [re.sub(r"^--data\.image_size\b", "--source.init_args.image_size", word) for word in argv]
-        argv = [re.sub(r"^--data\.(?=(source|vocab_size)\b)", "--", word) for word in argv]
+        argv = [re.sub(r"^--data\.(?=(source|vocab_size|character_coverage)\b)", "--", word) for word in argv]
     words: list[str] = []
     lists: dict[str, list[str]] = {}  # option → its words
     takes = words  # where a word goes that is no option

@@ -34,6 +34,8 @@ class TransfusionData(lightning.LightningDataModule):
         tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's or one of `train_tokenizer`; null trains
             one on the captions.
         vocab_size: Largest vocabulary of a tokenizer that is trained, its 256 bytes and 3 controls included.
+        character_coverage: Of a tokenizer that is trained, the share of all characters whose letters have pieces of
+            their own, in [0.98, 1]; null chooses it (see `Tokenizer.train`).
         num_workers: Processes that make documents; 0 makes them in the training process. The batches are the same.
         open_rows: Rows that packing keeps open at once; more waste less padding.
         seed: Of order, choice of caption, and dropout; on the command line that of --seed_everything unless it is set.
@@ -52,6 +54,7 @@ class TransfusionData(lightning.LightningDataModule):
         batch_size: int = 4,
         tokenizer_model: str | None = None,
         vocab_size: int = 512,
+        character_coverage: float | None = None,
         num_workers: int = 0,
         open_rows: int = 16,
         seed: int = 0,
@@ -67,6 +70,7 @@ class TransfusionData(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.tokenizer_model = tokenizer_model
         self.vocab_size = vocab_size
+        self.character_coverage = character_coverage
         self.num_workers = num_workers
         self.open_rows = open_rows
         self.seed = seed
@@ -78,7 +82,8 @@ class TransfusionData(lightning.LightningDataModule):
         """The given one, or one trained on the captions of the training split."""
         if self.tokenizer_model is not None:
             return Tokenizer.from_file(self.tokenizer_model)
-        return Tokenizer.train(self.source.split("train").captions(), self.vocab_size, self.source.has_texts)
+        texts = self.source.split("train").captions()
+        return Tokenizer.train(texts, self.vocab_size, self.source.has_texts, self.character_coverage)
 
     @property
     def latent_channels(self) -> int:
@@ -156,6 +161,8 @@ class TransfusionData(lightning.LightningDataModule):
         for name, least in (("batch_size", 1), ("open_rows", 1), ("num_workers", 0), ("patch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} {getattr(self, name)} is less than {least}")
+        if self.character_coverage is not None and not 0.98 <= self.character_coverage <= 1:
+            raise InputError(f"data.character_coverage {self.character_coverage} is not between 0.98 and 1")
         if not 0 <= self.max_skipped <= 1:
             raise InputError(f"data.max_skipped {self.max_skipped} is not a share between 0 and 1")
         if self.source.image_size != self.image_size:

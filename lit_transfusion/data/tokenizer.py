@@ -7,9 +7,11 @@ from typing import Any
 
 import sentencepiece
 
+from lit_transfusion.data.training_text import training_text
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import is_encodable
 
-CHARACTER_COVERAGE = 0.99995  # Llama 2's
+CONTROLS_AND_BYTES = 3 + 256  # pieces of each vocabulary
 
 
 class Tokenizer:
@@ -46,7 +48,7 @@ class Tokenizer:
         texts: Iterable[str],
         vocab_size: int,
         verbatim: bool = False,
-        character_coverage: float = CHARACTER_COVERAGE,
+        character_coverage: float | None = None,
     ) -> "Tokenizer":
         """Train byte-pair encoding on `texts` with byte fallback, so that any text can be written.
 
@@ -54,20 +56,24 @@ class Tokenizer:
         `vocab_size` where the texts do not hold that many pieces. The result depends on nothing but the arguments.
 
         Args:
-            texts: Captions, or passages of less than 4 kB; SentencePiece leaves out longer ones.
+            texts: Captions or texts of any length; long ones are divided between two words.
             vocab_size: Most pieces, the bytes and controls included.
             verbatim: Keep each space, line end and form of a letter, as texts need; captions are on one line, with
                 single spaces.
             character_coverage: Share of all characters whose letters have pieces of their own, in [0.98, 1]; rarer
-                letters are written as bytes.
+                letters are written as bytes. None: 0.99995 as in Llama 2, or 0.9995 where there are more than 1,000
+                different ones (Chinese, Japanese, Korean); where these do not fit, the most frequent, in half of
+                the room.
         """
+        room = vocab_size - CONTROLS_AND_BYTES
+        passages, character_coverage = training_text(texts, room, verbatim, character_coverage)
         model = io.BytesIO()
         options: dict[str, Any] = {}
         if verbatim:
             options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=iter(passages),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
@@ -87,7 +93,15 @@ class Tokenizer:
         return cls(model.getvalue())
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text`, without BOS and EOS."""
+        """Token ids of `text`, without BOS and EOS.
+
+        Raises:
+            InputError: It contains half of a surrogate pair, which is no character.
+        """
+        if not is_encodable(text):
+            raise InputError(
+                f"the text {text[:60]!a} contains half of a surrogate pair, which is no character; remove it"
+            )
         return tuple(self._pieces.encode(text))
 
     def decode(self, token_ids: Iterable[int]) -> str:

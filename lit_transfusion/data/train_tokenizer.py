@@ -14,8 +14,8 @@ from lit_transfusion.data.document import EditExample, Example, Skipped, TextExa
 from lit_transfusion.data.order import shuffled
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.sources.base import Source
-from lit_transfusion.data.sources.text_corpus import passages_of
-from lit_transfusion.data.tokenizer import CHARACTER_COVERAGE, Tokenizer
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.training_text import passages_of
 from lit_transfusion.errors import InputError
 from lit_transfusion.progress import OnProgress, Progress
 
@@ -37,7 +37,7 @@ def train_tokenizer(
     vocab_size: int,
     output: str,
     characters: int = 50_000_000,
-    character_coverage: float = CHARACTER_COVERAGE,
+    character_coverage: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Train a SentencePiece tokenizer, as Llama 2's, on the captions and texts of a source.
@@ -56,7 +56,8 @@ def train_tokenizer(
         characters: Of each source in a mix, about so many are trained on at most: a fair sample of larger ones. All of
             them are in memory at once, some ten bytes for each.
         character_coverage: Share of all characters whose letters have pieces of their own, in [0.98, 1]. Rarer letters
-            are written as bytes.
+            are written as bytes. Null: 0.99995 as in Llama 2, or 0.9995 where there are more than 1,000 different ones
+            (Chinese, Japanese, Korean); where these do not fit, the most frequent, in half of the room.
         overwrite: Replace a file that holds another tokenizer.
     """
     path = Path(output)
@@ -81,13 +82,13 @@ def train_tokenizer(
     report(tokenizer, path, vocab_size, found)
 
 
-def check(path: Path, vocab_size: int, characters: int, character_coverage: float, overwrite: bool) -> None:
+def check(path: Path, vocab_size: int, characters: int, character_coverage: float | None, overwrite: bool) -> None:
     """Refuse at once what would else be refused after minutes of training."""
     if vocab_size < SMALLEST:
         raise InputError(f"vocab_size {vocab_size} is less than {SMALLEST}: 256 bytes, 3 controls and a letter")
     if characters < 1:
         raise InputError(f"characters {characters} is less than 1")
-    if not 0.98 <= character_coverage <= 1:  # what SentencePiece takes
+    if character_coverage is not None and not 0.98 <= character_coverage <= 1:  # what SentencePiece takes
         raise InputError(f"character_coverage {character_coverage} is not between 0.98 and 1")
     if path.is_dir():
         raise InputError(f"--output {path} is a folder; give a file in it, such as {path / 'tokenizer.model'}")

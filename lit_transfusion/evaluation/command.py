@@ -91,6 +91,7 @@ def evaluate(
         "skipped": skipped,
         "seconds": round(time.monotonic() - began, 1),
     }
+    kept = None if output is None else keep(result, subject, Path(output))  # before anything is printed
     if any(by_scale.values()):
         Console().print(table_of(by_scale, baselines, f"{ckpt}, {len(subject.examples)} examples"))
     cut = sum(caption_read(pipeline, prompt) != prompt for prompt in subject.prompts)
@@ -98,8 +99,8 @@ def evaluate(
         print(f"{cut} of {len(subject.prompts)} captions were cut to what a row of training has room for")
     for name, reason in skipped.items():
         print(f"{name} was left out: {reason}")
-    if output is not None:
-        keep(result, subject, Path(output))
+    if kept is not None:
+        print(kept)
 
 
 @contextmanager
@@ -164,7 +165,8 @@ def table_of(by_scale: dict[float, Columns], baselines: dict[str, Columns], titl
     return table
 
 
-def keep(result: dict[str, Any], subject: Subject, folder: Path) -> None:
+def keep(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
+    """Write the result, and the pictures that were drawn for it; returns the file of the result."""
     folder.mkdir(parents=True, exist_ok=True)
     if "drawn" in vars(subject):  # a metric asked for pictures
         for i, image in enumerate(subject.drawn[:SHOWN]):
@@ -172,7 +174,7 @@ def keep(result: dict[str, Any], subject: Subject, folder: Path) -> None:
         result["prompts"] = subject.prompts[:SHOWN]
     path = folder / "evaluation.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(path)
+    return path
 
 
 def check_scales(scales: list[float]) -> list[float]:

@@ -68,10 +68,11 @@ def score_edits(
     table.add_row("noise", *summary(score_edited(noise_pictures(num_samples, pipeline.image_size), edits)))
     of_others = truths.roll(5, 0)  # the kinds come in turn, so that each is of the same kind
     table.add_row("the result of another edit", *summary(score_edited(of_others, edits)))
+    kept = path and save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), path)  # before it is printed
     console = Console()
     console.print(table)
-    if path is not None:
-        console.print(str(save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), path)))
+    if kept:
+        console.print(str(kept))
 
 
 def summary(scores: list[EditScore]) -> tuple[str, str, str]:

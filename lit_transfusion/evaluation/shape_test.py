@@ -76,11 +76,12 @@ def score_shapes(
     table.add_section()
     for name, result in baselines(prompts, pipeline.image_size).items():
         table.add_row(name, *percent(result))
+    kept = path and save(captioned_grid(drawn, texts), path)  # before anything is printed
     console = Console()
     console.print(table)
     console.print(f"After {opened} of {num_samples} prompts the model itself began an image.")
-    if path is not None:
-        console.print(str(save(captioned_grid(drawn, texts), path)))
+    if kept:
+        console.print(str(kept))
 
 
 def percent(result: ColourShapeScore) -> list[str]:

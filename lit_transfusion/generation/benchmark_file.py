@@ -2,11 +2,11 @@
 
 import json
 from collections import defaultdict
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import is_encodable, read_text, split_lines
 
 CAPTIONS = "captions.jsonl"  # beside the pictures of COCO
 PICTURES_OF_GENEVAL = 4  # of each prompt
@@ -49,12 +49,7 @@ def read_benchmark(path: str, num_samples: int | None, seed: int) -> Benchmark:
     """
     if num_samples is not None and num_samples < 1:
         raise InputError(f"num_samples {num_samples} is less than 1")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"prompts {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"prompts {path} is not UTF-8 text") from None
+    text = read_text(path, f"prompts {path}")
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:  # several lines of it, perhaps
@@ -66,7 +61,7 @@ def read_benchmark(path: str, num_samples: int | None, seed: int) -> Benchmark:
 
 def geneval(text: str, num_samples: int | None, place: str) -> Benchmark:
     orders, texts = [], {}
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
     for index, (number, line) in enumerate(lines):
         prompt = prompt_of(line)
         if prompt is None and index == 0:
@@ -91,7 +86,7 @@ def prompt_of(line: str) -> str | None:
     except json.JSONDecodeError:
         return None
     match entry:
-        case {"tag": str(), "include": list(), "prompt": str(prompt)}:
+        case {"tag": str(), "include": list(), "prompt": str(prompt)} if is_encodable(prompt):
             return prompt
     return None
 
@@ -100,7 +95,7 @@ def coco(annotations: Any, num_samples: int | None, seed: int, place: str) -> Be
     of_image = defaultdict(list)
     for number, annotation in enumerate(annotations if isinstance(annotations, list) else [annotations]):
         match annotation:
-            case {"image_id": int(image), "id": int(identity), "caption": str(caption)}:
+            case {"image_id": int(image), "id": int(identity), "caption": str(caption)} if is_encodable(caption):
                 of_image[image].append((identity, " ".join(caption.split())))  # some end in a line break
             case _:
                 raise InputError(

@@ -114,15 +114,16 @@ def generate(
                 exhibits.append(exhibit(pipeline, sample, requests[number].prompt, seed))
             on_progress(doing, start + len(batch), len(orders))
 
-    for shown in exhibits:
+    kept = gallery.keep(exhibits, given, {"ckpt": ckpt, "image": file, "settings": asdict(settings)})
+    if frames.columns:
+        kept.append(gallery.keep_picture(to_pil_image(frames.sheet()), "denoising"))
+    for shown in exhibits:  # only now: whatever becomes of the output, what was drawn is kept
         if images is not Images.FORCED:
             print(shown.whole_text)
         if images is Images.CHOSEN:
             print(f"(stopped by: {shown.stop_reason}{'' if shown.pictures else '; the model began no image'})")
-    for path in gallery.keep(exhibits, given, {"ckpt": ckpt, "image": file, "settings": asdict(settings)}):
+    for path in kept:
         print(path)
-    if frames.columns:
-        print(gallery.keep_picture(to_pil_image(frames.sheet()), "denoising"))
 
 
 def check_task(

@@ -73,7 +73,9 @@ class Gallery:
         if self.is_directory:
             samples = [self._keep_sample(number, shown) for number, shown in enumerate(exhibits)]
             kept.append(self.path / "samples.json")
-            kept[-1].write_text(json.dumps(settings | {"samples": samples}, indent=2, ensure_ascii=False) + "\n")
+            kept[-1].write_text(
+                json.dumps(settings | {"samples": samples}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         return kept
 
     def keep_picture(self, picture: Image.Image, name: str) -> Path:

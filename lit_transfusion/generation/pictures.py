@@ -1,15 +1,17 @@
 """Tensors → pictures for people."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.fonts import SIZE, Font, font_for
 from lit_transfusion.latents import Codec
 
 SMALLEST = 112  # side, in pixels, to which small pictures are enlarged, so that a caption has room beside them
@@ -23,35 +25,46 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def captioned_grid(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
     """Pictures (N, 3, H, W) in [-1, 1], each with its caption below it, in rows of `columns`."""
-    font = ImageFont.load_default(12)
+    fonts = [font_for(caption) for caption in captions]
     scale = max(1, -(-SMALLEST // images.shape[-1]))  # whole, so that pixels stay square
     tiles = [to_pil(image) for image in images]
     tiles = [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
     width, height = tiles[0].size
-    texts = [wrap(caption, font, width) for caption in captions]
-    line = 15
+    texts = [wrap(caption, font, width) for caption, font in zip(captions, fonts, strict=True)]
+    line, pen = 15, ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text_height = line * max(text.count("\n") + 1 for text in texts)
+    for text, font in zip(texts, fonts, strict=True):  # some are higher
+        text_height = max(text_height, ceil(pen.multiline_textbbox((0, 0), text, font, spacing=line - SIZE)[3]))
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     cell = width + MARGIN, height + text_height + 2 * MARGIN
     page = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), (238, 238, 238))
     pen = ImageDraw.Draw(page)
-    for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
+    for i, (tile, text, font) in enumerate(zip(tiles, texts, fonts, strict=True)):
         x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
         page.paste(tile, (x, y))
-        pen.multiline_text((x, y + height + 2), text, fill=(20, 20, 20), font=font, spacing=line - 12)
+        pen.multiline_text((x, y + height + 2), text, fill=(20, 20, 20), font=font, spacing=line - SIZE)
     return page
 
 
-def wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """Break `text` into lines of at most `width` pixels; four at most."""
+def wrap(text: str, font: Font, width: int) -> str:
+    """Break `text` into lines of at most `width` pixels, between words where it has such; four at most."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
+        if font.getlength(longer) <= width:
             lines[-1] = longer
-        else:
-            lines.append(word)
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:  # Chinese and Japanese have no spaces
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+            if len(lines) > 4:
+                break
+        if len(lines) > 4:
+            break
     return "\n".join(lines if len(lines) <= 4 else [*lines[:3], lines[3] + " …"])
 
 

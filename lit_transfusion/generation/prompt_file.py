@@ -1,10 +1,10 @@
 """Prompts from a file."""
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import is_encodable, read_text, split_lines, suffix
 
 
 class Request(NamedTuple):
@@ -14,16 +14,11 @@ class Request(NamedTuple):
 
 def read_prompt_file(path: str) -> list[Request]:
     """One prompt a line; or, in a .jsonl file, one {"prompt": ..., "seed": ...} a line, with or without the seed."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"prompts {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"prompts {path} is not UTF-8 text") from None
+    lines = split_lines(read_text(path, f"prompts {path}"))
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise InputError(f"prompts {path} holds no prompt")
-    if Path(path).suffix != ".jsonl":
+    if suffix(path) != ".jsonl":
         return [Request(line) for _, line in numbered]
     return [read_json_line(line, f"prompts {path}, line {number}") for number, line in numbered]
 
@@ -35,6 +30,8 @@ def read_json_line(line: str, place: str) -> Request:
         raise InputError(f"{place}: {error.msg}") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise InputError(f'{place} is not of the form {{"prompt": "...", "seed": 0}}')
+    if not is_encodable(entry["prompt"]):
+        raise InputError(f"{place}: the prompt contains half of a surrogate pair, which is no character; remove it")
     unknown = [key for key in entry if key not in Request._fields]
     if unknown:
         raise InputError(f"{place}: unknown key {unknown[0]!r}; known: {', '.join(Request._fields)}")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from lit_transfusion import __version__
+from lit_transfusion.generation.fonts import SIZE, font_for
 from lit_transfusion.generation.pictures import wrap
 from lit_transfusion.hardware import cpu_name
 from lit_transfusion.studies.plan import COST, ArmPlan, clock
@@ -228,13 +229,14 @@ def samples(jobs: Sequence[Job], path: Path) -> bool:
             prompts = asked
     if not rows:
         return False
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(SIZE)
     width = LABEL + max(map(len, rows.values())) * (TILE + GAP)
     head = 66
     sheet = Image.new("RGB", (width, head + len(rows) * (TILE + GAP)), (238, 238, 238))
     pen = ImageDraw.Draw(sheet)
     for i, prompt in enumerate(prompts):
-        pen.multiline_text((LABEL + i * (TILE + GAP), 4), wrap(prompt, font, TILE), fill=(20, 20, 20), font=font)
+        own = font_for(prompt)
+        pen.multiline_text((LABEL + i * (TILE + GAP), 4), wrap(prompt, own, TILE), fill=(20, 20, 20), font=own)
     for number, (arm, files) in enumerate(rows.items()):
         y = head + number * (TILE + GAP)
         pen.multiline_text(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.file_lock import locked
 from lit_transfusion.progress import Progress
 from lit_transfusion.run_folder import CHECKPOINTS, CONFIG, FINISHED, last_checkpoint, read_json
 from lit_transfusion.studies.plan import ArmPlan, fit_arguments
@@ -102,22 +103,15 @@ def run_job(
         gpus: Those that it may see, as CUDA_VISIBLE_DEVICES; None for all.
         waiting: Called if there is another process to wait for.
     """
-    import fcntl  # here, so that the other commands work on Windows
-
     job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / "lock").open("w") as lock:
-        try:  # the commands inherit the lock, and hold it if this process is killed
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(job.folder / "lock", waiting) as lock:  # the commands inherit it, and hold it if this process is killed
         (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
         if not job.trained:
             resume = ["--ckpt_path", "last"] if last_checkpoint(job.folder) else []
             if not resume:
                 # Of a start that left no checkpoint: `fit` would move the folder aside, and our lock with it.
                 (job.folder / CONFIG).unlink(missing_ok=True)
-            if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock.fileno(), started):
+            if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock, started):
                 return error
             if not job.trained:
                 return f"fit ended before step {job.max_steps} (see {job.log})"
@@ -128,14 +122,14 @@ def run_job(
             asked.write_text(job.evaluate, encoding="utf-8")
             checkpoint = str(last_checkpoint(job.folder) or job.folder / CHECKPOINTS)
             words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", str(job.folder)]
-            if error := command(job, words, threads, gpus, lock.fileno(), started):
+            if error := command(job, words, threads, gpus, lock, started):
                 return error
             asked.rename(options)  # only now: what it names has been measured
     return None
 
 
 def command(
-    job: Job, words: list[str], threads: int, gpus: str | None, lock: int, started: Callable[[subprocess.Popen], None]
+    job: Job, words: list[str], threads: int, gpus: str | None, lock: tuple[int, ...], started: Callable
 ) -> str | None:
     """Run one command with its output in the log; returns the last line of it if it failed."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the last line of the log is what was said last
@@ -152,7 +146,7 @@ def command(
             stdout=log,
             stderr=log,
             env=environment,
-            pass_fds=[lock],
+            pass_fds=lock,
             start_new_session=True,  # Ctrl-C reaches this process, which then asks the others to stop
         )
         started(process)

@@ -24,6 +24,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.refusals import in_its_own_words, one_line
+from lit_transfusion.text_reader import read_text, split_lines
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def check_claims(study: Study) -> None:
 def first_comment(path: Path) -> str:
     """The lines of the comment that the file begins with, up to its first empty one."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in split_lines(read_text(path)):
         text = line.removeprefix("#").strip()
         if not line.startswith("#") or not text:
             break

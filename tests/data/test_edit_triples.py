@@ -90,7 +90,8 @@ def test_broken_picture_is_skipped_by_name(tmp_path, broken):
     put_pictures(tmp_path, "a.png", "b.png")
     (tmp_path / broken).write_bytes(b"no picture")
     (tmp_path / "metadata.csv").write_text(HEADER + "a.png,darker,b.png\n")
-    assert EditTriples(str(tmp_path))[0] == Skipped(str(tmp_path / broken), "cannot be read")
+    unknown = "cannot be read: not a picture of a known format"
+    assert EditTriples(str(tmp_path))[0] == Skipped(str(tmp_path / broken), unknown)
 
 
 # How it is split

@@ -93,7 +93,8 @@ def test_no_warning_if_all_is_well(tmp_path, caplog):
 def test_broken_picture_is_skipped_when_it_is_asked_for(tmp_path):
     file = put_picture(tmp_path, "a.png", "a")
     file.write_bytes(file.read_bytes()[:40])
-    assert ImageCaptions(str(tmp_path))[0] == Skipped(str(file), "cannot be read")
+    skipped = ImageCaptions(str(tmp_path))[0]
+    assert skipped.name == str(file) and skipped.reason.startswith("cannot be read: ")
 
 
 def test_picture_that_has_gone_since(tmp_path):
@@ -277,7 +278,7 @@ def with_metadata(folder, text, name="metadata.csv"):
         ("metadata.csv", "file,text\na.png,a\na.png\n", ", line 3: 1 columns where the first line has 2"),
         ("metadata.csv", 'file,text\na.png,"open\n', ", line 2: broken csv (unexpected end of data)"),
         ("metadata.csv", "file,text\n,a\n", ", line 2, column file: the name of the picture is ''"),
-        ("metadata.csv", b"file,text\na.png,caf\xe9\n", " is not UTF-8 text"),
+        ("metadata.csv", b"file,text\na.png,caf\xe9\n", ", line 2 is not UTF-8; save"),
         ("metadata.csv", "file,text\nx.png,a\ny.png,a\n", "none of the 2 files that "),
         ("metadata.csv", "file,text\n", "has a caption: 1 without a caption (first: a.png)"),
         ("metadata.csv", "", "has a caption: 1 without a caption (first: a.png)"),

@@ -312,7 +312,9 @@ def test_what_cannot_be_used_is_counted_by_reason_and_listed(pictures, tmp_path,
     shards = Shards(str(tmp_path / "out"), 8)
     assert len(shards) == 20 and all(isinstance(shards[i], Example) for i in range(20))
     reasons = {
-        "cannot be read": ["a.png", "b.jpg", "c.png"],
+        "cannot be read: image file is truncated": ["a.png"],
+        "cannot be read: Truncated File Read": ["b.jpg"],
+        "cannot be read: not a picture of a known format": ["c.png"],
         "larger than 0 megapixels": ["d.png"],
         "without a caption": ["e.png"],
         "with a caption that is not UTF-8": ["f.png"],
@@ -352,7 +354,10 @@ def test_too_many_skips_stop_it_with_their_reasons_and_more_may_be_allowed(make_
     put(folder, "v.png", b"", "")
     message = refused([str(folder)], str(tmp_path / "out"), max_skipped=0.15, num_workers=num_workers)
     assert "4 of 20 pictures cannot be used, more than the share of 0.15" in message
-    assert "3 cannot be read (first: " in message and f"1 without a caption (first: {folder / 'v.png'})" in message
+    assert (
+        "3 cannot be read: not a picture of a known format (first: " in message
+        and f"1 without a caption (first: {folder / 'v.png'})" in message
+    )
     prepare([str(folder)], str(tmp_path / "out"), max_skipped=0.2, **SMALL)
     assert len(Shards(str(tmp_path / "out"), 8)) == 16
 

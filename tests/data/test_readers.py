@@ -463,7 +463,7 @@ def test_options_of_another_kind(tmp_path):
     [
         (b"{", "line 1: broken json"),
         (b"[]", "is not captions of COCO"),
-        (b"\xe9", "is not UTF-8 text"),
+        (b"\xe9", "is not UTF-8; save"),
         (b'{"images": [{"id": 1}], "annotations": []}', "image 0 is not of the form"),
         (b'{"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}', "annotation 0 is not of the form"),
         (

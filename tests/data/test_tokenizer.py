@@ -1,6 +1,7 @@
 """Any text can be written and read back, the markers follow the vocabulary, and what cannot work is said clearly."""
 
 import io
+import random
 import unicodedata
 
 import pytest
@@ -128,3 +129,85 @@ def test_file_that_is_no_model_is_named(tmp_path):
 @pytest.mark.parametrize("missing", ["bos_id", "eos_id"])
 def test_model_without_begin_or_end_is_refused(missing):
     assert "BOS" in error_of(Tokenizer, raw_model(**{missing: -1}))
+
+
+# What SentencePiece's trainer leaves out by itself
+
+
+@pytest.mark.parametrize("verbatim", [False, True])
+@pytest.mark.parametrize("length", [4000, 30_000])
+def test_long_texts_are_trained_on(verbatim, length):
+    """The trainer leaves out what is longer than 4192 bytes."""
+    long = " ".join(["abcabcabc", "日本語"] * length)[:length]
+    tokenizer = Tokenizer.train([long, "short"], 300, verbatim)
+    assert len(tokenizer.encode("abcabcabc")) == 1 and len(tokenizer.encode("日本語")) <= 2
+    assert Tokenizer.train(["日本" * 5000], 262 + 5).encode("日本日本")
+
+
+@pytest.mark.parametrize("verbatim", [False, True])
+@pytest.mark.parametrize("reserved", ["▅", "\0"])
+def test_texts_with_characters_that_the_trainer_reserves_are_trained_on(verbatim, reserved):
+    tokenizer = Tokenizer.train([f"abcabc {reserved}xyxy"] * 5, 300, verbatim)
+    assert len(tokenizer.encode("abcabc")) == 1 and len(tokenizer.encode("xyxy")) == 1
+    assert tokenizer.decode(tokenizer.encode("a ▅ b")) == "a ▅ b"
+
+
+def test_texts_that_are_not_unicode_are_skipped_counted_and_named(caplog):
+    texts = ["half \ud83d", *TEXTS, "\ude00"]
+    assert Tokenizer.train(texts, 300).model == Tokenizer.train(TEXTS, 300).model
+    assert "without 2 texts that are not Unicode" in caplog.text and r"(first: 'half \ud83d')" in caplog.text
+
+
+# Characters
+
+
+def chinese(count, number=300):
+    """Captions of a Zipf distribution over `count` characters, as in a language, each of which is there."""
+    chance = random.Random(0)
+    characters = [chr(0x4E00 + i) for i in range(count)]
+    weights = [1 / (i + 1) for i in range(count)]
+    captions = ["".join(chance.choices(characters, weights, k=20)) for _ in range(number)]
+    return ["".join(characters), *captions]
+
+
+def is_whole(tokenizer, character):
+    return not any(map(tokenizer.is_byte, tokenizer.encode(character)))
+
+
+def test_all_characters_of_a_small_alphabet_have_pieces():
+    tokenizer = Tokenizer.train([*TEXTS, "Ж"], 300)
+    assert is_whole(tokenizer, "Ж")
+
+
+def test_of_very_many_characters_the_rarest_are_written_as_bytes():
+    """2,000 characters, of which the rarest 100 are less than 1 in 2,000 of all: 0.9995 leaves them out."""
+    texts = ["".join(chr(0x4E00 + i) for i in range(1900))] * 200 + ["".join(chr(0x9000 + i) for i in range(100))]
+    tokenizer = Tokenizer.train(texts, 4000)
+    assert is_whole(tokenizer, chr(0x4E00)) and not is_whole(tokenizer, chr(0x9000 + 99))
+    assert is_whole(Tokenizer.train(texts, 4000, character_coverage=1.0), chr(0x9000 + 99))
+
+
+def test_characters_that_do_not_fit_leave_half_of_the_room_for_longer_pieces():
+    texts = chinese(1000)
+    tokenizer = Tokenizer.train(texts, 512)
+    assert tokenizer.boi == 512
+    whole = [is_whole(tokenizer, chr(0x4E00 + i)) for i in range(1000)]
+    assert sum(whole) == (512 - 259) // 2 and all(whole[:60])
+    assert len(tokenizer.encode(texts[1])) < 2 * len(texts[1])  # three for each character in bytes
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+    with pytest.raises(InputError, match="Vocabulary size is smaller"):
+        Tokenizer.train(texts, 512, character_coverage=1.0)
+
+
+def test_longer_pieces_are_not_made_over_characters_that_have_none():
+    """`abXcd` with X left out does not teach that `cd` begins a word."""
+    texts = chinese(1000) + ["ab" + chr(0x4E00 + i) + "cd" for i in range(900, 1000)] * 50
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=Tokenizer.train(texts, 512).model)
+    known = {pieces.id_to_piece(i) for i in range(259, pieces.get_piece_size())}
+    assert {"▁ab", "cd"} <= known and not {"▁cd", "abcd"} & known
+
+
+@pytest.mark.parametrize("letters", ["あいうえおかきくけこさしすせそ", "가나다라마바사아자차카타파하", "กขฃคฅฆงจฉชซฌญ"])
+def test_other_scripts(letters):
+    tokenizer = Tokenizer.train([letters] * 20, 300)
+    assert all(is_whole(tokenizer, letter) for letter in letters)

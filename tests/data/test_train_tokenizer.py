@@ -193,7 +193,10 @@ def test_same_again_is_left_alone_and_another_is_refused(corpus, folder):
             "--output texts.jsonl is there and no tokenizer; give another name, or --overwrite",
         ),
         ({"output": "texts.jsonl/t.model"}, "cannot be written in"),
-        ({"vocab_size": 262}, "no tokenizer of 262 pieces could be trained on these texts: Vocabulary size is smaller"),
+        (
+            {"vocab_size": 262, "character_coverage": 1.0},
+            "no tokenizer of 262 pieces could be trained on these texts: Vocabulary size is smaller",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(corpus, folder, options, message):

@@ -272,8 +272,8 @@ def test_other_files_are_refused(refused, tmp_path, text, message):
         ("geneval.jsonl", ["--batch_size", "0"], "batch_size 0 is less than 1"),
         ("geneval.jsonl", ["--shard", "5/4"], "--shard 5/4 is not of the form i/n"),
         ("geneval.jsonl", ["--num_inference_steps", "2000"], "num_inference_steps 2000"),
-        ("none.jsonl", [], "prompts none.jsonl: No such file"),
-        ("run.ckpt", [], "prompts run.ckpt is not UTF-8 text"),
+        ("none.jsonl", [], "prompts none.jsonl cannot be read: No such file"),
+        ("run.ckpt", [], "prompts run.ckpt is not UTF-8"),
         ("geneval.jsonl", ["--output", "run.ckpt/out"], "cannot be written: "),
     ],
 )

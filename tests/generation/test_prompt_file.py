@@ -19,9 +19,9 @@ def test_a_line_of_json_may_have_a_seed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.txt", None, "none.txt: No such file"),
+        ("none.txt", None, "none.txt cannot be read: No such file"),
         ("empty.txt", b"\n \n", "empty.txt holds no prompt"),
-        ("bytes.txt", b"\xff\xfe\x80", "bytes.txt is not UTF-8 text"),
+        ("bytes.txt", b"caf\xe9", "bytes.txt is not UTF-8"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt" "b"}\n', "a.jsonl, line 2: Expecting ':' delimiter"),
         ("a.jsonl", b'"a"', 'line 1 is not of the form {"prompt": "...", "seed": 0}'),
         ("a.jsonl", b'{"prompt": 3}', "line 1 is not of the form"),

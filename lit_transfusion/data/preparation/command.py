@@ -1,13 +1,12 @@
 """`prepare`: many pictures with captions become shards, once."""
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +40,7 @@ from lit_transfusion.data.shards.layout import (
     VERSION,
 )
 from lit_transfusion.errors import InputError
+from lit_transfusion.file_lock import locked
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.latents import Codec
 from lit_transfusion.progress import Progress
@@ -155,21 +155,21 @@ def workers(wanted: int | None, most: int) -> int:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Waits for another process that prepares the same folder. Its workers count too: they inherit the lock, and if
-    the process was killed they still finish what they were at."""
+    """Waits for another process that prepares the same folder. If that was killed, its workers end soon after it; what
+    one of them still writes is the same to the last byte, and appears whole or not at all."""
+
+    def waiting() -> None:
+        log.info("waiting for another process that prepares %s", folder)
+
     try:
         if folder.is_dir() and not (folder / PREPARING).exists() and any(folder.iterdir()):
             raise InputError(f"--output {folder} holds other files, and no shards; give a new folder")
         (folder / PREPARING).mkdir(parents=True, exist_ok=True)
-        lock = (folder / PREPARING / "lock").open("w")
+        lock = ExitStack()
+        lock.enter_context(locked(folder / PREPARING / "lock", waiting))
     except OSError as error:
         raise InputError(f"--output {folder} cannot be written to: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

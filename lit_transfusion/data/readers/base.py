@@ -6,6 +6,7 @@ from typing import BinaryIO, NamedTuple
 
 from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.sources.metadata import clean
+from lit_transfusion.text_reader import NOT_UTF8, is_encodable
 
 
 class Item(NamedTuple):
@@ -46,8 +47,6 @@ def usable(texts: Iterable[object]) -> tuple[str, ...]:
     captions = tuple(clean(texts))
     if not captions:
         raise ValueError("without a caption")
-    try:
-        "".join(captions).encode()
-    except UnicodeEncodeError:  # halves of pairs, which JSON can spell
-        raise ValueError("with a caption that is not UTF-8") from None
+    if not all(map(is_encodable, captions)):  # half of a surrogate pair, which JSON can write
+        raise ValueError(f"with a caption that is {NOT_UTF8}")
     return captions

@@ -11,6 +11,7 @@ from lit_transfusion.data.readers.hugging_face import HuggingFaceReader, holds_p
 from lit_transfusion.data.readers.tars import TarReader
 from lit_transfusion.data.sources.metadata import SUFFIXES
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import suffix
 
 Kind = Literal["folder", "webdataset", "coco", "hugging_face"]
 KINDS: dict[Kind, tuple[type[Reader], tuple[str, ...]]] = {  # with the options that each has
@@ -43,7 +44,7 @@ def open_reader(paths: list[str], kind: Kind | None, options: dict[str, str | No
     if len(paths) > 1:
         raise InputError(f"an input of kind {kind} is one path, and {len(paths)} are given: {' '.join(paths)}")
     path = Path(paths[0]).expanduser()
-    if kind == "folder" and path.suffix.lower() in SUFFIXES and path.is_file():
+    if kind == "folder" and suffix(path) in SUFFIXES and path.is_file():
         return kind, FolderReader(str(path.parent), **{"metadata": path.name, **given})
     return kind, cls(str(path), **given)
 
@@ -51,18 +52,18 @@ def open_reader(paths: list[str], kind: Kind | None, options: dict[str, str | No
 def kind_of(paths: list[str]) -> Kind:
     """What an input is, seen from what its (first) path is."""
     path = Path(paths[0]).expanduser()
-    if len(paths) > 1 or path.suffix == ".tar" or any(letter in paths[0] for letter in "*?"):
+    if len(paths) > 1 or suffix(path) == ".tar" or any(letter in paths[0] for letter in "*?"):
         return "webdataset"
     if path.is_dir():
         names = {file.name for file in path.iterdir()}
         if is_saved(path) or is_repository(path):
             return "hugging_face"
         visible = [name for name in names if not name.startswith(".")]
-        return "webdataset" if visible and all(name.endswith(".tar") for name in visible) else "folder"
+        return "webdataset" if visible and all(suffix(name) == ".tar" for name in visible) else "folder"
     if path.is_file():
-        if path.suffix.lower() in SUFFIXES:
+        if suffix(path) in SUFFIXES:
             return "hugging_face" if holds_pictures(path) else "folder"
-        if path.suffix.lower() == ".json":
+        if suffix(path) == ".json":
             return "coco"
         raise InputError(f"{path} is neither a tar nor .json nor a metadata file; set --kind if it is one nevertheless")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", paths[0]):

@@ -1,6 +1,5 @@
 """Captions of COCO: one JSON file for a folder of pictures."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from lit_transfusion.data.sources.formats import why_not_read
 from lit_transfusion.data.sources.image_captions import list_files
 from lit_transfusion.data.sources.names import PictureNames
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import read_json
 
 FORM = '{"images": [{"id": 1, "file_name": "…"}, …], "annotations": [{"image_id": 1, "caption": "…"}, …]}'
 
@@ -65,15 +65,7 @@ class CocoReader(Reader):
 
 def _read_captions(file: Path) -> dict[str, list[object]]:
     """Captions by name of the picture."""
-    try:
-        whole = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}, line {error.lineno}: broken json ({error.msg})") from None
-    match whole:
+    match read_json(file):
         case {"images": list(images), "annotations": list(annotations)}:
             pass
         case _:

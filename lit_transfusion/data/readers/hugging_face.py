@@ -11,6 +11,7 @@ from lit_transfusion.data.sources.formats import is_picture_name
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
 from lit_transfusion.data.sources.metadata import METADATA_FILES
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import suffix
 
 
 class HuggingFaceReader(Reader):
@@ -106,7 +107,7 @@ def is_repository(folder: Path) -> bool:
 
 def holds_pictures(file: Path) -> bool:
     """Whether a metadata file is a .parquet that holds pictures in place of their names."""
-    if file.suffix.lower() != ".parquet":
+    if suffix(file) != ".parquet":
         return False
     try:
         from pyarrow import ArrowInvalid

@@ -17,6 +17,7 @@ from lit_transfusion.data.sources.formats import PICTURE_SUFFIXES, is_picture_na
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
 from lit_transfusion.data.sources.names import composed
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import UnreadableText, decode, split_lines, suffix
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -90,16 +91,16 @@ class TarReader(Reader):
             match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", name)  # as WebDataset tells keys from suffixes
             if not match:
                 continue
-            key, suffix = composed(match[1]), match[2].lower()
-            if suffix in found.setdefault(key, {}):
+            key, ending = composed(match[1]), match[2].lower()
+            if ending in found.setdefault(key, {}):
                 twice[key] = None
-            found[key][suffix] = found[key].get(suffix, place)
+            found[key][ending] = found[key].get(ending, place)
         self.left_out += [
             Skipped(f"{tar}: {key}", "its key stands twice in its tar, the first is used") for key in twice
         ]
         for key, places in found.items():
-            picture = next((suffix for suffix in PICTURE_SUFFIXES if suffix in places), None)
-            text = next((suffix for suffix in (".txt", ".json") if suffix in places), None)
+            picture = next((ending for ending in PICTURE_SUFFIXES if ending in places), None)
+            text = next((ending for ending in (".txt", ".json") if ending in places), None)
             if picture and text:
                 self._samples.append(_Sample(number, key, places[picture], picture, places[text], text == ".json"))
             else:
@@ -110,12 +111,12 @@ class TarReader(Reader):
     def _texts(self, tar: str, sample: _Sample) -> list[object]:
         """What stands where captions are to be; raises ValueError with a reason."""
         try:
-            text = self._read(tar, sample.text).decode("utf-8-sig")
+            text = decode(self._read(tar, sample.text))
             if not sample.is_json:
-                return text.splitlines()
+                return split_lines(text)
             said = json.loads(text)
-        except UnicodeDecodeError:
-            raise ValueError("with a caption that is not UTF-8") from None
+        except UnreadableText as error:
+            raise ValueError(f"with a caption that is {error}") from None
         except json.JSONDecodeError:
             raise ValueError("with broken json") from None
         values = [said[name] for name in self._columns if name in said] if isinstance(said, dict) else []
@@ -160,7 +161,10 @@ def find_tars(paths: list[str]) -> list[str]:
     tars: set[str] = set()
     for path in map(os.path.expanduser, paths):
         pattern = os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path
-        found = [path] if os.path.isfile(path) else glob.glob(pattern, recursive=True)
+        if os.path.isdir(path):
+            found = [os.path.join(path, name) for name in os.listdir(path) if suffix(name) == ".tar" and name[0] != "."]
+        else:
+            found = [path] if os.path.isfile(path) else glob.glob(pattern, recursive=True)
         if not found:
             raise InputError(f"no tar is named {pattern}; set input to tars, or to a pattern in quotes")
         for file in found:

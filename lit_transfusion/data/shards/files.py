@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and files that are read at random places."""
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import BinaryIO
 from lit_transfusion.errors import InputError
 
 MOST_OPEN = 64  # files that one process keeps open at once
+
+_seeking = threading.Lock()
 
 
 @contextmanager
@@ -63,9 +66,9 @@ class OpenFiles:
         if path not in self._handles:
             if len(self._handles) >= MOST_OPEN:
                 os.close(self._handles.popitem(last=False)[1])
-            self._handles[path] = os.open(path, os.O_RDONLY)
+            self._handles[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._handles.move_to_end(path)
-        return os.pread(self._handles[path], size, offset)
+        return read_at(self._handles[path], size, offset)
 
     def __getstate__(self) -> dict:
         return {"_handles": OrderedDict()}
@@ -73,3 +76,12 @@ class OpenFiles:
     def __del__(self) -> None:
         for handle in self._handles.values():
             os.close(handle)
+
+
+def read_at(handle: int, size: int, offset: int) -> bytes:
+    """Bytes of an open file from a place in it."""
+    if hasattr(os, "pread"):
+        return os.pread(handle, size, offset)
+    with _seeking:  # Windows: the place is that of the handle, which threads share
+        os.lseek(handle, offset, os.SEEK_SET)
+        return os.read(handle, size)

@@ -15,6 +15,7 @@ from lit_transfusion.data.sources.image_captions import list_files
 from lit_transfusion.data.sources.metadata import METADATA_FILES, find_metadata, name_in, rows, texts_in
 from lit_transfusion.data.sources.names import PictureNames
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import NOT_UTF8, is_encodable
 from lit_transfusion.wording import counted
 
 # The first that is there counts. The later ones are those of MagicBrush and of InstructPix2Pix.
@@ -111,7 +112,7 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
     if file is None:
         raise InputError(f"no {', '.join(METADATA_FILES)} in {folder}; set metadata if its name is another")
     names = PictureNames(folder, list_files(folder))
-    triples, without = [], []
+    triples, without, not_unicode = [], [], []
     for line, row in rows(file):
         pictures = []
         for columns in (INPUT_COLUMNS, OUTPUT_COLUMNS):
@@ -126,7 +127,9 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
                 raise InputError(f"{file}, line {line}: the {columns[0]} picture {folder / name} is {reason}")
             pictures.append(name)
         instructions = texts_in(row, INSTRUCTION_COLUMNS, file, line)
-        if instructions:
+        if not all(map(is_encodable, instructions)):  # half of a surrogate pair, which JSON can write
+            not_unicode.append(line)
+        elif instructions:
             triples.append(_Triple(pictures[0], tuple(instructions), pictures[1]))
         else:
             without.append(line)
@@ -134,11 +137,12 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
         raise InputError(
             f"{file} holds no edit with an instruction; write a row of input, instruction, output for each"
         )
-    if without:
-        log.warning(
-            "%s: %d edits used, %d without an instruction left out (first: line %d)",
-            *(file, len(triples), len(without), without[0]),
-        )
+    for lines, fault in ((without, "without an instruction"), (not_unicode, f"with one that is {NOT_UTF8}")):
+        if lines:
+            log.warning(
+                "%s: %d edits used, %d %s left out (first: line %d)",
+                *(file, len(triples), len(lines), fault, lines[0]),
+            )
     return triples
 
 

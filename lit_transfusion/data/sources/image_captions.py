@@ -24,6 +24,7 @@ from lit_transfusion.data.sources.metadata import (
 )
 from lit_transfusion.data.sources.names import PictureNames, composed
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import NOT_UTF8, UnreadableText, decode, is_encodable, split_lines
 from lit_transfusion.wording import counted
 
 FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first that is there counts
@@ -159,7 +160,9 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
 
     entries = []
     for name in sorted(pictures.difference(*left_out.values())):
-        if captions_of.get(name):
+        if not all(map(is_encodable, captions_of.get(name, ()))):  # half of a surrogate pair, which JSON can write
+            left_out[f"with a caption that is {NOT_UTF8}"].append(name)
+        elif captions_of.get(name):
             entries.append(Entry(name, without_repeats(captions_of[name])))
         else:
             left_out["without a caption"].append(name)
@@ -226,9 +229,9 @@ def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[st
         if not is_picture_name(name) or stem not in text_files:
             continue
         try:
-            lines = (folder / text_files[stem]).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            left_out["with a caption that is not UTF-8"].append(name)
+            lines = split_lines(decode((folder / text_files[stem]).read_bytes()))
+        except UnreadableText as error:
+            left_out[f"with a caption that is {error}"].append(name)
         else:
             captions_of[name] = clean(lines)
     return captions_of

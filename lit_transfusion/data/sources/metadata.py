@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import NOT_UTF8, stream_lines, suffix
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 METADATA_FILES = tuple(f"metadata{suffix}" for suffix in SUFFIXES)
@@ -22,7 +23,7 @@ def find_metadata(folder: Path, metadata: str | None) -> Path | None:
         file = folder / Path(metadata).expanduser()
         if not file.is_file():
             raise InputError(f"no such file: {file}; set metadata to a file in {folder}, or to an absolute path")
-        if file.suffix.lower() not in SUFFIXES:
+        if suffix(file) not in SUFFIXES:
             raise InputError(
                 f"{file} is neither .csv nor .tsv nor .jsonl nor .parquet; set metadata to a file of one of these kinds"
             )
@@ -35,17 +36,13 @@ def find_metadata(folder: Path, metadata: str | None) -> Path | None:
 
 def rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file with the lines they begin on, or with their numbers in a .parquet, counted from 1."""
-    if file.suffix.lower() == ".parquet":
-        yield from _parquet_rows(file)
-        return
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            if file.suffix.lower() in (".csv", ".tsv"):
-                yield from _csv_rows(lines, file)
-            else:
-                yield from _jsonl_rows(lines, file)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+    match suffix(file):
+        case ".parquet":
+            yield from _parquet_rows(file)
+        case ".csv" | ".tsv":
+            yield from _csv_rows(stream_lines(file), file)
+        case _:
+            yield from _jsonl_rows(stream_lines(file), file)
 
 
 def _csv_rows(lines: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -139,6 +136,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
+    except UnicodeDecodeError:  # pyarrow does not check what a file calls a text
+        raise InputError(f"{file} contains text that is {NOT_UTF8}; write it again as UTF-8") from None
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{file} cannot be read as parquet ({error})".split("\n")[0]) from None
 

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +11,12 @@ from lit_transfusion.data.document import Skipped, TextExample
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.text_files import row_of, text_in
 from lit_transfusion.data.sources.text_index import TextOptions, text_index, told
+from lit_transfusion.data.training_text import PASSAGE, passages_of
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import suffix
 from lit_transfusion.wording import counted
 
 SAMPLE = 4_000_000  # characters to train a tokenizer from, at most
-PASSAGE = 1000  # characters of each that it sees together; SentencePiece leaves out what is longer than 4 kB
 
 log = logging.getLogger(__name__)
 
@@ -116,19 +116,10 @@ class TextCorpus(Source):
         return passages
 
     def _text(self, name: str, start: int, length: int) -> str:
-        suffix = Path(name).suffix.lower()
-        with open(self._index.texts if suffix == ".parquet" else self._folder / name, "rb") as file:
+        kind = suffix(name)
+        with open(self._index.texts if kind == ".parquet" else self._folder / name, "rb") as file:
             file.seek(start)
             content = file.read(length)
         if len(content) < length:
             raise ValueError("the file is shorter than it was")
-        return (text_in(row_of(content), self.column) if suffix == ".jsonl" else content).decode()
-
-
-def passages_of(text: str) -> Iterator[str]:
-    """Passages of at most PASSAGE characters, divided between two words where there is one."""
-    while len(text) > PASSAGE:
-        end = text.rfind(" ", 1, PASSAGE) + 1 or PASSAGE
-        yield text[:end]
-        text = text[end:]
-    yield text
+        return (text_in(row_of(content), self.column) if kind == ".jsonl" else content).decode()

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from lit_transfusion.data.sources.base import fraction
 from lit_transfusion.errors import InputError
+from lit_transfusion.text_reader import NOT_UTF8, UnreadableText, decode, decode_exactly, suffix
 
 MAX_SPAN = 2**16  # bytes of a text file that are read as one example; a longer document is several
 
@@ -31,6 +32,10 @@ class Found:
             self.spans.append((start, len(text)))
         else:
             self.spans[-1:] = [(begin, length + len(text))]
+        try:
+            decode_exactly(text)
+        except UnreadableText as error:
+            self.fault = self.fault or str(error)
         self.see(text)
 
     def see(self, text: bytes) -> None:
@@ -40,7 +45,7 @@ class Found:
         try:
             text.decode()
         except UnicodeDecodeError:
-            self.fault = "not UTF-8"
+            self.fault = self.fault or NOT_UTF8
 
     def end(self) -> "Found":
         if self.empty and not self.fault:
@@ -60,7 +65,7 @@ def documents_of(file: Path, texts: Path, column: str, blocks: bool) -> Iterator
         column: That holds the texts of a .jsonl or .parquet.
         blocks: Whether blank lines divide a .txt into documents.
     """
-    match file.suffix.lower():
+    match suffix(file):
         case ".jsonl":
             return from_jsonl(file, column)
         case ".parquet":
@@ -130,10 +135,8 @@ def row_of(line: bytes) -> dict[str, Any]:
         ValueError: It cannot be used. The message is a short reason that is the same for all of one kind.
     """
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8") from error
-    except ValueError as error:
+        row = json.loads(decode(line))
+    except json.JSONDecodeError as error:
         raise ValueError("broken json") from error
     if not isinstance(row, dict):
         raise ValueError("not a json object")
@@ -148,7 +151,7 @@ def text_in(row: dict[str, Any], column: str) -> bytes:
     try:
         return (text or "").encode()
     except UnicodeEncodeError as error:  # half of a character, which JSON can write
-        raise ValueError("not UTF-8") from error
+        raise ValueError(NOT_UTF8) from error
 
 
 def from_parquet(file: Path, texts: Path, column: str) -> Iterator[Found]:
@@ -167,7 +170,12 @@ def from_parquet(file: Path, texts: Path, column: str) -> Iterator[Found]:
             )
         with open(texts, "ab") as copy:
             for batch in table.iter_batches(1000, columns=[column]):
-                for text in batch.column(0).to_pylist():
+                for value in batch.column(0):
+                    try:
+                        text = value.as_py()
+                    except UnicodeDecodeError:  # pyarrow does not check what a file calls a text
+                        yield Found(fault=NOT_UTF8).end()
+                        continue
                     if not isinstance(text, str | None):
                         raise InputError(f"{file}: column {column!r} holds {type(text).__name__}, and no text")
                     content = (text or "").encode()

@@ -1,7 +1,6 @@
 """Where each document of a text corpus begins and ends, written once to files, so that no list of them is in memory."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,10 +13,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+try:
+    import fcntl  # whose shared locks filelock has not
+except ImportError:  # Windows, which renames no folder in which a file is open: there that is the lock
+    fcntl = None
+
 from lit_transfusion.data.document import in_words
 from lit_transfusion.data.sources.text_files import documents_of
 from lit_transfusion.errors import InputError
 from lit_transfusion.progress import reporting
+from lit_transfusion.text_reader import suffix
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 VERSION = 1  # of what the files of an index hold
@@ -117,7 +122,8 @@ def load(folder: Path) -> TextIndex:
     with contextlib.suppress(OSError):  # of an earlier version, which is never dropped; or there are no locks here
         if folder not in _used:
             handle = os.open(folder / MADE_OF, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_SH)
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_SH)
             _used[folder] = handle
     return TextIndex(folder, **json.loads((folder / "index.json").read_text(encoding="utf-8")))
 
@@ -156,15 +162,20 @@ def drop_outdated(place: Path, root: Path) -> None:
         if path.parent.name.startswith(UNFINISHED):  # another process is about to give it its name
             continue
         with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:  # in use, or another process drops it
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             made_of = json.load(file)
             try:
                 current = fingerprint(root / made_of["path"], TextOptions(*made_of["options"]))
             except InputError:  # all of them have gone
                 current = None
             if path.parent.name != current:
+                if not fcntl:
+                    file.close()
                 dropped = tempfile.mkdtemp(prefix=UNFINISHED, dir=place)
-                os.rename(path.parent, dropped)  # at once: half an index must not be found under its name
+                os.rename(
+                    path.parent, Path(dropped, path.parent.name)
+                )  # at once: half an index must not be found under its name
                 shutil.rmtree(dropped)
 
 
@@ -194,7 +205,7 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
                 num_documents += 1
                 for i, span in enumerate(found.spans, 1):
                     rows.write(np.array((position, *span, i == number_of_spans, share), ROW).tobytes())
-                if file.suffix.lower() != ".parquet":
+                if suffix(file) != ".parquet":
                     on_progress(doing, (before + found.spans[-1][0]) / megabyte, total / megabyte)
             before += file.stat().st_size
             on_progress(doing, before / megabyte, total / megabyte)
@@ -211,10 +222,8 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
 def divide(folder: Path, limit: float) -> dict[str, int]:
     """Rows below the limit are held out."""
     counts = {"train": 0, "val": 0}
-    every = np.memmap(folder / "all", ROW, "r")
-    with open(folder / "train", "wb") as train, open(folder / "val", "wb") as val:
-        for start in range(0, len(every), CHUNK):
-            rows = every[start : start + CHUNK]
+    with open(folder / "all", "rb") as every, open(folder / "train", "wb") as train, open(folder / "val", "wb") as val:
+        while len(rows := np.fromfile(every, ROW, CHUNK)):
             held_out = rows["fraction"] < limit
             for name, file, part in (("train", train, rows[~held_out]), ("val", val, rows[held_out])):
                 file.write(part.tobytes())

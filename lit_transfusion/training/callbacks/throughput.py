@@ -1,6 +1,5 @@
 """What training does per second, and what that takes."""
 
-import resource
 import sys
 import time
 from typing import Any
@@ -67,8 +66,10 @@ class Throughput(lightning.Callback):
             "images_per_second": self.images / seconds,
             "data_wait_ms": 1e3 * waited / self.steps,
             "gflops_per_second": per_second / 1e9,
-            "peak_memory_gb": (torch.cuda.max_memory_allocated(pl_module.device) if gpu else peak_rss()) / 1e9,
         }
+        memory = torch.cuda.max_memory_allocated(pl_module.device) if gpu else peak_rss()
+        if memory is not None:
+            values["peak_memory_gb"] = memory / 1e9
         if peak and trainer.precision == "bf16-mixed":
             values["mfu"] = per_second / peak
         for name, value in values.items():
@@ -82,6 +83,10 @@ class Throughput(lightning.Callback):
         self.seconds = self.steps = self.tokens = self.positions = self.images = self.operations = 0
 
 
-def peak_rss() -> int:
-    """Bytes of memory that this process has held at most. (macOS counts bytes, Linux kilobytes.)"""
+def peak_rss() -> int | None:
+    """Bytes of memory that this process has held at most. (macOS counts bytes, Linux kilobytes, Windows nothing.)"""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
