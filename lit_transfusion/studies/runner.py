@@ -12,10 +12,12 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
+import yaml
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from lit_transfusion.allowed_imports import OPTION, foreign_modules
 from lit_transfusion.errors import InputError
 from lit_transfusion.run_folder import CHECKPOINTS, CONFIG, FINISHED, last_checkpoint, read_json
 from lit_transfusion.studies.plan import ArmPlan, fit_arguments
@@ -130,6 +132,8 @@ def run_job(
             asked.write_text(job.evaluate, encoding="utf-8")
             checkpoint = str(last_checkpoint(job.folder) or job.folder / CHECKPOINTS)
             words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", str(job.folder)]
+            # What the study's own config names was passed by the user.
+            words += [word for name in foreign_modules(yaml.safe_load(job.planned)) for word in (OPTION, name)]
             if error := command(job, words, threads, gpus, lock.fileno(), started):
                 return error
             asked.rename(options)  # only now: what it names has been measured
