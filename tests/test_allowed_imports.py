@@ -25,7 +25,7 @@ class Window(Causal):
     def __init__(self, size: int = 3) -> None:
         self.size = size
 
-class Drawings(Shapes):
+class _Drawings(Shapes):  # unlisted: other tests in this process ask which sources there are
     pass
 """
 FAST = ["--num_inference_steps", "1"]
@@ -52,7 +52,7 @@ def checkpoint(folder, make_pipeline):
     path.parent.mkdir(parents=True)
     weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
     torch.save({"state_dict": weights, KEY: description}, path)
-    source = {"class_path": "my_ideas.Drawings", "init_args": {"num_val_examples": 4}}
+    source = {"class_path": "my_ideas._Drawings", "init_args": {"num_val_examples": 4}}
     (folder / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"source": source}}))
     return str(path)
 
@@ -108,7 +108,7 @@ def test_the_config_beside_a_checkpoint_has_a_module_imported_only_if_the_user_n
     torch.save({"state_dict": weights, KEY: pipeline.describe()}, checkpoint)
     evaluate = ["evaluate", "--ckpt", checkpoint, "--metrics", "ImageShare", "--num_examples", "2", *FAST]
     message = refused(*evaluate)
-    assert "run/config.yaml" in message and "my_ideas.Drawings" in message and "--import_module my_ideas" in message
+    assert "run/config.yaml" in message and "my_ideas._Drawings" in message and "--import_module my_ideas" in message
     assert not was_imported()
     cli.main([*evaluate, "--import_module", "my_ideas"])
     del sys.modules["my_ideas"]
@@ -120,11 +120,11 @@ def test_the_config_beside_a_checkpoint_has_a_module_imported_only_if_the_user_n
 @pytest.mark.parametrize(
     "source",
     [
-        "my_ideas.Drawings",
-        '{"class_path": "my_ideas.Drawings"}',
-        {"class_path": "Mix", "init_args": {"sources": {"a": "my_ideas.Drawings"}}},
-        {"class_path": "Mix", "init_args": {"sources": {"a": '{"class_path": "my_ideas.Drawings"}'}}},
-        {"class_path": "Shapes", "init_args": {"scenes": {"class_path": "my_ideas.Drawings"}}},
+        "my_ideas._Drawings",
+        '{"class_path": "my_ideas._Drawings"}',
+        {"class_path": "Mix", "init_args": {"sources": {"a": "my_ideas._Drawings"}}},
+        {"class_path": "Mix", "init_args": {"sources": {"a": '{"class_path": "my_ideas._Drawings"}'}}},
+        {"class_path": "Shapes", "init_args": {"scenes": {"class_path": "my_ideas._Drawings"}}},
     ],
 )
 def test_there_is_no_other_way_in(checkpoint, refused, make_pipeline, source):
