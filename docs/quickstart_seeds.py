@@ -62,9 +62,8 @@ def score(seed: int) -> dict[str, float]:
         if not shares:
             sys.exit(f"score_shapes printed no row {row!r} with {', '.join(MEASURES)}: see {RUNS / f'{seed}.log'}")
         found |= {f"{row}, {name}": float(share) for name, share in zip(MEASURES, shares.groups(), strict=True)}
-    found["minutes"] = json.loads((folder / "finished.json").read_text())["seconds"] / 60
-    if (folder / "resumed").exists():
-        found["minutes"] = float("nan")
+    finished = json.loads((folder / "finished.json").read_text())
+    found["minutes"] = float("nan") if (folder / "resumed").exists() else finished.get("seconds", float("nan")) / 60
     return found
 
 
