@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_transfusion.allowed_imports import OPTION, import_named
 from lit_transfusion.config_files import SourceFile
 from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.train_tokenizer import train_tokenizer
@@ -71,6 +72,8 @@ Measure
   rank_choices    text with choices, by lm-eval         rank_choices --ckpt CKPT
   draw_benchmark  pictures for GenEval and COCO FID     draw_benchmark --ckpt CKPT --prompts FILE --output DIR
 
+With classes of your own in a checkpoint: any of these takes --import_module MODULE, which imports MODULE first.
+
 Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <
 the config < the command line. `--print_config` shows the whole.
 """
@@ -94,6 +97,7 @@ def run_tool(name: str, argv: Sequence[str]) -> None:
     parser = tool_parser(name)
     with in_its_own_words(), naming_likely_options(parser):
         options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
+    options.pop("import_module")
     if "config" not in inspect.signature(TOOLS[name]).parameters:
         options.pop("config")
     TOOLS[name](**options)
@@ -110,6 +114,8 @@ def tool_parser(name: str) -> ArgumentParser:
         parser.add_argument("--config", action=SourceFile, help=said)
     elif "config" not in options:
         parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options of this command.")
+    said = "Module that holds classes of your own, to be imported first. May be given several times."
+    parser.add_argument(OPTION, metavar="MODULE", help=said)  # for --help; `main` has taken it
     parser.add_function_arguments(tool, as_group=False, as_positional=False, sub_configs=True)
     return parser
 
@@ -117,12 +123,12 @@ def tool_parser(name: str) -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. What the user can mend is said in one line, with exit status 2; Ctrl-C ends a tool with 130, as
     a shell has it, and a fit, after its checkpoint, with Lightning's 1."""
-    argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    argv = sys.argv[1:] if argv is None else argv
     print_anything()
     quieten()
     try:
         with sigterm_raises():
-            run(argv)
+            run(import_named(argv) or ["--help"])
     except SIGTERMException:
         sys.exit(143)
     except KeyboardInterrupt:

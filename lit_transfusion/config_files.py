@@ -1,13 +1,32 @@
 """What `--config` reads: the file of a run, or of a tool that wants to know of a run's source."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace, _common, set_parsing_settings
 from omegaconf import OmegaConf
 
+from lit_transfusion import allowed_imports
 from lit_transfusion.composition import compose, resolved
 from lit_transfusion.errors import InputError
 from lit_transfusion.refusals import one_line
+
+
+@contextmanager
+def importing_only_what_is_allowed() -> Iterator[None]:
+    """While something is parsed that the user did not pass, jsonargparse imports nothing but what is in this package or
+    was named with `--import_module`. (Its settings can be added to and not taken back, so that they are put back here.)
+    """
+    before = dict(_common.parsing_settings)
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=[allowed_imports.PACKAGE, *allowed_imports.named]
+    )
+    try:
+        yield
+    finally:
+        _common.parsing_settings.update(before)
+
 
 Parts = list[tuple[str, dict[str, Any]]]  # what is laid over each other, each with the name of its file
 

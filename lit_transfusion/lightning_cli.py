@@ -35,7 +35,7 @@ from lit_transfusion.training.trainer_settings import settle
 
 set_parsing_settings(
     omegaconf_absolute_to_relative_paths=True,
-    # YAML names classes; it must not name what runs commands.
+    # Against mistakes. It is no boundary: a config that you pass may import any module that is not in this list.
     import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
 )
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # numpy takes no others

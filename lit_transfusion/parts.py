@@ -4,10 +4,10 @@ A swappable part (patcher, mask, noise process, codec) keeps each constructor ar
 name. Its description is then what YAML would say of it: {"class_path": …, "init_args": {…}}.
 """
 
-import importlib
 import inspect
 from typing import Any, TypeVar
 
+from lit_transfusion.allowed_imports import allowed_module
 from lit_transfusion.errors import InputError
 
 T = TypeVar("T")
@@ -27,27 +27,18 @@ def describe(part: Any) -> dict[str, Any]:
     }
 
 
-def build(description: dict[str, Any], base: type[T], trusted: bool = True) -> T:
+def build(description: dict[str, Any], base: type[T]) -> T:
     """Make a part again. Only subclasses of `base` are ever called, whatever the description names.
 
-    To find a class its module must be imported, which runs the module. So a description that is not `trusted`, since a
-    stranger wrote it, may name classes of this package only.
+    Its module must be one of this package, or one that was imported before: see `allowed_imports.py`.
     """
     match description:
-        case {"class_path": str(class_path), "init_args": dict(init_args)}:
-            module, _, name = class_path.rpartition(".")
+        case {"class_path": str(class_path), "init_args": dict(init_args)} if "." in class_path:
+            cls = getattr(allowed_module(class_path), class_path.rpartition(".")[2], None)
         case _:
             raise InputError(f"{description!r} does not describe a {base.__name__}")
-    if not trusted and module.partition(".")[0] != "lit_transfusion":
-        raise InputError(
-            f"{class_path} is a class of another package, and what a model on the hub names is not imported unasked; "
-            "look at the package, then pass trust_remote_code=True, or download the model and give its folder"
-        )
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"{class_path} cannot be imported ({error}); is the package that defines it installed?"
-        raise InputError(message) from None
+    if cls is None:
+        raise InputError(f"{class_path}: its module has no class of that name, in the version that is here")
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InputError(f"{class_path} is not a {base.__name__}")
     return call(cls, init_args)

@@ -1,6 +1,7 @@
 """Parts as plain data, and back."""
 
 import json
+import sys
 
 import pytest
 from torch import nn
@@ -92,13 +93,29 @@ def test_a_part_of_another_family_is_refused():
         build(describe(Causal()), Patcher)
 
 
-@pytest.mark.parametrize("class_path", ["no_such_package.Mask", "lit_transfusion.model.NoSuchMask", "Mask"])
-def test_what_cannot_be_imported_is_named(class_path):
-    with pytest.raises(InputError, match=f"{class_path} cannot be imported"):
+@pytest.mark.parametrize(
+    ("class_path", "message"),
+    [
+        ("lit_transfusion.model.NoSuchMask", "its module has no class of that name"),
+        ("lit_transfusion.no_such_room.Mask", r"cannot be imported \(No module named 'lit_transfusion.no_such_room'\)"),
+    ],
+)
+def test_what_this_package_does_not_have_is_named(class_path, message):
+    with pytest.raises(InputError, match=f"{class_path}:? {message}"):
         build({"class_path": class_path, "init_args": {}}, Visibility)
 
 
-@pytest.mark.parametrize("description", ["Causal", None, {}, {"class_path": "x.Y"}, {"class_path": 3, "init_args": {}}])
+@pytest.mark.parametrize(
+    "description",
+    [
+        "Causal",
+        None,
+        {},
+        {"class_path": "x.Y"},
+        {"class_path": 3, "init_args": {}},
+        {"class_path": "Mask", "init_args": {}},
+    ],
+)
 def test_what_is_no_description_is_refused(description):
     with pytest.raises(InputError, match="does not describe a Visibility"):
         build(description, Visibility)
@@ -110,8 +127,9 @@ def test_arguments_of_another_version_are_named():
         build(description, Visibility)
 
 
-@pytest.mark.parametrize("class_path", ["no_such_package.Mask", "lit_transfusion_2.Mask", "os.system", "Mask"])
-def test_what_a_stranger_names_is_imported_from_this_package_alone(class_path):
-    with pytest.raises(InputError, match=f"{class_path} is a class of another package"):
-        build({"class_path": class_path, "init_args": {}}, Visibility, trusted=False)
-    assert isinstance(build(describe(Causal()), Visibility, trusted=False), Causal)
+@pytest.mark.parametrize("module", ["no_such_package", "lit_transfusion_2", "antigravity", "this"])
+def test_what_is_not_of_this_package_is_not_imported(module):
+    """Whether it exists or not: `antigravity` opens a browser, `this` prints a poem."""
+    with pytest.raises(InputError, match=f"{module}.Mask is a class of the module {module}.*--import_module {module}"):
+        build({"class_path": f"{module}.Mask", "init_args": {}}, Visibility)
+    assert module not in sys.modules

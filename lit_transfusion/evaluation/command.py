@@ -13,7 +13,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from lit_transfusion.allowed_imports import PACKAGE, class_paths, is_within, named, not_allowed
 from lit_transfusion.composition import read, resolved
+from lit_transfusion.config_files import importing_only_what_is_allowed
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import default_metrics
@@ -75,7 +77,11 @@ def evaluate(
             raise InputError(f"{name} {number} is less than {least}")
     pipeline = open_pipeline(ckpt, device, ema, compile)
     pipeline.noise.sampler(sampler, num_inference_steps)  # refuses what it cannot do, before anything is measured
-    source = source_of(Path(data) if data else config_beside(ckpt), pipeline.image_size)
+    if data:
+        source = source_of(Path(data), pipeline.image_size)
+    else:  # nobody passed this one: it came with the checkpoint
+        with importing_only_what_is_allowed():
+            source = source_of(config_beside(ckpt), pipeline.image_size, passed=False)
     metrics = default_metrics() if metrics is None else metrics
 
     with quiet_backends(), reporting() as on_progress:
@@ -193,14 +199,20 @@ def config_beside(ckpt: str) -> Path:
     return path
 
 
-def source_of(path: Path, image_size: int) -> Source:
-    """The source that a run's config names, for pictures of this size."""
+def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
+    """The source that a run's config names, for pictures of this size.
+
+    `passed` says whether the user gave the config, and not only a checkpoint that it lies beside.
+    """
     try:
         source = resolved(read(path), "data.source")
         source = {"class_path": source} if isinstance(source, str) else source
         source = {**source, "init_args": {**source.get("init_args", {}), "image_size": image_size}}
     except (KeyError, TypeError):
         raise InputError(f"{path} names no data.source; give the config.yaml of a run") from None
+    for class_path in [] if passed else class_paths(source):
+        if "." in class_path and not is_within(class_path, [PACKAGE, *named]):
+            raise InputError(f"{path}: {not_allowed(class_path)}; or pass the file: --data {path}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Source, "data.source")
     try:

@@ -22,14 +22,15 @@ One Transformer that writes text and draws images, after [Transfusion](https://a
 | codec | {{ codec }} |
 
 ```python
-from lit_transfusion import Pipeline
+{% for module in modules %}import {{ module }}
+{% endfor %}from lit_transfusion import Pipeline
 
 pipeline = Pipeline.from_pretrained("MODEL")  # this folder, or its name on the hub
 [picture] = pipeline.generate("what to draw", images="forced")
 ```
 
 ```bash
-python -m lit_transfusion generate --ckpt MODEL --prompt "what to draw"
+python -m lit_transfusion generate --ckpt MODEL --prompt "what to draw"{{ options }}
 ```
 
 `config.json` says what the net is made of, `model.safetensors` holds its weights and `tokenizer.model` its text

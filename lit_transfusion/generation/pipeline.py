@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from lit_transfusion import __version__
+from lit_transfusion.allowed_imports import foreign_modules
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
@@ -115,8 +116,8 @@ class Pipeline(
         }
 
     @classmethod
-    def from_description(cls, description: dict[str, Any], trusted: bool = True) -> "Pipeline":
-        """A pipeline with random weights; see `build` for what is `trusted`."""
+    def from_description(cls, description: dict[str, Any]) -> "Pipeline":
+        """A pipeline with random weights."""
         keys = ("size", "rope_theta", "patcher", "mask", "noise", "codec", "tokenizer", "image_size")
         missing = [key for key in keys if key not in description]
         if missing:
@@ -125,12 +126,12 @@ class Pipeline(
         net = Transfusion(
             tokenizer.vocab_size,
             call(TransformerSize, description["size"]),
-            build(description["patcher"], Patcher, trusted),
-            build(description["mask"], Visibility, trusted),
+            build(description["patcher"], Patcher),
+            build(description["mask"], Visibility),
             description["rope_theta"],
         )
-        noise = build(description["noise"], NoiseProcess, trusted)
-        codec = build(description["codec"], Codec, trusted)
+        noise = build(description["noise"], NoiseProcess)
+        codec = build(description["codec"], Codec)
         sequence_length = description.get("sequence_length")  # which earlier checkpoints do not tell
         return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length)
 
@@ -142,27 +143,27 @@ class Pipeline(
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         ema: bool = True,
-        trust_remote_code: bool = False,
         **download: Any,
     ) -> "Pipeline":
         """The pipeline in a checkpoint of a run, in a folder that `export` wrote, or in such a folder on the hub.
+
+        It has classes of this package. Import the module of any other before, wherever the model is from: it is not
+        imported because the model names it.
 
         Args:
             path: A checkpoint, a folder, or owner/name on the Hugging Face hub.
             device: Where to put it.
             dtype: Of the net's weights and arithmetic. The codec and the samplers stay in float32.
             ema: Take the averaged weights if it is a checkpoint that has any. In a folder there is one set of weights.
-            trust_remote_code: Let a model on the hub name classes of other packages than this one, to be imported from
-                what is installed here. Checkpoints and folders on this machine may always do so.
             download: Of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only, …
         """
         local = Path(path)
         if local.is_file() or is_sharded(local):
             pipeline = cls._from_checkpoint(local, ema)
         elif local.is_dir():
-            pipeline = cls._from_folder(local, str(path), ema, trusted=True)
+            pipeline = cls._from_folder(local, str(path), ema)
         elif HUB_NAME.fullmatch(str(path)):
-            pipeline = cls._from_folder(download_model(str(path), **download), str(path), ema, trust_remote_code)
+            pipeline = cls._from_folder(download_model(str(path), **download), str(path), ema)
         else:
             raise InputError(f"checkpoint {path} not found")
         bad = next((key for key, weight in pipeline.net.state_dict().items() if not weight.isfinite().all()), None)
@@ -178,7 +179,7 @@ class Pipeline(
     @classmethod
     def _from_checkpoint(cls, path: Path, ema: bool) -> "Pipeline":
         checkpoint = read_checkpoint(path)
-        pipeline = cls._described(checkpoint[KEY], str(path), trusted=True)
+        pipeline = cls._described(checkpoint[KEY], str(path))
         weights = checkpoint["state_dict"]
         prefix = "ema." if ema and any(name.startswith("ema.") for name in weights) else "net."
         try:
@@ -190,13 +191,13 @@ class Pipeline(
         return pipeline
 
     @classmethod
-    def _from_folder(cls, folder: Path, name: str, ema: bool, trusted: bool) -> "Pipeline":
+    def _from_folder(cls, folder: Path, name: str, ema: bool) -> "Pipeline":
         """`name` is what the user calls the folder."""
         description = read_config(folder, name)
         if not ema:
             raise InputError(f"{name} holds one set of weights, chosen when it was exported; ema is for checkpoints")
         description["tokenizer"] = Tokenizer.from_file(str(folder / TOKENIZER)).model
-        pipeline = cls._described(description, f"{name}/{CONFIG}", trusted)
+        pipeline = cls._described(description, f"{name}/{CONFIG}")
         if not (folder / WEIGHTS).is_file():
             raise InputError(f"{name} holds no {WEIGHTS}")
         try:
@@ -208,9 +209,9 @@ class Pipeline(
         return pipeline
 
     @classmethod
-    def _described(cls, description: dict[str, Any], source: str, trusted: bool) -> "Pipeline":
+    def _described(cls, description: dict[str, Any], source: str) -> "Pipeline":
         try:
-            return cls.from_description(description, trusted)
+            return cls.from_description(description)
         except ValueError as error:  # an InputError, or numbers that make no net
             raise InputError(f"{source}: {error}") from None
 
@@ -231,6 +232,7 @@ class Pipeline(
         (save_directory / CONFIG).write_text(config + "\n", encoding="utf-8")  # last: it makes the folder a model
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        modules = foreign_modules(self.describe())
         return super().generate_model_card(
             *args,
             version=__version__,
@@ -243,6 +245,8 @@ class Pipeline(
             mask=type(self.net.mask).__name__,
             noise=type(self.noise).__name__,
             codec=type(self.codec).__name__,
+            modules=modules,
+            options="".join(f" --import_module {module}" for module in modules),
             **kwargs,
         )
 

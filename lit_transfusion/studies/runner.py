@@ -12,7 +12,9 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
+import yaml
 
+from lit_transfusion.allowed_imports import OPTION, foreign_modules
 from lit_transfusion.errors import InputError
 from lit_transfusion.file_lock import locked
 from lit_transfusion.progress import Progress
@@ -122,6 +124,8 @@ def run_job(
             asked.write_text(job.evaluate, encoding="utf-8")
             checkpoint = str(last_checkpoint(job.folder) or job.folder / CHECKPOINTS)
             words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", str(job.folder)]
+            # What the study's own config names was passed by the user.
+            words += [word for name in foreign_modules(yaml.safe_load(job.planned)) for word in (OPTION, name)]
             if error := command(job, words, threads, gpus, lock, started):
                 return error
             asked.rename(options)  # only now: what it names has been measured

@@ -159,9 +159,9 @@ def test_a_checkpoint_whose_weights_do_not_fit(make_pipeline, save_checkpoint, t
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_of_which_a_part_is_gone(make_pipeline, save_checkpoint, tmp_path):
+def test_a_checkpoint_with_a_class_of_another_module_names_it_and_what_to_do(make_pipeline, save_checkpoint, tmp_path):
     description = make_pipeline().describe()
     description["mask"]["class_path"] = "masks_of_nobody.Window"
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), **{KEY: description})
-    with pytest.raises(InputError, match=r"run\.ckpt: masks_of_nobody\.Window cannot be imported .* is the package"):
+    with pytest.raises(InputError, match=r"run\.ckpt: masks_of_nobody\.Window .* --import_module masks_of_nobody"):
         Pipeline.from_pretrained(path)

@@ -1,6 +1,7 @@
 """Models that are given away: written to a folder, read from it in another place, pushed to the hub and fetched."""
 
 import fnmatch
+import importlib
 import json
 import shutil
 import subprocess
@@ -285,30 +286,34 @@ def test_a_class_of_ones_own_comes_back_from_a_folder(make_pipeline, own_package
     assert (type(mask), mask.size) == (own_package.Window, 5)
 
 
-def test_a_class_whose_package_is_not_here_is_named(exported):
-    change_config(exported, mask={"class_path": "no_such_package.Window", "init_args": {}})
-    with pytest.raises(InputError, match=r"config\.json: no_such_package\.Window cannot be imported .* is the package"):
-        Pipeline.from_pretrained(exported)
-
-
-def test_a_model_on_the_hub_has_other_packages_imported_only_if_it_is_trusted(
-    make_pipeline, own_package, put_on_hub, tmp_path
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_model_has_no_other_module_imported_than_the_user_has(
+    make_pipeline, own_package, put_on_hub, tmp_path, place
 ):
     make_pipeline(mask=own_package.Window(5)).save_pretrained(tmp_path / "model")
-    hub = put_on_hub(tmp_path / "model")
+    name, hub = ("me/shapes", put_on_hub(tmp_path / "model")) if place == "hub" else (tmp_path / "model", {})
     del sys.modules["own_parts"]
-    with pytest.raises(InputError, match=r"me/shapes/config\.json: own_parts\.Window .* trust_remote_code=True"):
-        Pipeline.from_pretrained("me/shapes", **hub)
+    with pytest.raises(InputError, match=r"config\.json: own_parts\.Window .* --import_module own_parts"):
+        Pipeline.from_pretrained(name, **hub)
     assert "own_parts" not in sys.modules
-    assert Pipeline.from_pretrained("me/shapes", trust_remote_code=True, **hub).net.mask.size == 5
+    importlib.import_module("own_parts")
+    assert Pipeline.from_pretrained(name, **hub).net.mask.size == 5
+
+
+def test_the_card_says_what_to_import(make_pipeline, own_package, tmp_path):
+    make_pipeline(mask=own_package.Window(5)).save_pretrained(tmp_path / "own")
+    make_pipeline().save_pretrained(tmp_path / "plain")
+    own, plain = ((tmp_path / name / "README.md").read_text() for name in ("own", "plain"))
+    assert "import own_parts\nfrom lit_transfusion import Pipeline\n" in own and "--import_module own_parts\n" in own
+    assert "own_parts" not in plain and "import_module" not in plain
 
 
 @pytest.mark.parametrize("part", ["patcher", "mask", "noise", "codec"])
 @pytest.mark.parametrize("class_path", ["os.system", "lit_transfusion.parts.build", "lit_transfusion.parts.T"])
-def test_nothing_but_parts_is_called_even_if_it_is_trusted(exported, put_on_hub, part, class_path):
+def test_nothing_but_parts_is_called_even_if_it_is_imported(exported, put_on_hub, part, class_path):
     change_config(exported, **{part: {"class_path": class_path, "init_args": {}}})
     with pytest.raises(InputError, match=f"{class_path} is not a "):
-        Pipeline.from_pretrained("me/shapes", trust_remote_code=True, **put_on_hub(exported))
+        Pipeline.from_pretrained("me/shapes", **put_on_hub(exported))
 
 
 # Folders that are wrong

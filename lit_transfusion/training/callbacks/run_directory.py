@@ -13,6 +13,7 @@ import rich
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_transfusion import run_folder
+from lit_transfusion.allowed_imports import foreign_modules
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class RunDirectory(lightning.Callback):
         if checkpoint:
             say("Next:")
             say(f"  tensorboard --logdir {folder}")
-            say(f"  python -m lit_transfusion generate --ckpt {checkpoint} {task} --output out.png")
+            own = "".join(f" --import_module {name}" for name in foreign_modules(pl_module.pipeline.describe()))
+            say(f"  python -m lit_transfusion generate --ckpt {checkpoint} {task} --output out.png{own}")
 
 
 def finish_again(folder: Path, trainer: lightning.Trainer) -> None:
