@@ -4,7 +4,11 @@ A shape is accepted if its error is small, and if no other shape has a much smal
 the known shapes: a hexagon that is 12 pixels wide differs from a disc by a quarter of a pixel at the rim, less than a
 good model's circles do, so a limit on the error alone cannot tell them apart.
 
-`python docs/shape_limits.py` prints what the limits below do to true pictures and to shapes that no test uses.
+The limits were chosen with `python docs/shape_limits.py`, on true pictures and on shapes that no test uses, and on the
+64 drawings of docs/images/quickstart.png, of which 62 pass (the others are crosses that lack a part). At 24, 32 and 64
+pixels none of 14 other shapes but the heptagon passes. No true picture fails, and none that is half blurred and noisy;
+blurred over 3 x 3 pixels, 18 %, 2 % and 0 % of them fail. At 16 pixels half of the houses pass, too. A regular polygon
+with seven or more corners is read as a circle.
 """
 
 import math
