@@ -142,9 +142,9 @@ def measure(
             add(metric, subject, once)
     by_scale = {}
     for scale in scales:
-        judged = subject  # has the first scale; its pictures are kept
+        judged = subject  # has the first scale; its pictures and the scores of each are kept
         if scale != scales[0]:
-            judged = replace(subject, sampling=replace(subject.sampling, guidance_scale=scale))
+            judged = replace(subject, sampling=replace(subject.sampling, guidance_scale=scale), each={})
         by_scale[scale] = dict(once)
         for metric in metrics:
             if metric.samples:
@@ -178,6 +178,7 @@ def keep(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
         for i, image in enumerate(subject.drawn[:SHOWN]):
             save(to_pil(image), folder / "samples" / f"{i}.png")
         result["prompts"] = subject.prompts[:SHOWN]
+    result["each"] = subject.each
     path = folder / "evaluation.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return path

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from lit_transfusion import cli
-from lit_transfusion.evaluation import KID, ImageShare, Perplexity, default_metrics
+from lit_transfusion.evaluation import KID, ImageShare, Perplexity, ShapeCaptions, default_metrics
 from lit_transfusion.evaluation.command import measure
 from lit_transfusion.evaluation.metric import Metric, Unavailable
 from lit_transfusion.generation.pipeline import KEY
@@ -114,6 +114,13 @@ def test_metrics_in_a_file_have_arguments(measured, run):
     (run.parent / "mine.yaml").write_text(yaml.safe_dump({"metrics": metrics}))
     result, _ = measured("--config", "mine.yaml")
     assert list(result["metrics"]["3"]) == ["once", "image_share"]
+
+
+def test_scores_of_each_picture_are_kept_of_the_first_guidance_scale(measured):
+    result, _ = measured("--metrics", "ShapeCaptions", "Perplexity", "--guidance_scale", "1,3")
+    assert result["metrics"].keys() == {"1", "3"} and result["each"].keys() == ShapeCaptions.columns.keys()
+    for column, scores in result["each"].items():
+        assert len(scores) == 3 and sum(scores) / 3 == result["metrics"]["1"][column]
 
 
 @pytest.mark.parametrize("words", [["1,3"], ["1", "3"], ["[1,3]"], ["1, 3"]])
