@@ -6,33 +6,86 @@ python docs/studies_table.py > docs/studies/README.md
 import csv
 from pathlib import Path
 
+from lit_transfusion.studies.results import adjusted_by_bh, adjusted_by_holm
+
 STUDIES = Path(__file__).parent / "studies"
 ORDER = {"mask": 5, "patch_size": 6, "patcher": 7, "noise_limit": 8, "order": None, "image_loss_weight": None}
 
-print("# The paper's ablations, at the size of two CPU cores\n")
-print(
-    "Each study is one command (`python -m lit_transfusion ablate --config configs/ablate_NAME.yaml --seeds 3 "
-    "--parallel 2`) on drawn shapes of 24 x 24 pixels, with nets of some million parameters that see at most a million "
-    "positions, where the paper's see half a trillion. So this says which findings show that early and that small, not "
-    "which are true. Commit, hardware and wall time are at the head of each report.\n"
-)
-print(
-    "A difference is above zero where the finding holds; in brackets is its 95 % t interval over three seeds. It is "
-    '"not resolved" where that holds zero; of twenty differences that are none, one would still seem resolved. '
-    "`diffusion_loss` is on noise that is the same for all arms and seeds, and so differs least between seeds; "
-    "`kid_efficientnet_lite0` compares 100 drawn pictures with 100 held-out ones. Findings are the paper's, but for "
-    "those of order and image_loss_weight, of which it reports nothing.\n"
-)
-print("| study | finding | measured by | difference | holds here? |\n|---|---|---|---|---|")
-for name, table in ORDER.items():
-    path = STUDIES / name / "findings.csv"
-    if not path.is_file():
-        continue
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            study = f"[{name}]({name}/README.md)" + (f", Table {table}" if table else "")
-            difference, low, high = (float(row[key]) for key in ("difference", "low", "high"))
-            print(
-                f"| {study} | {row['finding']} | `{row['column']}`, {row['better']} over {row['worse']} "
-                f"| {difference:+.3g} [{low:+.3g}, {high:+.3g}] | {row['verdict']} |"
-            )
+INTRODUCTION = """\
+# The paper's ablations, at the size of two CPU cores
+
+Each study is one command (`python -m lit_transfusion ablate --config configs/ablate_NAME.yaml --seeds 3 --parallel \
+2`) on drawn shapes of 24 x 24 pixels, with nets of some million parameters that see at most a million positions, \
+where the paper's see half a trillion. So this says which findings show that early and that small, not which are \
+true. Commit, hardware and wall time are at the head of each report.
+
+A difference is above zero where the finding holds; in brackets is its 95 % interval (paired t test over three seeds; \
+for scores that are counts of pictures also over pictures, see the reports). *Alone* is the verdict if the finding \
+were the only one: "yes" or "no" if the interval excludes zero. **Holds here?** is the verdict with p adjusted by \
+Holm's method for all {tested} findings of this table, so that the chance of one or more false verdicts in it is at \
+most 5 %; BH is p adjusted by Benjamini and Hochberg's method, of which one in twenty below 0.05 is expected to be \
+false. "At the floor": neither arm is above what a model gets that has learned nothing. The reports adjust for their \
+own findings only.
+
+Of {total} findings {alone} are resolved alone, {holm} with Holm's adjustment and {bh} with Benjamini and Hochberg's; \
+{at_floor} are at the floor.
+
+`diffusion_loss` is on noise that is the same for all arms and seeds, and so differs least between seeds; \
+`kid_efficientnet_lite0` compares 100 drawn pictures with 100 held-out ones. Findings are the paper's, but for those \
+of order and image_loss_weight, of which it reports nothing.
+
+| study | finding | measured by | difference | p | Holm | BH | alone | holds here? |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def table(studies: Path) -> str:
+    """The whole README, from the findings.csv of each study in a folder."""
+    rows = []
+    for name in ORDER:
+        path = studies / name / "findings.csv"
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows += [{"study": name, **row} for row in csv.DictReader(file)]
+    tested = [row for row in rows if row["p"]]
+    p_values = [float(row["p"]) for row in tested]
+    for row, holm, bh in zip(tested, adjusted_by_holm(p_values), adjusted_by_bh(p_values), strict=True):
+        row |= {"holm": holm, "bh": bh}  # for all studies, where findings.csv has them for one
+    counts = {
+        "total": len(rows),
+        "tested": len(tested),
+        "alone": sum(verdict(row, "p") in ("yes", "no") for row in rows),
+        "holm": sum(verdict(row, "holm") in ("yes", "no") for row in rows),
+        "bh": sum(verdict(row, "bh") in ("yes", "no") for row in rows),
+        "at_floor": sum(row["at_floor"] == "True" for row in rows),
+    }
+    return "\n".join([INTRODUCTION.format(**counts), *map(line, rows)])
+
+
+def verdict(row: dict, key: str) -> str:
+    """By p, or by p as it is adjusted."""
+    if row["at_floor"] == "True":
+        return "at the floor"
+    if not row[key] or float(row[key]) >= 0.05:
+        return "not resolved"
+    return "yes" if float(row["difference"]) > 0 else "no"
+
+
+def line(row: dict) -> str:
+    number = ORDER[row["study"]]
+    study = f"[{row['study']}]({row['study']}/README.md)" + (f", Table {number}" if number else "")
+    interval = f" [{float(row['low']):+.3g}, {float(row['high']):+.3g}]" if row["low"] else ""
+    p_values = (f"{float(row[key]):.2g}" if row[key] else "–" for key in ("p", "holm", "bh"))
+    cells = [
+        study,
+        row["finding"].replace("|", "\\|"),
+        f"`{row['column']}`, {row['better']} over {row['worse']}",
+        f"{float(row['difference']):+.3g}{interval}",
+        *p_values,
+        verdict(row, "p"),
+        verdict(row, "holm"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    print(table(STUDIES))

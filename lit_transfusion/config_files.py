@@ -1,16 +1,27 @@
 """What `--config` reads: the file of a run, or of a tool that wants to know of a run's source."""
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace, _common, set_parsing_settings
 from omegaconf import OmegaConf
 
 from lit_transfusion import allowed_imports
 from lit_transfusion.composition import compose, resolved
 from lit_transfusion.errors import InputError
+from lit_transfusion.model.transformer import SIZES
 from lit_transfusion.refusals import one_line
+
+# PyYAML writes the text 1e5 without quotes, and OmegaConf reads that as a number. jsonargparse does both to resolve
+# ${...}, which would make 100000.0 of a folder of this name.
+yaml.SafeDumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 @contextmanager
@@ -36,10 +47,31 @@ class ComposedFile(ActionConfigFile):
 
     def lay_over(self, parser, cfg: Namespace, parts: Parts, option_string: str | None) -> None:
         for path, content in parts:
+            content = with_widths(content)
             try:
                 super().__call__(parser, cfg, OmegaConf.to_yaml(content), option_string)
             except (ArgumentError, TypeError, ValueError) as error:
                 raise InputError(f"{path}: {one_line(error)}") from error
+
+
+def with_widths(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with the widths of a size in place of its name, so that what is laid over it may change one of them."""
+    model = content.get("model")
+    name = model.get("size") if isinstance(model, dict) else None
+    if not isinstance(name, str) or name not in SIZES:
+        return content
+    return {**content, "model": {**model, "size": asdict(SIZES[name])}}
+
+
+def words_with_widths(words: Sequence[str]) -> list[str]:
+    """The same for a name on the command line: --model.size NAME or --model.size=NAME."""
+    joined = re.sub(r"(^|\0)--model\.size[\0=]([^\0]*)", spelled_out, "\0".join(words))
+    return joined.split("\0") if words else []
+
+
+def spelled_out(option: re.Match[str]) -> str:
+    start, name = option.groups()
+    return f"{start}--model.size={json.dumps(asdict(SIZES[name]))}" if name in SIZES else option[0]
 
 
 class ConfigFile(ComposedFile):

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_transfusion import run_folder
 from lit_transfusion.composition import read, resolved, with_interpolations
-from lit_transfusion.config_files import ConfigFile
+from lit_transfusion.config_files import ConfigFile, words_with_widths
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import check_resumable
@@ -231,7 +231,7 @@ def start(cls: type[TransfusionCLI], argv: list[str], description: str | None = 
         },
         auto_configure_optimizers=False,
         save_config_callback=KeepConfig,
-        args=argv,
+        args=words_with_widths(argv),
         run=run,
     )
 

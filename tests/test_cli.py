@@ -258,6 +258,42 @@ def test_one_seed_is_that_of_weights_data_and_noise_unless_those_are_set(printed
     assert (config["seed_everything"], config["data"]["seed"], config["model"]["seed"]) == seeds
 
 
+@pytest.mark.parametrize("name", ["1e5", "1E+05", "-1e5", "0x10", "true", "2024-01-01", "1:30", "1_000", "1.5"])
+def test_folder_may_have_any_name(printed, folder, name):
+    """On the command line and in YAML, by itself and inside of ${...}."""
+    (folder / "named.yaml").write_text(
+        yaml.safe_dump({"trainer": {"default_root_dir": name}, "data": {"tokenizer_model": name}, "ckpt_path": name})
+    )
+    words = [f"--trainer.default_root_dir={name}", f"--data.tokenizer_model={name}", f"--ckpt_path={name}"]
+    for given in (["--config", "named.yaml"], words):
+        config = printed("fit", "--config", "small.yaml", *given)
+        assert config["trainer"]["default_root_dir"] == config["ckpt_path"] == config["data"]["tokenizer_model"] == name
+        assert [logger["init_args"]["save_dir"] for logger in config["trainer"]["logger"]] == [name, name]
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "expected"),
+    [
+        ("tiny", ["--model.size.n_layers", "2"], (256, 2, 8)),
+        (None, ["--model.size.n_layers=6"], (128, 6, 4)),  # of default.yaml, which is nano
+        ({"n_layers": 3}, [], (128, 3, 4)),
+        (None, ["--model.size", "tiny", "--model.size.dim", "128"], (128, 6, 8)),
+        ("nano", ["--model.size=tiny"], (256, 6, 8)),
+    ],
+)
+def test_named_size_is_a_start_whose_widths_can_be_changed(printed, folder, size, words, expected):
+    model = {} if size is None else {"model": {"size": size}}
+    (folder / "sized.yaml").write_text(yaml.safe_dump({"base": f"{REPOSITORY}/configs/default.yaml", **model}))
+    config = printed("fit", "--config", "sized.yaml", *words)
+    assert tuple(config["model"]["size"][key] for key in ("dim", "n_layers", "n_heads")) == expected
+
+
+def test_base_of_the_rotary_positions_can_be_set(printed):
+    assert printed("fit", "--config", "small.yaml", "--model.rope_theta", "5e5")["model"]["rope_theta"] == 5e5
+    model = lightning_cli.parts_of(["--config", "small.yaml", "--model.rope_theta", "5e5"]).model
+    assert model.net.transformer.rope_theta == model.pipeline.describe()["rope_theta"] == 5e5
+
+
 @pytest.mark.parametrize("seed", ["-1", "true", str(2**32)])
 def test_seed_that_cannot_be_is_an_error(refused, seed):
     assert "seed_everything" in refused("fit", "--config", "small.yaml", "--seed_everything", seed)

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_transfusion.allowed_imports import PACKAGE, class_paths, is_within, named, not_allowed
-from lit_transfusion.composition import read, resolved
-from lit_transfusion.config_files import importing_only_what_is_allowed
+from lit_transfusion.composition import compose
+from lit_transfusion.config_files import SourceFile, importing_only_what_is_allowed
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import default_metrics
@@ -142,9 +142,9 @@ def measure(
             add(metric, subject, once)
     by_scale = {}
     for scale in scales:
-        judged = subject  # has the first scale; its pictures are kept
+        judged = subject  # has the first scale; its pictures and the scores of each are kept
         if scale != scales[0]:
-            judged = replace(subject, sampling=replace(subject.sampling, guidance_scale=scale))
+            judged = replace(subject, sampling=replace(subject.sampling, guidance_scale=scale), each={})
         by_scale[scale] = dict(once)
         for metric in metrics:
             if metric.samples:
@@ -178,6 +178,7 @@ def keep(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
         for i, image in enumerate(subject.drawn[:SHOWN]):
             save(to_pil(image), folder / "samples" / f"{i}.png")
         result["prompts"] = subject.prompts[:SHOWN]
+    result["each"] = subject.each
     path = folder / "evaluation.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return path
@@ -204,20 +205,27 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
 
     `passed` says whether the user gave the config, and not only a checkpoint that it lies beside.
     """
-    try:
-        source = resolved(read(path), "data.source")
-        source = {"class_path": source} if isinstance(source, str) else source
-        source = {**source, "init_args": {**source.get("init_args", {}), "image_size": image_size}}
-    except (KeyError, TypeError):
-        raise InputError(f"{path} names no data.source; give the config.yaml of a run") from None
-    for class_path in [] if passed else class_paths(source):
+    contents = [content["data"] for _, content in compose(path) if isinstance(content.get("data"), dict)]
+    sources = [data["source"] for data in contents if data.get("source")]
+    if not sources:
+        raise InputError(f"{path} names no data.source; give the config.yaml of a run")
+    for class_path in [] if passed else [name for source in sources for name in class_paths(source)]:
         if "." in class_path and not is_within(class_path, [PACKAGE, *named]):
             raise InputError(f"{path}: {not_allowed(class_path)}; or pass the file: --data {path}")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Source, "data.source")
+    parser.add_argument("--config", action=SourceFile)
+    for option in ("vocab_size", "character_coverage"):  # of the tokenizer, which SourceFile hands on, too
+        parser.add_argument(f"--{option}", type=Any)
+    parser.add_subclass_arguments(Source, "source")
+    words = ["--config", str(path), "--source.init_args.image_size", str(image_size)]
     try:
         with in_its_own_words():
-            source = parser.instantiate(parser.parse_object({"data": {"source": source}})).data.source.pictures
+            options = parser.parse_args(words)
+    except ArgumentError as error:
+        raise InputError(f"{path}: {one_line(error)}") from None
+    try:
+        with in_its_own_words():
+            source = parser.instantiate(options).source.pictures
     except ArgumentError as error:
         raise InputError(f"{path}: {one_line(error)}") from None
     except InputError as error:  # such as data that are not where they were

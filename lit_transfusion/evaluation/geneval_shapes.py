@@ -185,6 +185,7 @@ class GenEvalShapes(Metric):
     def __init__(self, prompts_per_category: int = 24, pictures_per_prompt: int = 1) -> None:
         if pictures_per_prompt < 1:
             raise InputError(f"pictures_per_prompt is {pictures_per_prompt}: it must be at least 1")
+        self.pictures_per_prompt = pictures_per_prompt
         self.prompts = [
             prompt
             for category in CATEGORIES
@@ -199,9 +200,14 @@ class GenEvalShapes(Metric):
         if missing := [name for name in SCENES if name not in subject.source.scenes]:
             raise Unavailable(f"the source draws no scenes of kind {', '.join(missing)}, which some prompts are about")
         drawn = subject.draw([prompt.text for prompt in self.prompts])  # (N, 3, S, S)
-        return shares_of(
-            (prompt, is_right(picture, prompt)) for picture, prompt in zip(drawn, self.prompts, strict=True)
-        )
+        right = [float(is_right(picture, prompt)) for picture, prompt in zip(drawn, self.prompts, strict=True)]
+        k = self.pictures_per_prompt
+        by_prompt = [sum(right[start : start + k]) / k for start in range(0, len(right), k)]
+        size = len(by_prompt) // len(CATEGORIES)  # in the order of the categories
+        for number, category in enumerate(CATEGORIES):
+            subject.each[f"geneval_{category}"] = by_prompt[number * size : (number + 1) * size]
+        subject.each["geneval"] = by_prompt
+        return shares_of(zip(self.prompts, right, strict=True))
 
     def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
         """The same shares for noise, and for pictures of the training split: each is judged by every prompt."""
@@ -219,7 +225,7 @@ class GenEvalShapes(Metric):
         return baselines
 
 
-def shares_of(answers: Iterable[tuple[GenEvalPrompt, bool]]) -> dict[str, float]:
+def shares_of(answers: Iterable[tuple[GenEvalPrompt, float]]) -> dict[str, float]:
     """Whether each picture was right for its prompt → the share of each category, and `geneval`, their mean."""
     right = {category: [] for category in CATEGORIES}
     for prompt, answer in answers:

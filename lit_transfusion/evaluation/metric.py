@@ -39,6 +39,7 @@ class Subject:
         sampling: How pictures and captions are sampled.
         batch_size: Samples, or documents, at once.
         on_progress: Told how far the slow parts are.
+        each: Column → score of each picture or prompt, from the metrics that count.
     """
 
     pipeline: Pipeline
@@ -47,6 +48,7 @@ class Subject:
     sampling: Sampling = field(default_factory=lambda: Sampling(num_inference_steps=25))
     batch_size: int = 64
     on_progress: OnProgress = silent
+    each: dict[str, list[float]] = field(default_factory=dict)
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -115,11 +117,16 @@ class Metric:
     """One measure, named in YAML and on the command line by its short class name. To add one, write a subclass.
 
     `columns` are the names of the numbers that it gives, each with whether "more" or "less" of it is better, or
-    "neither". `samples` says whether they depend on how pictures and captions are sampled, so that a sweep over
-    guidance measures the others once.
+    "neither". `floors` names for a column the one that has what a model gets that has learned nothing. `samples` says
+    whether they depend on how pictures and captions are sampled, so that a sweep over guidance measures the others
+    once.
+
+    Where a column is the mean of a score of each picture or prompt, `subject.each[column]` should be set to those
+    scores, in an order that is the same for all models: studies need them to tell how sure a difference is.
     """
 
     columns: ClassVar[dict[str, str]]
+    floors: ClassVar[dict[str, str]] = {}
     samples: ClassVar[bool] = True
 
     def __call__(self, subject: Subject) -> dict[str, float]:

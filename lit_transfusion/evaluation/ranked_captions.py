@@ -34,6 +34,9 @@ class RankedCaptions(Metric):
         "ranked_captions_unnormalised": "more",
         "ranked_captions_chance": "neither",
     }
+    floors: ClassVar[dict[str, str]] = dict.fromkeys(
+        ["ranked_captions", "ranked_captions_unnormalised"], "ranked_captions_chance"
+    )
     samples: ClassVar[bool] = False
 
     def __init__(self, num_choices: int = 4, seed: int = 0) -> None:
@@ -57,11 +60,13 @@ class RankedCaptions(Metric):
         scores = [likelihood.log_probability for likelihood in found]
         sizes = [len(caption_read(pipeline, caption).encode()) for captions in choices for caption in captions]
         by_byte = [score / size for score, size in zip(scores, sizes, strict=True)]
-        return {
-            "ranked_captions": share_of_firsts(by_byte, self.num_choices),
-            "ranked_captions_unnormalised": share_of_firsts(scores, self.num_choices),
-            "ranked_captions_chance": 1 / self.num_choices,
+        right = {
+            "ranked_captions": firsts(by_byte, self.num_choices),
+            "ranked_captions_unnormalised": firsts(scores, self.num_choices),
+            "ranked_captions_chance": [1 / self.num_choices] * len(asked),
         }
+        subject.each.update(right)
+        return {column: sum(scores) / len(scores) for column, scores in right.items()}
 
     def _groups(self, examples: Sequence[Example], captions: Sequence[str]) -> list[list[int]]:
         """Numbers of examples, `num_choices` in each group; `captions` has the one of each example that is asked."""
@@ -90,7 +95,7 @@ class RankedCaptions(Metric):
         return groups
 
 
-def share_of_firsts(scores: Sequence[float], num_choices: int) -> float:
-    """How often the first of each `num_choices` scores is the highest; one of k that are equally high counts 1/k."""
+def firsts(scores: Sequence[float], num_choices: int) -> list[float]:
+    """Of each `num_choices` scores, whether the first is the highest: 0 or 1, or 1/k if it is one of k highest."""
     rows = [scores[start : start + num_choices] for start in range(0, len(scores), num_choices)]
-    return sum((row[0] == max(row)) / row.count(max(row)) for row in rows) / len(rows)
+    return [(row[0] == max(row)) / row.count(max(row)) for row in rows]

@@ -19,5 +19,9 @@ class ShapeCaptions(Metric):
         if not isinstance(subject.source, Shapes):
             raise Unavailable(f"it reads captions of Shapes, and the source is {type(subject.source).__name__}")
         truths = [parse_caption(example.captions[0]) for example in subject.examples]  # every caption names all objects
-        said = score([parse_caption(caption) for caption in subject.written], truths)
-        return {f"caption_{name}": share for name, share in said._asdict().items()}
+        scores = [
+            score([parse_caption(caption)], [truth]) for caption, truth in zip(subject.written, truths, strict=True)
+        ]
+        right = {f"caption_{name}": [getattr(one, name) for one in scores] for name in ("colour", "shape", "both")}
+        subject.each.update(right)
+        return {column: sum(each) / len(each) for column, each in right.items()}

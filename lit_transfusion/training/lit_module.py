@@ -64,10 +64,12 @@ class LitTransfusion(lightning.LightningModule):
         noise: The noise process.
         optimizer: Given the parameters; weight decay is applied to matrices only.
         scheduler: Given the optimiser; stepped after each optimiser step.
-        size: Of the Transformer: a name (0.16B to 7B are the paper's Table 2) or the widths themselves.
+        size: Of the Transformer: a name (0.16B to 7B are the paper's Table 2), its widths, or a name and, later in YAML
+            or on the command line, the widths that differ from it (--model.size.n_layers 6).
         image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4).
         ema_decay: Of the moving average of the weights that validation and sampling use; null for none.
         attention: Attention backend: auto, eager, dense, split or flex.
+        rope_theta: Base of the rotary position embedding; larger for longer documents.
         compile: Compile the Transformer's blocks: on a GPU much faster, on a CPU some percent, after half a minute.
         activation_checkpointing: What the backward pass computes again in place of keeping it: none, selective (all but
             matrix products and attention), or full (each block). Less memory, more time.
@@ -94,6 +96,7 @@ class LitTransfusion(lightning.LightningModule):
         image_loss_weight: float = 5.0,
         ema_decay: float | None = 0.999,
         attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",
+        rope_theta: float = 10_000.0,
         compile: bool = False,
         activation_checkpointing: ActivationCheckpointing = "none",
         seed: int = 0,
@@ -117,7 +120,7 @@ class LitTransfusion(lightning.LightningModule):
         self.skip_nonfinite = skip_nonfinite
         self.skipped_steps = 0
         size = SIZES[size] if isinstance(size, str) else size
-        self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, attention=attention)
+        self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, rope_theta, attention)
         if init_from is not None:
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -10,8 +11,9 @@ import yaml
 from PIL import Image
 
 from lit_transfusion import cli
-from lit_transfusion.evaluation import KID, ImageShare, Perplexity, default_metrics
-from lit_transfusion.evaluation.command import measure
+from lit_transfusion.data.sources.shapes import Shapes
+from lit_transfusion.evaluation import KID, ImageShare, Perplexity, ShapeCaptions, default_metrics
+from lit_transfusion.evaluation.command import measure, source_of
 from lit_transfusion.evaluation.metric import Metric, Unavailable
 from lit_transfusion.generation.pipeline import KEY
 
@@ -116,6 +118,24 @@ def test_metrics_in_a_file_have_arguments(measured, run):
     assert list(result["metrics"]["3"]) == ["once", "image_share"]
 
 
+def test_source_may_be_that_of_a_file_that_builds_on_others(run):
+    """As configs/ablate_mask.yaml does, over two files; what a later one says of the source is laid over an earlier."""
+    study = Path(__file__).parents[2] / "configs" / "ablate_mask.yaml"
+    source = source_of(study, 24)
+    assert type(source) is Shapes and source.image_size == 24
+    path = run / "mine.yaml"
+    content = {"base": str(study), "data": {"source": {"init_args": {"num_val_examples": 7}}}}
+    path.write_text(yaml.safe_dump(content))
+    assert len(source_of(path, 24).split("val")) == 7
+
+
+def test_scores_of_each_picture_are_kept_of_the_first_guidance_scale(measured):
+    result, _ = measured("--metrics", "ShapeCaptions", "Perplexity", "--guidance_scale", "1,3")
+    assert result["metrics"].keys() == {"1", "3"} and result["each"].keys() == ShapeCaptions.columns.keys()
+    for column, scores in result["each"].items():
+        assert len(scores) == 3 and sum(scores) / 3 == result["metrics"]["1"][column]
+
+
 @pytest.mark.parametrize("words", [["1,3"], ["1", "3"], ["[1,3]"], ["1, 3"]])
 def test_sweep_over_guidance_measures_once_what_does_not_sample(measured, words, asked):
     sweep = ["--guidance_scale", *words]
@@ -218,7 +238,7 @@ def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
         (["--sampler", "euler"], ["euler", "dpm++"]),
         (["--data", "none.yaml"], ["none.yaml not found"]),
         (["--data", "empty.yaml"], ["empty.yaml names no data.source"]),
-        (["--data", "unknown.yaml"], ["unknown.yaml: data.source: there is no class Photos; known: EditTriples"]),
+        (["--data", "unknown.yaml"], ["unknown.yaml: source: there is no class Photos; known: EditTriples"]),
         (["--data", "gone.yaml"], ["gone.yaml, data.source: no such folder: gone", "--data CONFIG.yaml"]),
         (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
         (["--data", "texts.yaml"], ["texts.yaml: TextCorpus has no pictures"]),

@@ -283,6 +283,11 @@ def test_perfect_pictures_score_one_and_mixed_up_ones_hardly_anything(make_pipel
     said = metric(subject)
     assert said["geneval"] == pytest.approx(sum(said[f"geneval_{category}"] for category in CATEGORIES) / 6)
     assert said["geneval"] < 0.2
+    assert {column: len(scores) for column, scores in subject.each.items()} == {
+        column: 96 if column == "geneval" else 16 for column in metric.columns
+    }  # by prompt, of which each has two pictures
+    for column, scores in subject.each.items():
+        assert set(scores) <= {0, 0.5, 1} and sum(scores) / len(scores) == pytest.approx(said[column])
 
 
 def test_baselines_are_what_chance_gives(make_pipeline):

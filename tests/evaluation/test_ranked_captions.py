@@ -9,12 +9,12 @@ from lit_transfusion.data.recipe import image_first
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.likelihood import caption_given_image, text_likelihoods
 from lit_transfusion.evaluation.metric import Unavailable
-from lit_transfusion.evaluation.ranked_captions import RankedCaptions, share_of_firsts
+from lit_transfusion.evaluation.ranked_captions import RankedCaptions, firsts
 
 
-def test_shares_by_hand():
-    assert share_of_firsts([-1, -2, -3, -1, -2, -1], 2) == pytest.approx(1 / 3)
-    assert share_of_firsts([-1, -1, -1, -2, 0, -3], 3) == pytest.approx((1 / 3 + 0) / 2)
+def test_firsts_by_hand():
+    assert firsts([-1, -2, -3, -1, -2, -1], 2) == [1, 0, 0]
+    assert firsts([-1, -1, -1, -2, 0, -3], 3) == pytest.approx([1 / 3, 0])
 
 
 CHANCE = {"ranked_captions_chance": pytest.approx(1 / 3)}
@@ -77,6 +77,7 @@ def test_equals_choosing_one_document_at_a_time(make_pipeline):
             right["ranked_captions_unnormalised"] += max(scores, key=scores.get) == examples[i].captions[0]
     assert right["ranked_captions"] != right["ranked_captions_unnormalised"]  # else both columns could be one
     assert metric(subject) == {name: count / 24 for name, count in right.items()} | CHANCE
+    assert {name: sum(subject.each[name]) for name in right} == right and len(subject.each["ranked_captions"]) == 24
 
 
 def test_a_model_that_has_learned_to_read_its_pictures(make_pipeline):

@@ -1,6 +1,7 @@
 """The report of whatever is finished: tables that are well formed, and pictures that show something."""
 
 import csv
+import itertools
 import json
 import re
 
@@ -68,7 +69,13 @@ def test_report_of_a_whole_study(reported, outcomes):
     findings, results, differences, cost = tables(text)
     (finding,) = findings[1:]
     assert finding[0] == r"Both ways \| is better"
-    assert finding[2:4] == ["+1.1", "+1, +1.1, +1.2"] and finding[4] == "[+1, +1.2]" and finding[-1] == "yes"
+    by_name = dict(zip(findings[0], finding, strict=True))
+    assert (by_name["difference"], by_name["95 % interval"]) == ("+1.1", "[+0.852, +1.35]")
+    assert by_name["each seed"] == "+1, +1.1, +1.2" and by_name["alone"] == by_name["holds here?"] == "yes"
+    assert by_name["p"] == by_name["Holm"] == by_name["BH"] == "0.0027"  # there is no other finding
+    assert "1 finding, 1 tested: 1 resolved alone, 1 with Holm's adjustment" in text and "0 at the floor" in text
+    assert "**alone**" in text and "**holds here?**" in text and "all 1 tested findings" in text  # what they mean
+    assert "**at the floor**" not in text and "**pictures**" not in text
     assert differences[1] == ["perplexity", "+1.1 [+0.852, +1.35]"]  # of both over causal, and its t interval
     # Few columns go down the page, and arms across it or the other way round: each number is there.
     by_name = {row[0]: row[1:] for row in (results if results[0][0] == "arm" else [])}
@@ -80,6 +87,21 @@ def test_report_of_a_whole_study(reported, outcomes):
         assert f"({name})" in text
         assert len(Image.open(folder / name).convert("L").getcolors(1 << 24)) > 2  # not empty
     assert len(list(csv.DictReader((folder / "results.csv").open()))) == 6
+
+
+def test_report_says_which_intervals_include_pictures_and_what_is_at_the_floor(reported, finished):
+    claims = [{"says": "It ranks", "column": "ranked_captions", "better": "both", "worse": "causal"}]
+    outcomes = []
+    for arm, seed in itertools.product(("causal", "both"), range(3)):
+        right = [1.0] * (4 + seed) + [0.0] * (12 - seed)
+        job = finished(arm, seed, {"ranked_captions": sum(right) / 16, "ranked_captions_chance": 0.25})
+        path = job.folder / "evaluation.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"each": {"ranked_captions": right}}))
+        outcomes.append(Outcome(job, None))
+    text, _ = reported(outcomes, study={"metrics": ["RankedCaptions"], "claims": claims, "paper": {}})
+    assert "1 at the floor" in text and tables(text)[0][1][-1] == "at the floor"
+    assert "(ranked_captions: ranked_captions_chance)" in text
+    assert "**pictures**: of ranked_captions (16)" in text and "73 to 96 times" in text
 
 
 def test_report_of_a_study_without_claims_and_a_table_of_the_paper(reported, outcomes):
