@@ -24,7 +24,7 @@ for scores that are counts of pictures also over pictures, see the reports). *Al
 were the only one: "yes" or "no" if the interval excludes zero. **Holds here?** is the verdict with p adjusted by \
 Holm's method for all {tested} findings of this table, so that the chance of one or more false verdicts in it is at \
 most 5 %; BH is p adjusted by Benjamini and Hochberg's method, of which one in twenty below 0.05 is expected to be \
-false. "At the floor": neither arm is above what a model gets that has learned nothing. The reports adjust for their \
+false. "At the floor": neither arm is above what is reached without a model. The reports adjust for their \
 own findings only.
 
 Of {total} findings {alone} are resolved alone, {holm} with Holm's adjustment and {bh} with Benjamini and Hochberg's; \

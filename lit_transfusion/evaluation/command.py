@@ -207,6 +207,7 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
     """
     contents = [content["data"] for _, content in compose(path) if isinstance(content.get("data"), dict)]
     sources = [data["source"] for data in contents if data.get("source")]
+    sources = [{"class_path": source} if isinstance(source, str) else source for source in sources]
     if not sources:
         raise InputError(f"{path} names no data.source; give the config.yaml of a run")
     for class_path in [] if passed else [name for source in sources for name in class_paths(source)]:

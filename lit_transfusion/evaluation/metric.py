@@ -117,16 +117,14 @@ class Metric:
     """One measure, named in YAML and on the command line by its short class name. To add one, write a subclass.
 
     `columns` are the names of the numbers that it gives, each with whether "more" or "less" of it is better, or
-    "neither". `floors` names for a column the one that has what a model gets that has learned nothing. `samples` says
-    whether they depend on how pictures and captions are sampled, so that a sweep over guidance measures the others
-    once.
+    "neither". `samples` says whether they depend on how pictures and captions are sampled, so that a sweep over
+    guidance measures the others once.
 
     Where a column is the mean of a score of each picture or prompt, `subject.each[column]` should be set to those
     scores, in an order that is the same for all models: studies need them to tell how sure a difference is.
     """
 
     columns: ClassVar[dict[str, str]]
-    floors: ClassVar[dict[str, str]] = {}
     samples: ClassVar[bool] = True
 
     def __call__(self, subject: Subject) -> dict[str, float]:

@@ -22,21 +22,13 @@ class RankedCaptions(Metric):
     Each caption is read after BOS and the clean image. `ranked_captions` compares log-likelihoods for each byte of the
     text, as `acc_bytes` of lm-eval does, so that short captions do not win; `ranked_captions_unnormalised` compares
     them as they are, as its `acc` does. Where several are equally likely, the picture counts for one over their number.
-    `ranked_captions_chance` is 1 / num_choices.
 
     Args:
         num_choices: Captions to choose from, at least 2.
         seed: Of the groups.
     """
 
-    columns: ClassVar[dict[str, str]] = {
-        "ranked_captions": "more",
-        "ranked_captions_unnormalised": "more",
-        "ranked_captions_chance": "neither",
-    }
-    floors: ClassVar[dict[str, str]] = dict.fromkeys(
-        ["ranked_captions", "ranked_captions_unnormalised"], "ranked_captions_chance"
-    )
+    columns: ClassVar[dict[str, str]] = {"ranked_captions": "more", "ranked_captions_unnormalised": "more"}
     samples: ClassVar[bool] = False
 
     def __init__(self, num_choices: int = 4, seed: int = 0) -> None:
@@ -63,10 +55,12 @@ class RankedCaptions(Metric):
         right = {
             "ranked_captions": firsts(by_byte, self.num_choices),
             "ranked_captions_unnormalised": firsts(scores, self.num_choices),
-            "ranked_captions_chance": [1 / self.num_choices] * len(asked),
         }
         subject.each.update(right)
         return {column: sum(scores) / len(scores) for column, scores in right.items()}
+
+    def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
+        return {"chance": dict.fromkeys(self.columns, 1 / self.num_choices)}
 
     def _groups(self, examples: Sequence[Example], captions: Sequence[str]) -> list[list[int]]:
         """Numbers of examples, `num_choices` in each group; `captions` has the one of each example that is asked."""

@@ -125,7 +125,7 @@ def findings(study: Study, jobs: Sequence[Job]) -> list[str]:
             p_values = ["–" if p is None else f"{p:.2g}" for p in (one.found.p, one.holm, one.bh)]
             numbers = [f"{one.found.mean:+.3g}", span(one.found.interval), each, *p_values]
         rows.append([one.claim.says, measure, *numbers, one.alone, one.holds])
-    return [summary(found), markdown(rows), meaning(study, found)]
+    return [summary(found), markdown(rows), meaning(found, baselines_of(jobs))]
 
 
 def summary(found: Sequence[Finding]) -> str:
@@ -142,7 +142,7 @@ def summary(found: Sequence[Finding]) -> str:
     )
 
 
-def meaning(study: Study, found: Sequence[Finding]) -> str:
+def meaning(found: Sequence[Finding], baselines: dict[str, dict[str, float]]) -> str:
     """What the columns of the table say."""
     tested = sum(one.holm is not None for one in found)
     lines = [
@@ -156,11 +156,12 @@ def meaning(study: Study, found: Sequence[Finding]) -> str:
         "- **BH**: p adjusted by Benjamini and Hochberg's method for the same findings. Of those below 0.05, one in "
         "twenty is expected to be false.",
     ]
-    floors = {one.claim.column: study.floors[one.claim.column] for one in found if one.claim.column in study.floors}
-    if floors:
-        named = ", ".join(f"{column}: {floor}" for column, floor in floors.items())
+    columns = dict.fromkeys(one.claim.column for one in found)
+    reached = {c: [f"{name} {numbers[c]:.3g}" for name, numbers in baselines.items() if c in numbers] for c in columns}
+    if any(reached.values()):
+        named = "; ".join(f"{column}: {', '.join(names)}" for column, names in reached.items() if names)
         lines.append(
-            "- **at the floor**: the interval of neither arm is above what a model gets that has learned nothing "
+            "- **at the floor**: the interval of neither arm is above what is reached without a model "
             f"({named}), so that the difference says nothing of the arms."
         )
     pictures = {one.claim.column: one.found.num_pictures for one in found if one.found and one.found.num_pictures}

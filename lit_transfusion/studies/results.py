@@ -28,6 +28,7 @@ class Measured(NamedTuple):
 
     columns: dict[str, float]
     each: dict[str, list[float]]  # column → the score of each picture or prompt, of columns that are their mean
+    baselines: dict[str, dict[str, float]]  # such as noise → column → what is reached without a model
 
 
 Results = dict[str, dict[int, Measured]]  # arm → seed → what was measured
@@ -71,7 +72,7 @@ class Finding(NamedTuple):
     found: Difference | None  # None: not measured
     holm: float | None = None  # p value adjusted by Holm's method for all findings of the study
     bh: float | None = None  # the same by Benjamini and Hochberg's
-    at_floor: bool = False  # neither arm is resolved from what a model gets that has learned nothing
+    at_floor: bool = False  # neither arm is above what is reached without a model
 
     @property
     def alone(self) -> str:
@@ -97,7 +98,8 @@ class Finding(NamedTuple):
 def measured_of(job: Job) -> Measured:
     """What was measured of a run; nothing if it was not."""
     evaluation = read_json(job.folder / "evaluation.json") if job.evaluated else {}
-    return Measured(next(iter(evaluation.get("metrics", {}).values()), {}), evaluation.get("each", {}))
+    columns = next(iter(evaluation.get("metrics", {}).values()), {})
+    return Measured(columns, evaluation.get("each", {}), evaluation.get("baselines", {}))
 
 
 def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
@@ -129,31 +131,32 @@ def difference(results: Results, study: Study, column: str, better: str, worse: 
     """How much the first arm does better; None where no seed has both."""
     seeds = [seed for seed in results[better] if seed in results[worse]]
     pairs = [(results[better][seed], results[worse][seed]) for seed in seeds]
-    return compare([(a, column, b, column) for a, b in pairs], study.directions[column])
+    return compare(pairs, column, study.directions[column])
 
 
 def above_floor(results: Results, study: Study, column: str, arm: str) -> Difference | None:
-    """How much an arm does better than what a model gets that has learned nothing; None if that is not measured."""
-    floor = study.floors.get(column, "")
+    """How much an arm does better than the best of the baselines of a column; None where it has none."""
+    direction = study.directions[column]
     pairs = []
     for run in results[arm].values():
-        # A floor that is not measured on each picture, such as chance, is the same for all.
-        same = [run.columns.get(floor, math.nan)] * len(run.each.get(column, []))
-        pairs.append((run, column, run._replace(each={floor: same, **run.each}), floor))
-    return compare(pairs, study.directions[column])
+        reached = [columns[column] for columns in run.baselines.values() if column in columns]
+        if reached:
+            floor = min(reached) if direction == "less" else max(reached)
+            pairs.append((run, Measured({column: floor}, {column: [floor] * len(run.each.get(column, []))}, {})))
+    return compare(pairs, column, direction)
 
 
-def compare(pairs: Sequence[tuple[Measured, str, Measured, str]], direction: str) -> Difference | None:
-    """The difference of a column of one run and a column of another, for each seed that has both."""
+def compare(pairs: Sequence[tuple[Measured, Measured]], column: str, direction: str) -> Difference | None:
+    """The difference of a column, for each pair that has both; None if there is no such pair."""
     sign = -1 if direction == "less" else 1
-    pairs = [(a, x, b, y) for a, x, b, y in pairs if x in a.columns and y in b.columns]
+    pairs = [(a, b) for a, b in pairs if column in a.columns and column in b.columns]
     if not pairs:
         return None
-    per_seed = [sign * (a.columns[x] - b.columns[y]) for a, x, b, y in pairs]
+    per_seed = [sign * (a.columns[column] - b.columns[column]) for a, b in pairs]
     found = Difference(per_seed, float(np.mean(per_seed)))
     if len(per_seed) == 1 or not np.isfinite(per_seed).all():
         return found
-    each = [(a.each.get(x, []), b.each.get(y, [])) for a, x, b, y in pairs]
+    each = [[run.each.get(column, []) for run in pair] for pair in pairs]
     sizes = {len(scores) for both in each for scores in both}
     if len(sizes) == 1 and min(sizes) > 1:
         scores = np.array(each, dtype=float)  # (seeds, 2, pictures)
@@ -222,7 +225,7 @@ def decided(results: Results, study: Study) -> list[Finding]:
 
 
 def is_at_floor(results: Results, study: Study, claim: Claim) -> bool:
-    """Whether neither arm's interval is above the floor of the column. False where there is no floor, or one seed."""
+    """Whether neither arm's interval is above the column's baselines. False without baselines, or with one seed."""
     found = [above_floor(results, study, claim.column, arm) for arm in (claim.better, claim.worse)]
     return all(one is not None and one.interval is not None and one.interval.low <= 0 for one in found)
 

@@ -97,11 +97,6 @@ class Study:
         """Column → whether more or less of it is better."""
         return {column: better for metric in self.asked.metrics for column, better in metric.columns.items()}
 
-    @property
-    def floors(self) -> dict[str, str]:
-        """Column → the column that has what a model gets that has learned nothing."""
-        return {column: floor for metric in self.asked.metrics for column, floor in metric.floors.items()}
-
     def only(self, arms: list[str] | None) -> "Study":
         """The same study with fewer arms, and with what can be asked of them."""
         if arms is None:

@@ -94,13 +94,14 @@ def test_report_says_which_intervals_include_pictures_and_what_is_at_the_floor(r
     outcomes = []
     for arm, seed in itertools.product(("causal", "both"), range(3)):
         right = [1.0] * (4 + seed) + [0.0] * (12 - seed)
-        job = finished(arm, seed, {"ranked_captions": sum(right) / 16, "ranked_captions_chance": 0.25})
+        job = finished(arm, seed, {"ranked_captions": sum(right) / 16})
         path = job.folder / "evaluation.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"each": {"ranked_captions": right}}))
+        more = {"each": {"ranked_captions": right}, "baselines": {"chance": {"ranked_captions": 0.25}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
         outcomes.append(Outcome(job, None))
     text, _ = reported(outcomes, study={"metrics": ["RankedCaptions"], "claims": claims, "paper": {}})
     assert "1 at the floor" in text and tables(text)[0][1][-1] == "at the floor"
-    assert "(ranked_captions: ranked_captions_chance)" in text
+    assert "(ranked_captions: chance 0.25)" in text
     assert "**pictures**: of ranked_captions (16)" in text and "73 to 96 times" in text
 
 

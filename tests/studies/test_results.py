@@ -33,21 +33,23 @@ THREE = [0.3, -0.1, 0.7]
 
 
 class Counted(Metric):
-    """Right of some pictures, beside what noise gets."""
+    """Right of some pictures."""
 
-    columns = {"right": "more", "right_noise": "neither", "wrong": "less"}  # noqa: RUF012
-    floors = {"right": "right_noise", "wrong": "right_noise"}  # noqa: RUF012
+    columns = {"right": "more"}  # noqa: RUF012
 
 
 def runs(**arms):
     """Results, of the numbers of each arm by seed."""
-    return {arm: {seed: Measured(columns, {}) for seed, columns in by_seed.items()} for arm, by_seed in arms.items()}
+    return {
+        arm: {seed: Measured(columns, {}, {}) for seed, columns in by_seed.items()} for arm, by_seed in arms.items()
+    }
 
 
 def counts(scores, floor=0.0):
-    """One run, of the score of each picture."""
+    """One run, of the score of each picture, and of two baselines, of which the higher is the floor."""
     scores = list(map(float, scores))
-    return Measured({"right": float(np.mean(scores)), "right_noise": floor}, {"right": scores})
+    baselines = {"noise": {"right": floor}, "black": {"right": 0.0}, "other": {"perplexity": 1.0}}
+    return Measured({"right": float(np.mean(scores))}, {"right": scores}, baselines)
 
 
 # Intervals
@@ -194,9 +196,10 @@ def test_findings_at_the_floor_say_nothing(counting):
 
 def test_there_is_no_floor_to_be_at_where_none_is_measured(counting):
     results = {arm: {seed: counts([0, 0, 1]) for seed in range(3)} for arm in ("both", "causal")}
+    assert decided(results, counting)[0].at_floor
     for arm in results.values():
         for run in arm.values():
-            del run.columns["right_noise"]
+            run.baselines.clear()
     assert not decided(results, counting)[0].at_floor
 
 
@@ -269,7 +272,7 @@ def test_one_seed_and_what_is_not_finite_resolve_nothing(make_study):
 def test_results_are_those_of_finished_runs(finished, make_job):
     jobs = [finished("causal", 0, {"geneval": 0.5}), make_job("causal", 1), finished("both", 1, {"geneval": 0.7})]
     assert by_arm(jobs) == runs(causal={0: {"geneval": 0.5}}, both={1: {"geneval": 0.7}})
-    assert measured_of(jobs[0]._replace(evaluate="metrics: [KID]\n")) == ({}, {})  # it was asked for something else
+    assert measured_of(jobs[0]._replace(evaluate="metrics: [KID]\n")) == ({}, {}, {})  # it was asked for something else
     path = jobs[0].folder / "evaluation.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"each": {"geneval": [1, 0]}}))
     assert measured_of(jobs[0]).each == {"geneval": [1, 0]}
