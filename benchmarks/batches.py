@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.data.packing import FlatDocument, collate, flatten
+from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 
 CHANNELS = 16  # of a latent image; a patch is one latent pixel
 MARKERS = SimpleNamespace(pad=0, bos=1, eos=2, boi=3, eoi=4)

@@ -17,12 +17,12 @@ from benchmarks.report import Table
 from benchmarks.timing import interleave, show
 from benchmarks.training import new_step
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.document import PackedBatch
-from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.shards.layout import FORMATS
 from lit_transfusion.data.sources import ImageCaptions, Shards, Source
+from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.latents import VAE, Pixels
 from lit_transfusion.model import SIZES, Bidirectional, LinearPatcher, Transfusion
+from lit_transfusion.prepare.command import prepare
 
 BATCHES = 4  # made at once, which is long enough to be timed
 WAYS = {"down": "DownEncoder", "up": "UpDecoder"}  # of an autoencoder

@@ -11,7 +11,7 @@ from benchmarks.report import Table
 from benchmarks.sample import STEPS, cached, new_pipeline, per_token, random_prompt, write_with
 from benchmarks.timing import gemm_rate, interleave, show
 from benchmarks.training import least_flops, new_net, new_step
-from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.model import SIZES, Bidirectional
 from lit_transfusion.model.attention import dense, flex
 from lit_transfusion.model.block_runner import block_runner

@@ -12,7 +12,7 @@ from benchmarks.timing import interleave, show
 from benchmarks.training import new_net, new_step
 from lit_transfusion.model import SIZES
 from lit_transfusion.model.block_runner import block_runner
-from lit_transfusion.training.losses import SumOfCrossEntropy
+from lit_transfusion.model.cross_entropy import SumOfCrossEntropy
 
 DIM, POSITIONS, TEXT = 256, 1024, 256
 

@@ -7,8 +7,8 @@ from benchmarks.batches import MARKERS, flat, pairs
 from benchmarks.report import Table
 from benchmarks.timing import interleave, show
 from benchmarks.training import new_net, new_step
-from lit_transfusion.data.document import Document, TextSegment
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate
+from lit_transfusion.data.types import Document, TextSegment
 from lit_transfusion.model import SIZES
 
 

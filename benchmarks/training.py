@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.batches import CHANNELS
-from lit_transfusion.data.document import IGNORE_INDEX, PackedBatch
+from lit_transfusion.data.types import IGNORE_INDEX, PackedBatch
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
 from lit_transfusion.model.flops import Flops

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from lit_transfusion.data.sources.shape_scenes import COLOURS, SHAPES, coverage, parse_caption
-from lit_transfusion.data.sources.shapes import Shapes
-from lit_transfusion.evaluation.shape_scorer import read_picture
+from lit_transfusion.shapes.scenes import COLOURS, SHAPES, coverage, parse_caption
+from lit_transfusion.shapes.scorer import read_picture
+from lit_transfusion.shapes.source import Shapes
 
 IMAGE_SIZES = (16, 24, 32, 64)
 PICTURES = 100

@@ -15,23 +15,24 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+import lit_transfusion.config.registry  # noqa: F401
 from lit_transfusion.allowed_imports import OPTION, import_named
-from lit_transfusion.config_files import SourceFile
-from lit_transfusion.data.preparation.command import prepare
-from lit_transfusion.data.train_tokenizer import train_tokenizer
+from lit_transfusion.commands.draw_benchmark import draw_benchmark
+from lit_transfusion.commands.evaluate import evaluate
+from lit_transfusion.commands.export import export
+from lit_transfusion.commands.generate import generate
+from lit_transfusion.commands.playground.command import playground
+from lit_transfusion.commands.rank_choices import rank_choices
+from lit_transfusion.commands.train_tokenizer import train_tokenizer
+from lit_transfusion.config.actions import SourceFile
+from lit_transfusion.config.argv import spell_out
+from lit_transfusion.config.lightning import TransfusionCLI, run_lightning
+from lit_transfusion.config.messages import in_its_own_words, naming_likely_options, one_line
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.command import evaluate
-from lit_transfusion.evaluation.edit_test import score_edits
-from lit_transfusion.evaluation.rank_choices import rank_choices
-from lit_transfusion.evaluation.shape_test import score_shapes
-from lit_transfusion.generation.benchmark import draw_benchmark
-from lit_transfusion.generation.command import generate
-from lit_transfusion.generation.export import export
-from lit_transfusion.lightning_cli import TransfusionCLI, run_lightning
-from lit_transfusion.playground.command import playground
+from lit_transfusion.prepare.command import prepare
 from lit_transfusion.printing import print_anything
-from lit_transfusion.refusals import in_its_own_words, naming_likely_options, one_line
-from lit_transfusion.spelling import spell_out
+from lit_transfusion.shapes.score_edits import score_edits
+from lit_transfusion.shapes.score_shapes import score_shapes
 from lit_transfusion.studies.command import ablate
 
 TOOLS = {  # need no trainer
@@ -165,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does, so that it closes its files and stops its workers. (A run that trains
-    handles it in `training/stop_together.py`.)"""
+    handles it in `training/graceful_stop.py`.)"""
 
     def stop(*_: Any) -> None:
         raise SIGTERMException(143)

@@ -75,7 +75,7 @@ def make_pipeline():
 @pytest.fixture
 def script(monkeypatch):
     """Takes what the sample of seed 0, 1, 2, … writes out of the net's hands: tokens, and word 50 after them."""
-    from lit_transfusion.generation import sampler
+    from lit_transfusion.generation import engine as sampler
 
     def script(*plans):
         plans = [list(plan) for plan in plans]

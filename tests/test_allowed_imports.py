@@ -9,14 +9,14 @@ import yaml
 
 from lit_transfusion import cli
 from lit_transfusion.allowed_imports import foreign_modules, import_named
-from lit_transfusion.config_files import importing_only_what_is_allowed
+from lit_transfusion.config.actions import importing_only_what_is_allowed
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import KEY
 from lit_transfusion.model import Causal
 
 MODULE = """
 from pathlib import Path
-from lit_transfusion.data.sources import Shapes
+from lit_transfusion.shapes.source import Shapes
 from lit_transfusion.model import Causal
 
 Path("imported").touch()

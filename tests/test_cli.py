@@ -16,11 +16,11 @@ import yaml
 from PIL import Image
 
 from lit_transfusion import cli, lightning_cli
-from lit_transfusion.data.preparation.command import prepare
+from lit_transfusion.config.argv import spell_out
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import KEY
 from lit_transfusion.model import SIZES
-from lit_transfusion.spelling import spell_out
+from lit_transfusion.prepare.command import prepare
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from lit_transfusion import cli, lightning_cli, run_folder
-from lit_transfusion.evaluation.command import source_of
+from lit_transfusion.commands.evaluate import source_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONTINUED = ["--config", "run/config.yaml", "--ckpt_path", "last"]

@@ -10,7 +10,7 @@ from lit_transfusion.diffusion import DDPM, NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec, Pixels
 from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, Patcher, UNetPatcher, Visibility
-from lit_transfusion.parts import build, describe
+from lit_transfusion.serialization import build, describe
 
 PARTS = [
     (LinearPatcher(latent_channels=4, dim=48, patch_size=4, positions=6), Patcher),

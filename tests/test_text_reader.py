@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lit_transfusion.composition import compose
-from lit_transfusion.data.readers import open_reader
+from lit_transfusion.commands.benchmark_file import read_benchmark
+from lit_transfusion.commands.prompt_file import read_prompt_file
+from lit_transfusion.config.compose import compose
 from lit_transfusion.data.sources import EditTriples, ImageCaptions, TextCorpus
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.benchmark_file import read_benchmark
-from lit_transfusion.generation.prompt_file import read_prompt_file
+from lit_transfusion.prepare.readers import open_reader
 from lit_transfusion.studies.study import first_comment
 from lit_transfusion.text_reader import UnreadableText, decode, read_text, split_lines, stream_lines
 

@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lit_transfusion.commands.benchmark_file import Benchmark, read_benchmark
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.benchmark_file import Benchmark, read_benchmark
-from lit_transfusion.generation.command import open_pipeline
+from lit_transfusion.generation.engine import draw
 from lit_transfusion.generation.pictures import to_pil
-from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.pipeline import Pipeline, open_pipeline
 from lit_transfusion.generation.prompts import caption_read, check_lengths, prompt_document
-from lit_transfusion.generation.sampler import draw
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents.base import hash_weights
 from lit_transfusion.progress import reporting

@@ -14,18 +14,31 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_transfusion.allowed_imports import PACKAGE, class_paths, is_within, named, not_allowed
-from lit_transfusion.composition import compose
-from lit_transfusion.config_files import SourceFile, importing_only_what_is_allowed
+from lit_transfusion.config.actions import SourceFile, importing_only_what_is_allowed
+from lit_transfusion.config.compose import compose
+from lit_transfusion.config.messages import in_its_own_words, one_line
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation import default_metrics
+from lit_transfusion.evaluation import (
+    BLEU,
+    KID,
+    CaptionUseGap,
+    CIDEr,
+    DiffusionLoss,
+    EfficientNetLite0,
+    ImageShare,
+    Perplexity,
+    RankedCaptions,
+    RecaptionConsistency,
+)
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
-from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.pictures import save, to_pil
+from lit_transfusion.generation.pipeline import open_pipeline
 from lit_transfusion.generation.prompts import caption_read
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.progress import reporting
-from lit_transfusion.refusals import in_its_own_words, one_line
+from lit_transfusion.shapes.captions import ShapeCaptions
+from lit_transfusion.shapes.geneval import GenEvalShapes
 
 Columns = dict[str, float]
 SHOWN = 8  # pictures that are kept
@@ -238,3 +251,20 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
     if source.images_per_example < 1:
         raise InputError(f"{path}: {type(source).__name__} has no pictures, and captioned ones are needed")
     return source
+
+
+def default_metrics() -> list[Metric]:
+    """Those that download nothing."""
+    return [
+        Perplexity(),
+        DiffusionLoss(),
+        CaptionUseGap(),
+        RankedCaptions(),
+        CIDEr(),
+        BLEU(),
+        RecaptionConsistency(),
+        ImageShare(),
+        KID(EfficientNetLite0()),
+        GenEvalShapes(),
+        ShapeCaptions(),
+    ]

@@ -4,21 +4,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from lit_transfusion.commands.output import Gallery, exhibit
+from lit_transfusion.commands.prompt_file import Request, read_prompt_file
 from lit_transfusion.data.images import read_image
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation import sampler
-from lit_transfusion.generation.gallery import Gallery, exhibit
+from lit_transfusion.generation import engine as sampler
+from lit_transfusion.generation.engine import Images
 from lit_transfusion.generation.pictures import Frames
-from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompt_file import Request, read_prompt_file
+from lit_transfusion.generation.pipeline import open_pipeline
 from lit_transfusion.generation.prompts import check_lengths, prompt_document
-from lit_transfusion.generation.sampler import Images
 from lit_transfusion.generation.settings import Sampling
-from lit_transfusion.hardware import has_bf16
 from lit_transfusion.progress import reporting
 
 
@@ -159,22 +157,6 @@ def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple
     """The number of the request and the seed of each sample."""
     firsts = [seed + i * count if request.seed is None else request.seed for i, request in enumerate(requests)]
     return [(number, first + i) for number, first in enumerate(firsts) for i in range(count)]
-
-
-def open_pipeline(
-    ckpt: str, device: str | None, ema: bool = True, compile: bool = False, dtype: str = "float32"
-) -> Pipeline:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    if dtype == "bfloat16" and not has_bf16(torch.device(device)):
-        raise InputError(f"--dtype bfloat16: {device} has no bf16 arithmetic and would be slower than in float32")
-    pipeline = Pipeline.from_pretrained(ckpt, device=device, dtype=getattr(torch, dtype), ema=ema)
-    if compile:
-        pipeline.compile()
-    return pipeline
 
 
 def open_picture(path: str, image_size: int) -> Tensor:

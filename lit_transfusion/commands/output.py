@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_transfusion.data.document import ImageSegment
+from lit_transfusion.data.types import ImageSegment
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.generated import Generated
 from lit_transfusion.generation.pictures import captioned_grid, picture_path, save, to_pil
 from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.sample_state import Generated
 
 
 class Exhibit(NamedTuple):

@@ -6,7 +6,7 @@ from rich.table import Table
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Unavailable
 from lit_transfusion.evaluation.ranked_classification import LLAMA_SUITE, RankedClassification
-from lit_transfusion.generation.command import open_pipeline
+from lit_transfusion.generation.pipeline import open_pipeline
 from lit_transfusion.progress import reporting
 
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
-from lit_transfusion.data.order import shuffled
+from lit_transfusion.data.permutation import shuffled
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.training_text import passages_of
+from lit_transfusion.data.types import EditExample, Example, Skipped, TextExample
 from lit_transfusion.errors import InputError
 from lit_transfusion.progress import OnProgress, Progress
 

@@ -12,10 +12,10 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace, _common, se
 from omegaconf import OmegaConf
 
 from lit_transfusion import allowed_imports
-from lit_transfusion.composition import compose, resolved
+from lit_transfusion.config.compose import compose, resolved
+from lit_transfusion.config.messages import one_line
 from lit_transfusion.errors import InputError
 from lit_transfusion.model.transformer import SIZES
-from lit_transfusion.refusals import one_line
 
 # PyYAML writes the text 1e5 without quotes, and OmegaConf reads that as a number. jsonargparse does both to resolve
 # ${...}, which would make 100000.0 of a folder of this name.

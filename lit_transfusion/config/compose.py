@@ -19,6 +19,10 @@ from lit_transfusion.text_reader import read_text
 
 OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
+# Classes that version 0.1 had elsewhere: the config.yaml of its runs names them.
+MOVED = {"Shapes": "source", "ShapeEdits": "edits", "GenEvalShapes": "geneval", "ShapeCaptions": "captions"}
+OLD_PATHS = re.compile(rf"lit_transfusion\.(?:data\.sources|evaluation)(?:\.\w+)?\.({'|'.join(MOVED)})\b")
+
 
 def compose(path: str | Path, arm: str | None = None) -> list[tuple[str, dict[str, Any]]]:
     """The parts of a run in the order in which they are laid over each other, each with the file it is from.
@@ -86,7 +90,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config file {path} not found")
     try:
-        text = read_text(path)
+        text = OLD_PATHS.sub(lambda found: f"lit_transfusion.shapes.{MOVED[found[1]]}.{found[1]}", read_text(path))
         check_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -18,19 +18,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+import lit_transfusion.config.registry  # noqa: F401
 from lit_transfusion import run_folder
-from lit_transfusion.composition import read, resolved, with_interpolations
-from lit_transfusion.config_files import ConfigFile, words_with_widths
+from lit_transfusion.config.actions import ConfigFile, words_with_widths
+from lit_transfusion.config.compose import read, resolved, with_interpolations
+from lit_transfusion.config.messages import in_its_own_words, naming_likely_options
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import check_resumable
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.model import SIZES
-from lit_transfusion.refusals import in_its_own_words, naming_likely_options
-from lit_transfusion.training import callbacks  # noqa: F401
 from lit_transfusion.training.fsdp import check_sharding, check_strategy
 from lit_transfusion.training.lit_module import LitTransfusion
-from lit_transfusion.training.optim import WarmupCosine  # noqa: F401
 from lit_transfusion.training.trainer_settings import settle
 
 set_parsing_settings(

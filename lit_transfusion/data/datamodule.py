@@ -8,12 +8,12 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from lit_transfusion.data.document import Example, ExampleBatch, Skipped
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
 from lit_transfusion.data.packing import room_for_text
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import Example, ExampleBatch, Skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
 

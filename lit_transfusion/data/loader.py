@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
-from lit_transfusion.data.document import PackedBatch, Skipped, in_words
-from lit_transfusion.data.feed import Feed, Key
-from lit_transfusion.data.order import mix, shuffled
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
-from lit_transfusion.data.place import Place, shared_out
+from lit_transfusion.data.permutation import mix, shuffled
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source, Stream
+from lit_transfusion.data.stream_state import Place, shared_out
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import PackedBatch, Skipped, in_words
+from lit_transfusion.data.worker_feed import Feed, Key
 from lit_transfusion.errors import InputError
 from lit_transfusion.wording import counted
 

@@ -6,8 +6,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
-from lit_transfusion.data.document import IGNORE_INDEX, TEXT, Document, ImageSegment, PackedBatch
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import IGNORE_INDEX, TEXT, Document, ImageSegment, PackedBatch
 
 Item = TypeVar("Item")
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lit_transfusion.data.document import (
+from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import (
     NO_LIMIT,
     Document,
     EditExample,
@@ -13,7 +14,6 @@ from lit_transfusion.data.document import (
     TextExample,
     TextSegment,
 )
-from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.errors import InputError
 
 # A text without tokens before an image decides whether its BOI is learned, whatever text came before.

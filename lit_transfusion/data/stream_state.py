@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.feed import Made
 from lit_transfusion.data.sources.base import Stream
+from lit_transfusion.data.types import Skipped
+from lit_transfusion.data.worker_feed import Made
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.packing import FlatDocument
+from lit_transfusion.data.types import Skipped
 
 Key = tuple[int, int]  # (epoch, index): all that the documents of an example depend on, beside the seed
 

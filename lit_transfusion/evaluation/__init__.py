@@ -5,7 +5,6 @@ from lit_transfusion.evaluation.captions import BLEU, CIDEr
 from lit_transfusion.evaluation.clip_score import CLIPScore
 from lit_transfusion.evaluation.diffusion_loss import DiffusionLoss
 from lit_transfusion.evaluation.features import EfficientNetLite0, Inception
-from lit_transfusion.evaluation.geneval_shapes import GenEvalShapes
 from lit_transfusion.evaluation.image_share import ImageShare
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.evaluation.perplexity import Perplexity
@@ -13,25 +12,6 @@ from lit_transfusion.evaluation.pictures import FID, KID
 from lit_transfusion.evaluation.ranked_captions import RankedCaptions
 from lit_transfusion.evaluation.ranked_classification import RankedClassification
 from lit_transfusion.evaluation.recaption import RecaptionConsistency
-from lit_transfusion.evaluation.shape_captions import ShapeCaptions
-
-
-def default_metrics() -> list[Metric]:
-    """Those that download nothing."""
-    return [
-        Perplexity(),
-        DiffusionLoss(),
-        CaptionUseGap(),
-        RankedCaptions(),
-        CIDEr(),
-        BLEU(),
-        RecaptionConsistency(),
-        ImageShare(),
-        KID(EfficientNetLite0()),
-        GenEvalShapes(),
-        ShapeCaptions(),
-    ]
-
 
 __all__ = [
     "BLEU",
@@ -42,7 +22,6 @@ __all__ = [
     "CaptionUseGap",
     "DiffusionLoss",
     "EfficientNetLite0",
-    "GenEvalShapes",
     "ImageShare",
     "Inception",
     "Metric",
@@ -50,6 +29,4 @@ __all__ = [
     "RankedCaptions",
     "RankedClassification",
     "RecaptionConsistency",
-    "ShapeCaptions",
-    "default_metrics",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import ClassVar
 
-from lit_transfusion.data.document import Example
+from lit_transfusion.data.types import Example
 from lit_transfusion.evaluation.diffusion_loss import losses_by_timestep
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric, Subject
-from lit_transfusion.generation.generated import StopReason
+from lit_transfusion.generation.engine import generate
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import generate
+from lit_transfusion.generation.sample_state import StopReason
 
 
 class ImageShare(Metric):

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.recipe import null_prompt
+from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import caption_tokens, prompt_document
+from lit_transfusion.model.cross_entropy import rows_at_once
 from lit_transfusion.model.visibility import FLEX_BLOCK
 from lit_transfusion.progress import OnProgress, silent
-from lit_transfusion.training.losses import rows_at_once
 
 
 class TextLikelihood(NamedTuple):

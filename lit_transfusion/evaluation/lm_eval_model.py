@@ -3,12 +3,11 @@
 from collections import defaultdict
 from typing import Any
 
-from lit_transfusion.data.document import Document, TextSegment
 from lit_transfusion.data.recipe import null_prompt
+from lit_transfusion.data.types import Document, TextSegment
 from lit_transfusion.evaluation.likelihood import text_likelihoods
-from lit_transfusion.generation.command import open_pipeline
-from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import Images, generate
+from lit_transfusion.generation.engine import Images, generate
+from lit_transfusion.generation.pipeline import Pipeline, open_pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.progress import OnProgress, silent
 

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.document import Example
 from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.progress import OnProgress, silent
 from lit_transfusion.wording import counted

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import ClassVar
 
-from lit_transfusion.data.document import Example
+from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.likelihood import caption_given_image, latents_of, text_likelihoods
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable

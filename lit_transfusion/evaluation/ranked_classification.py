@@ -14,7 +14,7 @@ from lit_transfusion.progress import OnProgress, silent
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-TASKS = Path(__file__).with_name("tasks")  # our own
+TASKS = Path(__file__).parents[1] / "shapes" / "tasks"  # our own
 LLAMA_SUITE = ("hellaswag", "piqa", "social_iqa", "winogrande", "arc_easy", "arc_challenge", "boolq")
 
 

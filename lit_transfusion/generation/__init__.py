@@ -1,10 +1,10 @@
 """Writing and drawing with a trained net."""
 
 from lit_transfusion.generation.editing import edit
-from lit_transfusion.generation.generated import Generated, StopReason
+from lit_transfusion.generation.engine import Images, draw, generate, write
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import Images, draw, generate, write
+from lit_transfusion.generation.sample_state import Generated, StopReason
 from lit_transfusion.generation.settings import Sampling
 
 __all__ = [

@@ -5,14 +5,14 @@ from typing import Any
 
 from PIL import Image
 
-from lit_transfusion.data.document import TextSegment
 from lit_transfusion.data.images import square, to_rgb, to_unit_range
+from lit_transfusion.data.types import TextSegment
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.generated import Generated
+from lit_transfusion.generation.engine import Images, generate
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import interleaved
-from lit_transfusion.generation.sampler import Images, generate
+from lit_transfusion.generation.sample_state import Generated
 from lit_transfusion.generation.settings import Sampling
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.document import TEXT, ImageSegment
 from lit_transfusion.data.packing import FlatDocument
+from lit_transfusion.data.types import TEXT, ImageSegment
+from lit_transfusion.generation.cuda_graph import Recorded
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.recording import Recorded
 from lit_transfusion.model import Transfusion, TransfusionOutput
 from lit_transfusion.model.kv_cache import KVCache
 

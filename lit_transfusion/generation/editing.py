@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor
 
 from lit_transfusion.generation.denoising import OnStep
+from lit_transfusion.generation.engine import draw_after
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import draw_after
 from lit_transfusion.generation.settings import Sampling
 
 

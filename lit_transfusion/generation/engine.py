@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from lit_transfusion.data.document import TEXT, Document, ImageSegment
 from lit_transfusion.data.packing import FlatDocument, flatten
+from lit_transfusion.data.types import TEXT, Document, ImageSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.denoising import OnStep, denoise
-from lit_transfusion.generation.generated import Generated, Sample
 from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import check_lengths, image_length, null_document, prompt_document
+from lit_transfusion.generation.sample_state import Generated, Sample
 from lit_transfusion.generation.settings import Sampling
 
 Rest = ParamSpec("Rest")

@@ -21,10 +21,11 @@ from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY, is_sharded, read_checkpoint
 from lit_transfusion.generation.model_card import TEMPLATE
+from lit_transfusion.hardware import has_bf16
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import Patcher, TransformerSize, Transfusion, Visibility
 from lit_transfusion.model.block_runner import as_it_is
-from lit_transfusion.parts import build, call, describe
+from lit_transfusion.serialization import build, call, describe
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.ckpt)")
@@ -249,6 +250,27 @@ class Pipeline(
             options="".join(f" --import_module {module}" for module in modules),
             **kwargs,
         )
+
+
+def open_pipeline(
+    ckpt: str, device: str | None, ema: bool = True, compile: bool = False, dtype: str = "float32"
+) -> Pipeline:
+    """The pipeline that the options of a command name.
+
+    Raises:
+        InputError: The device does not exist, or has no bf16 arithmetic, or the checkpoint is invalid.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    if dtype == "bfloat16" and not has_bf16(torch.device(device)):
+        raise InputError(f"--dtype bfloat16: {device} has no bf16 arithmetic and would be slower than in float32")
+    pipeline = Pipeline.from_pretrained(ckpt, device=device, dtype=getattr(torch, dtype), ema=ema)
+    if compile:
+        pipeline.compile()
+    return pipeline
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:

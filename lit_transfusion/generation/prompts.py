@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.packing import flatten, room_for_text
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 

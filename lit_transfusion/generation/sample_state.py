@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.generation.settings import Sampling
 
 

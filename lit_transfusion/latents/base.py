@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.parts import describe
+from lit_transfusion.serialization import describe
 
 
 class Codec(nn.Module):

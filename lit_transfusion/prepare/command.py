@@ -16,15 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from lit_transfusion.data.content import SamePictures
-from lit_transfusion.data.document import Skipped, in_words
-from lit_transfusion.data.feed import as_it_is
+from lit_transfusion.data.digests import SamePictures
 from lit_transfusion.data.images import to_unit_range
-from lit_transfusion.data.preparation.contents import input_contents
-from lit_transfusion.data.preparation.encoding import encoded_shards, record
-from lit_transfusion.data.preparation.maker import Made, ShardMaker
-from lit_transfusion.data.readers import open_reader
-from lit_transfusion.data.readers.choice import Kind
 from lit_transfusion.data.shards import ShardFolder
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import (
@@ -39,10 +32,17 @@ from lit_transfusion.data.shards.layout import (
     SKIPPED,
     VERSION,
 )
+from lit_transfusion.data.types import Skipped, in_words
+from lit_transfusion.data.worker_feed import as_it_is
 from lit_transfusion.errors import InputError
 from lit_transfusion.file_lock import locked
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.latents import Codec
+from lit_transfusion.prepare.digests import input_contents
+from lit_transfusion.prepare.encoding import encoded_shards, record
+from lit_transfusion.prepare.maker import Made, ShardMaker
+from lit_transfusion.prepare.readers import open_reader
+from lit_transfusion.prepare.readers.detect_format import Kind
 from lit_transfusion.progress import Progress
 from lit_transfusion.wording import counted
 

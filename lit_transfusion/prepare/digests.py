@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from lit_transfusion.data.content import as_digests, content_of
-from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.feed import as_it_is
-from lit_transfusion.data.readers import Item, Reader
+from lit_transfusion.data.digests import as_digests, content_of
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING
+from lit_transfusion.data.types import Skipped
+from lit_transfusion.data.worker_feed import as_it_is
+from lit_transfusion.prepare.readers import Item, Reader
 from lit_transfusion.progress import reporting
 
 FILE = "contents.npy"

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.feed import as_it_is
 from lit_transfusion.data.images import to_unit_range
-from lit_transfusion.data.preparation.maker import Made, Picture, ShardMaker
 from lit_transfusion.data.shards.folder import decoded
+from lit_transfusion.data.types import Skipped
+from lit_transfusion.data.worker_feed import as_it_is
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
-from lit_transfusion.parts import describe
+from lit_transfusion.prepare.maker import Made, Picture, ShardMaker
+from lit_transfusion.serialization import describe
 
 PIXELS_AT_ONCE = 2**20  # of mirror images, too: 16 images of 256 x 256, half a GB for each tensor of 128 channels
 MOST_AT_ONCE = 64  # pictures

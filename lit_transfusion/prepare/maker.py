@@ -11,15 +11,15 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_transfusion.data.content import SamePictures, seen_in, without_repeats
-from lit_transfusion.data.document import Skipped
+from lit_transfusion.data.digests import SamePictures, seen_in, without_repeats
 from lit_transfusion.data.images import read_pixels
-from lit_transfusion.data.readers import Item, Reader
 from lit_transfusion.data.shards import ShardWriter
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING, tar_name
 from lit_transfusion.data.shards.writer import picture_file
+from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.readers import Item, Reader
 
 
 class Made(NamedTuple):
@@ -39,7 +39,7 @@ class Picture(NamedTuple):
     name: str  # as its owner would look for it
     file: bytes  # content of the picture file in the shard
     captions: tuple[str, ...]
-    content: bytes  # of the file that it was, and what is seen in it (data/content.py)
+    content: bytes  # of the file that it was, and what is seen in it (data/digests.py)
     seen: bytes
     moments: Tensor | None = None  # (2, K, h, w) float16, of the picture and of its mirror image
 

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-from lit_transfusion.data.sources.shape_scenes import parse_caption
-from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
-from lit_transfusion.evaluation.shape_scorer import score
+from lit_transfusion.shapes.scenes import parse_caption
+from lit_transfusion.shapes.scorer import score
+from lit_transfusion.shapes.source import Shapes
 
 
 class ShapeCaptions(Metric):

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, Literal, NamedTuple
 
-from lit_transfusion.data.document import EditExample
 from lit_transfusion.data.sources.base import Source
-from lit_transfusion.data.sources.shape_scenes import (
+from lit_transfusion.data.types import EditExample
+from lit_transfusion.errors import InputError
+from lit_transfusion.shapes.scenes import (
     COLOURS,
     PAIRS,
     PLACES,
@@ -22,7 +23,6 @@ from lit_transfusion.data.sources.shape_scenes import (
     draw,
     held_out_tenth,
 )
-from lit_transfusion.errors import InputError
 
 SIZE = "small"
 RIM = tuple(place for place in PLACES if place != "in the centre")  # nothing has room beside an object in the centre

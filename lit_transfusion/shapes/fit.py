@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.sources.shape_scenes import SHAPES, coverage
+from lit_transfusion.shapes.scenes import SHAPES, coverage
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # as in SHAPES
 

@@ -19,7 +19,9 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from lit_transfusion.data.sources.shape_scenes import (
+from lit_transfusion.errors import InputError
+from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
+from lit_transfusion.shapes.scenes import (
     NUMBERS,
     SCENES,
     Count,
@@ -30,10 +32,8 @@ from lit_transfusion.data.sources.shape_scenes import (
     draw,
     held_out_scenes,
 )
-from lit_transfusion.data.sources.shapes import Shapes
-from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
-from lit_transfusion.evaluation.shape_scorer import FoundObject, noise_pictures, read_picture
+from lit_transfusion.shapes.scorer import FoundObject, noise_pictures, read_picture
+from lit_transfusion.shapes.source import Shapes
 
 OVERLAP = 0.1  # how far objects must be apart on an axis to count as apart, in the sum of their sizes (GenEval's)
 DIRECTION = 0.5  # a relation holds up to 60° away from its axis (GenEval's)

@@ -1,6 +1,6 @@
 """Scenes of coloured shapes on white: how an object is drawn, which scenes there are, and what can be said of them.
 
-`shapes.py` makes captioned pictures of them, `shape_edits.py` edits, and `evaluation/shape_scorer.py` reads pictures.
+`shapes.py` makes captioned pictures of them, `shape_edits.py` edits, and `shapes/scorer.py` reads pictures.
 
 Lengths are in sides of the picture, x to the right and y downwards, so that nothing depends on the resolution.
 """

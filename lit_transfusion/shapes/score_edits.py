@@ -5,13 +5,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lit_transfusion.data.sources.shape_edits import ShapeEdits
-from lit_transfusion.evaluation.shape_scorer import EditScore, noise_pictures, score_edited
-from lit_transfusion.generation.command import open_pipeline
 from lit_transfusion.generation.editing import edit, edit_grid
+from lit_transfusion.generation.engine import Sampling
 from lit_transfusion.generation.pictures import picture_path, save
-from lit_transfusion.generation.sampler import Sampling
+from lit_transfusion.generation.pipeline import open_pipeline
 from lit_transfusion.progress import reporting
+from lit_transfusion.shapes.edits import ShapeEdits
+from lit_transfusion.shapes.scorer import EditScore, noise_pictures, score_edited
 
 
 def score_edits(

@@ -7,9 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lit_transfusion.data.sources.shape_scenes import parse_caption
-from lit_transfusion.data.sources.shapes import ShapePrompt, Shapes, single_object_prompts
-from lit_transfusion.evaluation.shape_scorer import (
+from lit_transfusion.generation.engine import Sampling, draw, generate, write
+from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
+from lit_transfusion.generation.pipeline import open_pipeline
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.progress import reporting
+from lit_transfusion.shapes.scenes import parse_caption
+from lit_transfusion.shapes.scorer import (
     ColourShapeScore,
     noise_pictures,
     read_picture,
@@ -17,11 +21,7 @@ from lit_transfusion.evaluation.shape_scorer import (
     score_captions,
     score_pictures,
 )
-from lit_transfusion.generation.command import open_pipeline
-from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
-from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import Sampling, draw, generate, write
-from lit_transfusion.progress import reporting
+from lit_transfusion.shapes.source import ShapePrompt, Shapes, single_object_prompts
 
 
 def score_shapes(

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_transfusion.data.sources.shape_edits import ShapeEdit
-from lit_transfusion.data.sources.shape_scenes import COLOURS, DrawnObject, parse_caption
-from lit_transfusion.evaluation.shape_fit import identify
+from lit_transfusion.shapes.edits import ShapeEdit
+from lit_transfusion.shapes.fit import identify
+from lit_transfusion.shapes.scenes import COLOURS, DrawnObject, parse_caption
 
 INK = 0.4  # a pixel with more ink than this belongs to an object
 SPECK = 0.01  # an object with less ink than this, in areas of the picture, is dirt; the smallest cross has 0.03

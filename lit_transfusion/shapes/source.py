@@ -7,9 +7,10 @@ import copy
 from random import Random
 from typing import Literal, NamedTuple
 
-from lit_transfusion.data.document import Example
 from lit_transfusion.data.sources.base import Source
-from lit_transfusion.data.sources.shape_scenes import (
+from lit_transfusion.data.types import Example
+from lit_transfusion.errors import InputError
+from lit_transfusion.shapes.scenes import (
     COLOURS,
     PAIRS,
     SCENES,
@@ -19,7 +20,6 @@ from lit_transfusion.data.sources.shape_scenes import (
     draw,
     held_out_scenes,
 )
-from lit_transfusion.errors import InputError
 
 
 class Shapes(Source):

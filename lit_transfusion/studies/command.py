@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from lit_transfusion.composition import collect
+from lit_transfusion.config.compose import collect
 from lit_transfusion.errors import InputError
 from lit_transfusion.studies.cluster import executor, run_on
 from lit_transfusion.studies.plan import plan, table_of

@@ -10,11 +10,11 @@ import torch
 from jsonargparse import ArgumentError
 from rich.table import Table
 
-from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.config.lightning import PartsOnly, parts_of
+from lit_transfusion.config.messages import one_line
+from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.errors import InputError
-from lit_transfusion.lightning_cli import PartsOnly, parts_of
 from lit_transfusion.model.flops import Flops
-from lit_transfusion.refusals import one_line
 from lit_transfusion.studies.study import Study
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.wording import counted

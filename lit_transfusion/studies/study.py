@@ -19,11 +19,11 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lit_transfusion.composition import collect, study_section
+from lit_transfusion.config.compose import collect, study_section
+from lit_transfusion.config.messages import in_its_own_words, one_line
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.generation.settings import Sampling
-from lit_transfusion.refusals import in_its_own_words, one_line
 from lit_transfusion.text_reader import read_text, split_lines
 
 

@@ -14,22 +14,23 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lit_transfusion.data.document import ExampleBatch, PackedBatch
-from lit_transfusion.data.order import mix
+from lit_transfusion.data.permutation import mix
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import ExampleBatch, PackedBatch
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY
+from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.sampler import draw, write
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
-from lit_transfusion.training.earlier_weights import check_fits, start_from
+from lit_transfusion.training.checkpoint_compat import check_fits, start_from
 from lit_transfusion.training.ema import update_average
-from lit_transfusion.training.exact_stops import ExactStops
+from lit_transfusion.training.exact_resume import ExactStops
 from lit_transfusion.training.fsdp import shard
+from lit_transfusion.training.graceful_stop import StopTogether
 from lit_transfusion.training.losses import (
     LossTerms,
     StepLosses,
@@ -40,7 +41,6 @@ from lit_transfusion.training.losses import (
 from lit_transfusion.training.nonfinite import NonFiniteError, report
 from lit_transfusion.training.optim import decay_groups
 from lit_transfusion.training.resumed_settings import ResumedSettings
-from lit_transfusion.training.stop_together import StopTogether
 
 log = logging.getLogger(__name__)
 

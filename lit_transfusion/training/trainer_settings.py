@@ -7,7 +7,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.training.whole_checkpoints import WholeCheckpoints
+from lit_transfusion.training.atomic_checkpoints import WholeCheckpoints
 
 # Setting of the trainer → the callbacks that Lightning does not allow where it is false.
 SWITCHES = {"logger": LearningRateMonitor, "enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}

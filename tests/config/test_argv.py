@@ -3,8 +3,8 @@
 import pytest
 
 from lit_transfusion.cli import TOOLS, tool_parser
-from lit_transfusion.evaluation.command import evaluate
-from lit_transfusion.spelling import spell_out
+from lit_transfusion.commands.evaluate import evaluate
+from lit_transfusion.config.argv import spell_out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_transfusion.composition import compose, read, study_section
+from lit_transfusion.config.compose import compose, read, study_section
 from lit_transfusion.errors import InputError
 
 
@@ -268,3 +268,12 @@ def test_study_section_without_keys_is_named(write, content):
 def test_base_that_is_no_name_is_refused(write, base):
     path = write("run.yaml", f"base: {base}")
     assert error_of(path) == f"{path}: `base` must be the name of a file, or a list of them"
+
+
+def test_classes_that_have_moved_are_found(tmp_path):
+    """As in the config.yaml of a run of version 0.1."""
+    old = ("lit_transfusion.data.sources.Shapes", "lit_transfusion.data.sources.shape_edits.ShapeEdits")
+    new = ["lit_transfusion.shapes.source.Shapes", "lit_transfusion.shapes.edits.ShapeEdits"]
+    (tmp_path / "config.yaml").write_text(f"a: {old[0]}\nb: {{class_path: {old[1]}}}\n")
+    content = read(tmp_path / "config.yaml")
+    assert [content["a"], content["b"]["class_path"]] == new

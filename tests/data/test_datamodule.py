@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.document import Example, Skipped
-from lit_transfusion.data.sources import ShapeEdits, Shapes, Source
+from lit_transfusion.data.sources import Source
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec, Pixels
+from lit_transfusion.shapes.edits import ShapeEdits
+from lit_transfusion.shapes.source import Shapes
 
 
 class Half(Codec):

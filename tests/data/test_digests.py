@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lit_transfusion.data.content import SamePictures, as_digests, content_of, is_picture, seen_in
-from lit_transfusion.data.sources.contents import contents_of
+from lit_transfusion.data.digests import SamePictures, as_digests, content_of, is_picture, seen_in
+from lit_transfusion.data.sources.digest_cache import contents_of
 
 
 def put_picture(folder, name, fill):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_transfusion.data.document import EditExample, Skipped
 from lit_transfusion.data.sources.edit_triples import EditTriples
+from lit_transfusion.data.types import EditExample, Skipped
 from lit_transfusion.errors import InputError
 
 HEADER = "input,instruction,output\n"

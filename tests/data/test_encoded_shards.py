@@ -16,18 +16,19 @@ import yaml
 
 from lit_transfusion import cli
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.document import Example, Skipped
-from lit_transfusion.data.preparation import encoding, maker
-from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.shards import layout
 from lit_transfusion.data.shards.files import OpenFiles
-from lit_transfusion.data.sources import ImageCaptions, Mix, Shapes, Shards, TextCorpus
+from lit_transfusion.data.sources import ImageCaptions, Mix, Shards, TextCorpus
+from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.latents import VAE, Codec, Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize
+from lit_transfusion.prepare import encoding, maker
+from lit_transfusion.prepare.command import prepare
+from lit_transfusion.shapes.source import Shapes
 from lit_transfusion.training.lit_module import LitTransfusion
 
 REPOSITORY = Path(__file__).parents[2]

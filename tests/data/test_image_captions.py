@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.loader import DocumentSet
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.image_captions import ImageCaptions
+from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
 
 

@@ -7,11 +7,11 @@ from itertools import islice
 import pytest
 import torch
 
-from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
-from lit_transfusion.data.order import mix
+from lit_transfusion.data.permutation import mix
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
 
 SIDE = 2  # a picture is 2 × 2 pixels and one patch of a row stands for it

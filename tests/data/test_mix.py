@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.document import TEXT, Example, TextExample
-from lit_transfusion.data.feed import Feed
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
 from lit_transfusion.data.packing import FlatDocument
-from lit_transfusion.data.place import Place
-from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.recipe import Recipe
-from lit_transfusion.data.sources import ImageCaptions, Mix, ShapeEdits, Shapes, Shards, Source, TextCorpus
+from lit_transfusion.data.sources import ImageCaptions, Mix, Shards, Source, TextCorpus
+from lit_transfusion.data.stream_state import Place
+from lit_transfusion.data.types import TEXT, Example, TextExample
+from lit_transfusion.data.worker_feed import Feed
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.latents import Pixels
+from lit_transfusion.prepare.command import prepare
+from lit_transfusion.shapes.edits import ShapeEdits
+from lit_transfusion.shapes.source import Shapes
 
 LENGTH = 128
 

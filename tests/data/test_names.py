@@ -7,11 +7,11 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from lit_transfusion.data.document import Example
-from lit_transfusion.data.readers import open_reader
 from lit_transfusion.data.sources import EditTriples, ImageCaptions
 from lit_transfusion.data.sources.formats import NOT_READ, why_not_read
+from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.readers import open_reader
 
 COMPOSED = unicodedata.normalize("NFC", "café")
 DECOMPOSED = unicodedata.normalize("NFD", "café")

@@ -13,10 +13,10 @@ from collections import Counter
 import pytest
 import torch
 
-from lit_transfusion.data.document import IGNORE_INDEX, TEXT
 from lit_transfusion.data.loader import DocumentSet, PackedLoader
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources import TextCorpus
+from lit_transfusion.data.types import IGNORE_INDEX, TEXT
 
 LENGTH, BATCH_SIZE, RANKS = 256, 8, 2
 

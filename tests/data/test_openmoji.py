@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from lit_transfusion.data.content import seen_in
-from lit_transfusion.data.document import Example
+from lit_transfusion.data.digests import seen_in
 from lit_transfusion.data.sources.openmoji import OpenMoji, concept
+from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lit_transfusion.data import order
-from lit_transfusion.data.order import Scrambled, shuffled
+from lit_transfusion.data import permutation as order
+from lit_transfusion.data.permutation import Scrambled, shuffled
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000])

@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 
 from lit_transfusion import cli
-from lit_transfusion.data.document import Example
 from lit_transfusion.data.images import read_image
-from lit_transfusion.data.preparation import maker
-from lit_transfusion.data.preparation.command import prepare, workers
-from lit_transfusion.data.readers import folder as folder_reader
 from lit_transfusion.data.shards import ShardFolder
 from lit_transfusion.data.sources import ImageCaptions, Shards
+from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import VAE
+from lit_transfusion.prepare import maker
+from lit_transfusion.prepare.command import prepare, workers
+from lit_transfusion.prepare.readers import folder as folder_reader
 
 SMALL = {"image_size": 8, "shard_size": 6, "num_workers": 0}
 
@@ -129,7 +129,7 @@ def test_killed_without_warning_and_started_again(pictures, kept, tmp_path, monk
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_killed_between_any_two_files_of_a_shard(pictures, undisturbed, tmp_path, monkeypatch, written):
     out = tmp_path / "out"
-    monkeypatch.setattr("lit_transfusion.data.preparation.command.finish", lambda *_: None)
+    monkeypatch.setattr("lit_transfusion.prepare.command.finish", lambda *_: None)
     prepare([str(pictures)], str(out), **SMALL)
     assert (out / ".preparing").is_dir()
     monkeypatch.undo()
@@ -412,7 +412,7 @@ def test_finished_folder_is_checked(pictures, tmp_path, capsys):
 @pytest.mark.parametrize("finished", [True, False])
 def test_folder_of_other_settings_is_left_alone(pictures, tmp_path, monkeypatch, option, said, finished):
     if not finished:
-        monkeypatch.setattr("lit_transfusion.data.preparation.command.finish", lambda *_: None)
+        monkeypatch.setattr("lit_transfusion.prepare.command.finish", lambda *_: None)
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
     before = contents(tmp_path / "out")
     assert said in refused([str(pictures)], str(tmp_path / "out"), **option)

@@ -11,12 +11,12 @@ import tarfile
 import pytest
 from PIL import Image
 
-from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.images import read_pixels
-from lit_transfusion.data.readers import open_reader
-from lit_transfusion.data.readers.tars import members
 from lit_transfusion.data.sources import ImageCaptions
+from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.readers import open_reader
+from lit_transfusion.prepare.readers.tars import members
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 

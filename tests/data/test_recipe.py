@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from lit_transfusion.data.document import (
+from lit_transfusion.data.packing import flatten
+from lit_transfusion.data.recipe import Recipe, null_edit_prompt, null_prompt
+from lit_transfusion.data.types import (
     IGNORE_INDEX,
     NO_LIMIT,
     Document,
@@ -15,8 +17,6 @@ from lit_transfusion.data.document import (
     TextExample,
     TextSegment,
 )
-from lit_transfusion.data.packing import flatten
-from lit_transfusion.data.recipe import Recipe, null_edit_prompt, null_prompt
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 

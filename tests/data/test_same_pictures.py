@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lit_transfusion.data.document import EditExample, Example, Skipped
-from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.sources import EditTriples, ImageCaptions, Mix, Shards
+from lit_transfusion.data.types import EditExample, Example, Skipped
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.command import prepare
 
 SMALL = {"image_size": 8, "shard_size": 7, "num_workers": 0}
 
@@ -236,7 +236,7 @@ def test_shards_of_version_1_are_an_error(tmp_path):
 
 def test_unfinished_shards_of_version_1_are_an_error(tmp_path, monkeypatch):
     put(tmp_path / "in", "a.png", png(0), "a")
-    monkeypatch.setattr("lit_transfusion.data.preparation.command.finish", lambda *_: None)
+    monkeypatch.setattr("lit_transfusion.prepare.command.finish", lambda *_: None)
     prepare([str(tmp_path / "in")], str(tmp_path / "out"), **SMALL)
     monkeypatch.undo()
     settings = tmp_path / "out" / ".preparing" / "settings.json"

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from lit_transfusion.data.document import EditExample
-from lit_transfusion.data.sources.shape_edits import EDITS, RIM, ShapeEdits, places_apart_from
-from lit_transfusion.data.sources.shape_scenes import COLOURS, PAIRS, SHAPES, Single, centre, draw, parse_caption
+from lit_transfusion.data.types import EditExample
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.shape_scorer import read_picture
+from lit_transfusion.shapes.edits import EDITS, RIM, ShapeEdits, places_apart_from
+from lit_transfusion.shapes.scenes import COLOURS, PAIRS, SHAPES, Single, centre, draw, parse_caption
+from lit_transfusion.shapes.scorer import read_picture
 
 KINDS = tuple(EDITS)
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -153,7 +153,7 @@ def test_captions_are_the_instructions_of_training():
 
 FINGERPRINT = """
 import hashlib
-from lit_transfusion.data.sources import ShapeEdits
+from lit_transfusion.shapes.edits import ShapeEdits
 source, digest = ShapeEdits(num_examples=30, num_val_examples=30), hashlib.sha256()
 for part in ("train", "val"):
     for example in source.split(part):

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 import torch
 
-from lit_transfusion.data.sources.shape_scenes import (
+from lit_transfusion.errors import InputError
+from lit_transfusion.shapes.scenes import (
     COLOURS,
     NUMBERS,
     PAIRS,
@@ -25,9 +26,8 @@ from lit_transfusion.data.sources.shape_scenes import (
     draw,
     parse_caption,
 )
-from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
-from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.shape_scorer import FoundObject, read_picture
+from lit_transfusion.shapes.scorer import FoundObject, read_picture
+from lit_transfusion.shapes.source import Shapes, single_object_prompts
 
 KINDS = tuple(SCENES)
 
@@ -202,7 +202,7 @@ def test_length_is_that_of_the_split():
 
 FINGERPRINT = """
 import hashlib
-from lit_transfusion.data.sources.shapes import Shapes, single_object_prompts
+from lit_transfusion.shapes.source import Shapes, single_object_prompts
 source, digest = Shapes(num_examples=30, num_val_examples=30, hold_out_pairs=2), hashlib.sha256()
 for part in ("train", "val"):
     for example in source.split(part):

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.document import Example, Skipped
-from lit_transfusion.data.preparation.command import prepare
 from lit_transfusion.data.shards import files, layout
 from lit_transfusion.data.sources import ImageCaptions, Mix, Shards
+from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Pixels
+from lit_transfusion.prepare.command import prepare
 
 COUNT = 40
 

@@ -12,8 +12,8 @@ import tracemalloc
 
 import pytest
 
-from lit_transfusion.data.document import Skipped, TextExample
 from lit_transfusion.data.sources import TextCorpus, text_files, text_index
+from lit_transfusion.data.types import Skipped, TextExample
 from lit_transfusion.errors import InputError
 
 

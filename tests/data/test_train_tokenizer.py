@@ -9,13 +9,15 @@ import sentencepiece
 import yaml
 
 from lit_transfusion import cli
+from lit_transfusion.commands.train_tokenizer import measure, passages_for, train_tokenizer
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.preparation.command import prepare
-from lit_transfusion.data.sources import ImageCaptions, Mix, ShapeEdits, Shapes, Shards, TextCorpus
+from lit_transfusion.data.sources import ImageCaptions, Mix, Shards, TextCorpus
 from lit_transfusion.data.tokenizer import Tokenizer
-from lit_transfusion.data.train_tokenizer import measure, passages_for, train_tokenizer
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Pixels
+from lit_transfusion.prepare.command import prepare
+from lit_transfusion.shapes.edits import ShapeEdits
+from lit_transfusion.shapes.source import Shapes
 
 WORDS = ["a", "red", "circle", "is", "left", "of", "blue", "squares", "and", "2", "34", "567", "über", "groß"]
 

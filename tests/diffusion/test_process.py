@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from lit_transfusion.data.document import NO_LIMIT
+from lit_transfusion.data.types import NO_LIMIT
 from lit_transfusion.diffusion import DDPM, SAMPLERS
 from lit_transfusion.errors import InputError
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.shapes.source import Shapes
 
 
 @pytest.fixture

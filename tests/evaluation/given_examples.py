@@ -2,9 +2,9 @@
 
 import torch
 
-from lit_transfusion.data.document import Example
 from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.sources.base import Source
+from lit_transfusion.data.types import Example
 from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.training.losses import transfusion_loss
 

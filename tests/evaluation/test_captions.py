@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from lit_transfusion.data.document import Example
+from lit_transfusion.data.types import Example
 from lit_transfusion.evaluation.captions import BLEU, CIDEr, bleu, cider, words
 from lit_transfusion.evaluation.metric import Unavailable
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from given_examples import random_examples, subject_of
 
-from lit_transfusion.data.document import Example
+from lit_transfusion.data.types import Example
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.evaluation.diffusion_loss import DiffusionLoss, losses_by_timestep
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_transfusion.data.sources.shapes import single_object_prompts
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.edit_test import score_edits, summary
-from lit_transfusion.evaluation.shape_scorer import EditScore
-from lit_transfusion.evaluation.shape_test import baselines, score_shapes
 from lit_transfusion.generation.pipeline import KEY, Pipeline
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.shapes.score_edits import score_edits, summary
+from lit_transfusion.shapes.score_shapes import baselines, score_shapes
+from lit_transfusion.shapes.scorer import EditScore
+from lit_transfusion.shapes.source import single_object_prompts
 
 
 def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, capsys):

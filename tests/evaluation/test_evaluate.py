@@ -11,11 +11,12 @@ import yaml
 from PIL import Image
 
 from lit_transfusion import cli
-from lit_transfusion.data.sources.shapes import Shapes
-from lit_transfusion.evaluation import KID, ImageShare, Perplexity, ShapeCaptions, default_metrics
-from lit_transfusion.evaluation.command import measure, source_of
+from lit_transfusion.commands.evaluate import default_metrics, measure, source_of
+from lit_transfusion.evaluation import KID, ImageShare, Perplexity
 from lit_transfusion.evaluation.metric import Metric, Unavailable
 from lit_transfusion.generation.pipeline import KEY
+from lit_transfusion.shapes.captions import ShapeCaptions
+from lit_transfusion.shapes.source import Shapes
 
 FEW = ["--num_examples", "3", "--num_inference_steps", "2"]
 

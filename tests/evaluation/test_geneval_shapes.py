@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from lit_transfusion.data.sources.shape_edits import ShapeEdits
-from lit_transfusion.data.sources.shape_scenes import Count, DrawnObject, Relation, Single, draw, parse_caption
-from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.geneval_shapes import (
+from lit_transfusion.evaluation.metric import Subject, Unavailable
+from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.shapes.edits import ShapeEdits
+from lit_transfusion.shapes.geneval import (
     CATEGORIES,
     GenEvalPrompt,
     GenEvalShapes,
@@ -22,9 +22,9 @@ from lit_transfusion.evaluation.geneval_shapes import (
     relations,
     true_picture,
 )
-from lit_transfusion.evaluation.metric import Subject, Unavailable
-from lit_transfusion.evaluation.shape_scorer import FoundObject, read_picture
-from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.shapes.scenes import Count, DrawnObject, Relation, Single, draw, parse_caption
+from lit_transfusion.shapes.scorer import FoundObject, read_picture
+from lit_transfusion.shapes.source import Shapes
 
 OF_SINGLE, OF_RELATION = ("single_object", "colours"), ("two_object", "position", "colour_attr")
 

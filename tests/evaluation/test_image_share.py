@@ -6,8 +6,8 @@ import pytest
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.image_share import ImageShare
+from lit_transfusion.generation.engine import generate
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import generate
 from lit_transfusion.generation.settings import Sampling
 
 

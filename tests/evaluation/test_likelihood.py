@@ -7,9 +7,9 @@ import pytest
 import torch
 from given_examples import CAPTIONS, random_examples
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.recipe import caption_first, edit_prompt, image_first, unconditional
+from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.likelihood import (
     Noised,
@@ -19,8 +19,8 @@ from lit_transfusion.evaluation.likelihood import (
     latents_of,
     text_likelihoods,
 )
+from lit_transfusion.generation.engine import read_prompts
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import read_prompts
 from lit_transfusion.latents import Pixels
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine

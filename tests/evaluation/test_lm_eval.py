@@ -12,19 +12,19 @@ import torch
 from given_examples import subject_of
 
 from lit_transfusion.cli import main
-from lit_transfusion.data.document import Document, TextSegment
-from lit_transfusion.data.sources.shape_scenes import Count, Relation, Single, captions_of, held_out_scenes
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import Document, TextSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import ranked_classification
 from lit_transfusion.evaluation.likelihood import caption_alone, text_likelihoods
 from lit_transfusion.evaluation.metric import Unavailable
 from lit_transfusion.evaluation.ranked_classification import TASKS, RankedClassification, is_hub_in_reach
+from lit_transfusion.generation.engine import Images, generate
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import Images, generate
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.model import Transfusion
+from lit_transfusion.shapes.scenes import Count, Relation, Single, captions_of, held_out_scenes
 
 sys.path.insert(0, str(TASKS))
 import shape_language

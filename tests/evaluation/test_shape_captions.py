@@ -2,13 +2,13 @@
 
 import pytest
 
-from lit_transfusion.data.sources.shape_edits import ShapeEdits
-from lit_transfusion.data.sources.shape_scenes import parse_caption
-from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.evaluation.metric import Subject, Unavailable
-from lit_transfusion.evaluation.shape_captions import ShapeCaptions
-from lit_transfusion.evaluation.shape_scorer import score
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.shapes.captions import ShapeCaptions
+from lit_transfusion.shapes.edits import ShapeEdits
+from lit_transfusion.shapes.scenes import parse_caption
+from lit_transfusion.shapes.scorer import score
+from lit_transfusion.shapes.source import Shapes
 
 
 @pytest.mark.parametrize(

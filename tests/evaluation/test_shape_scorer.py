@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_tensor
 
-from lit_transfusion.data.sources.shape_edits import EDITS, ShapeEdit, ShapeEdits
-from lit_transfusion.data.sources.shape_scenes import (
+from lit_transfusion.shapes.edits import EDITS, ShapeEdit, ShapeEdits
+from lit_transfusion.shapes.scenes import (
     COLOURS,
     PAIRS,
     SHAPES,
@@ -21,8 +21,7 @@ from lit_transfusion.data.sources.shape_scenes import (
     draw,
     parse_caption,
 )
-from lit_transfusion.data.sources.shapes import Shapes
-from lit_transfusion.evaluation.shape_scorer import (
+from lit_transfusion.shapes.scorer import (
     ColourShapeScore,
     connected_components,
     read_picture,
@@ -30,6 +29,7 @@ from lit_transfusion.evaluation.shape_scorer import (
     score_edited,
     score_pictures,
 )
+from lit_transfusion.shapes.source import Shapes
 
 
 @cache

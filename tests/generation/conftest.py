@@ -5,7 +5,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from lit_transfusion.generation.checkpoint import KEY
-from lit_transfusion.generation.sampler import draw, write
+from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.settings import Sampling
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.packing import flatten
+from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.generation import Images
 from lit_transfusion.generation.next_token import pick
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from lit_transfusion import cli
-from lit_transfusion.data.document import Document, TextSegment
+from lit_transfusion.commands.benchmark_file import read_benchmark
+from lit_transfusion.commands.draw_benchmark import fingerprint, part_of
 from lit_transfusion.data.images import read_image
+from lit_transfusion.data.types import Document, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation import Sampling, draw
-from lit_transfusion.generation.benchmark import fingerprint, part_of
-from lit_transfusion.generation.benchmark_file import read_benchmark
-from lit_transfusion.generation.sampler import draw_after
+from lit_transfusion.generation.engine import draw_after
 
 # As the repository of GenEval has them; the second says its number twice, and how many are too many.
 GENEVAL = [

@@ -8,11 +8,11 @@ import pytest
 import torch
 from slow_decoder import assert_same, pieces_of
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
+from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.generation import Images, Sampling, decoder, generate, prompt_document, recording
+from lit_transfusion.generation.cuda_graph import Recorded
 from lit_transfusion.generation.decoder import Decoder
-from lit_transfusion.generation.recording import Recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2
 P = 4

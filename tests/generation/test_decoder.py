@@ -4,8 +4,8 @@ import pytest
 import torch
 from slow_decoder import read_all
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.packing import FlatDocument, flatten
+from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.model import Bidirectional, Causal, Visibility
 

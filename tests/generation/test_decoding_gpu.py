@@ -5,8 +5,8 @@ import torch
 
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.generation import Images, Sampling, generate, prompt_document
+from lit_transfusion.generation.cuda_graph import RARE, Recorded
 from lit_transfusion.generation.decoder import Decoder
-from lit_transfusion.generation.recording import RARE, Recorded
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lit_transfusion.data.document import Document, EditExample, ImageSegment
 from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.recipe import Recipe, edit_prompt, null_edit_prompt
+from lit_transfusion.data.types import Document, EditExample, ImageSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.generation.editing import edit, edit_grid
-from lit_transfusion.generation.sampler import Sampling
+from lit_transfusion.generation.engine import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2
 P = 4

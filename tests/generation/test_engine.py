@@ -7,9 +7,9 @@ import torch
 from diffusers import DDPMScheduler
 from slow_decoder import SlowDecoder, assert_same, read_all
 
-from lit_transfusion.data.document import Document, ImageSegment, TextSegment
 from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.recipe import caption_first, null_prompt, unconditional
+from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.diffusion import DDPM, SAMPLERS
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation import Images, Sampling, StopReason, draw, generate, prompt_document, write

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lit_transfusion
+from lit_transfusion.commands.export import export
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation import pipeline as pipeline_module
-from lit_transfusion.generation.export import export
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.latents import VAE, Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
@@ -309,7 +309,9 @@ def test_the_card_says_what_to_import(make_pipeline, own_package, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["patcher", "mask", "noise", "codec"])
-@pytest.mark.parametrize("class_path", ["os.system", "lit_transfusion.parts.build", "lit_transfusion.parts.T"])
+@pytest.mark.parametrize(
+    "class_path", ["os.system", "lit_transfusion.serialization.build", "lit_transfusion.serialization.T"]
+)
 def test_nothing_but_parts_is_called_even_if_it_is_imported(exported, put_on_hub, part, class_path):
     change_config(exported, **{part: {"class_path": class_path, "init_args": {}}})
     with pytest.raises(InputError, match=f"{class_path} is not a "):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from lit_transfusion.commands.prompt_file import Request, read_prompt_file
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.prompt_file import Request, read_prompt_file
 
 
 def test_a_line_is_a_prompt(tmp_path):

@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 
+from lit_transfusion.commands.playground.streaming import View, watch, watch_drawing, watch_edit, watch_going_on
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation import Sampling, draw
 from lit_transfusion.generation.editing import edit
 from lit_transfusion.generation.pictures import to_pil
-from lit_transfusion.playground.live import View, watch, watch_drawing, watch_edit, watch_going_on
 
 STEPS = Sampling(num_inference_steps=40, max_new_tokens=4)
 

@@ -15,7 +15,7 @@ from lit_transfusion.generation.pictures import to_pil
 
 gr = pytest.importorskip("gradio", reason='needs pip install -e ".[playground]"')
 
-from lit_transfusion.playground.page import build_page, own_prompts, to_sampling  # noqa: E402
+from lit_transfusion.commands.playground.page import build_page, own_prompts, to_sampling  # noqa: E402
 
 STEPS, TOKENS = {"Steps": 2}, {"Tokens": 3}
 
@@ -101,8 +101,8 @@ def test_what_cannot_be_is_said_on_the_page(press, capsys, button, values, messa
 
 
 def test_a_mistake_of_the_program_is_not_taken_for_one_of_the_user(press, monkeypatch):
-    monkeypatch.setattr("lit_transfusion.playground.page.write", lambda *_: 1 / 0)
-    monkeypatch.setattr("lit_transfusion.playground.page.given", lambda *_: torch.zeros(3, 4, 4))
+    monkeypatch.setattr("lit_transfusion.commands.playground.page.write", lambda *_: 1 / 0)
+    monkeypatch.setattr("lit_transfusion.commands.playground.page.given", lambda *_: torch.zeros(3, 4, 4))
     with pytest.raises(ZeroDivisionError):
         press("describe", {})
 

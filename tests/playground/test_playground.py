@@ -46,7 +46,7 @@ def refused(capsys, monkeypatch):
 
 def test_without_gradio_it_says_how_to_install_it(refused, ckpt, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "lit_transfusion.playground.page", raising=False)
+    monkeypatch.delitem(sys.modules, "lit_transfusion.commands.playground.page", raising=False)
     assert refused("--ckpt", ckpt) == 'error: the playground needs gradio; pip install -e ".[playground]" installs it'
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from tiny_study import TINY
 
 from lit_transfusion import cli
+from lit_transfusion.config.lightning import parts_of
 from lit_transfusion.errors import InputError
-from lit_transfusion.lightning_cli import parts_of
 from lit_transfusion.studies.plan import ArmPlan, clock, fit_arguments, plan, table_of
 
 

@@ -11,10 +11,10 @@ import torch
 import yaml
 from kept_runs import ENVIRONMENT, REPOSITORY, SMALLEST_DATA, SMALLEST_MODEL
 
-from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.recipe import caption_first, image_first, unconditional
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize

@@ -10,7 +10,7 @@ import lightning
 import torch
 
 from lit_transfusion.cli import main
-from lit_transfusion.data.document import PackedBatch
+from lit_transfusion.data.types import PackedBatch
 
 
 class Witness(lightning.Callback):

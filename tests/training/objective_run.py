@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_transfusion.data.document import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.data.packing import FlatDocument, collate, flatten
 from lit_transfusion.data.recipe import caption_first, unconditional
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize

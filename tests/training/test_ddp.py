@@ -113,10 +113,10 @@ def train_as_rank(rank: int, patcher: type) -> dict:
     """Three steps of DDP in which this rank learns from text alone, from an image alone, and from both."""
     from functools import partial
 
-    from lit_transfusion.data.document import Document, TextSegment
     from lit_transfusion.data.packing import collate, flatten
     from lit_transfusion.data.recipe import caption_first, unconditional
     from lit_transfusion.data.tokenizer import Tokenizer
+    from lit_transfusion.data.types import Document, TextSegment
     from lit_transfusion.diffusion import DDPM
     from lit_transfusion.latents import Pixels
     from lit_transfusion.model import Bidirectional, TransformerSize

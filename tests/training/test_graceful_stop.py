@@ -132,7 +132,7 @@ def test_signal_before_training_stops_at_once_and_leaves_no_checkpoint(tmp_path,
 
 
 def test_second_ctrl_c_stops_at_once_without_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_transfusion.training.stop_together.SAME_SECONDS", 0.0)
+    monkeypatch.setattr("lit_transfusion.training.graceful_stop.SAME_SECONDS", 0.0)
     status, seen = stopped(tmp_path / "run", signal.SIGINT, 1, "first micro-batch", count=2)
     assert (status, len(seen)) == (STATUS["SIGINT"], 2)
     assert not list(tmp_path.glob("run/checkpoints/*"))

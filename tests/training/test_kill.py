@@ -18,7 +18,7 @@ from killed_run import steps
 from PIL import Image
 from test_resume import assert_same_end, config, metrics
 
-from lit_transfusion.data.preparation.command import prepare
+from lit_transfusion.prepare.command import prepare
 
 STEPS, EVERY = 40, 3  # EVERY: steps from one checkpoint to the next
 REPOSITORY = Path(__file__).parents[2]

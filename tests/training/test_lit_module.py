@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lit_transfusion.data.document import IGNORE_INDEX
-from lit_transfusion.data.order import mix
+from lit_transfusion.data.permutation import mix
+from lit_transfusion.data.types import IGNORE_INDEX
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.model import LinearPatcher, UNetPatcher

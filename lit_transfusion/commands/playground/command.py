@@ -4,7 +4,7 @@ import os
 from tempfile import TemporaryDirectory
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.command import open_pipeline
+from lit_transfusion.generation.pipeline import open_pipeline
 
 
 def playground(
@@ -27,8 +27,8 @@ def playground(
         # Which gradio reads when it is imported. Pictures that are shown and uploaded are for nobody else to see.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         try:
-            from lit_transfusion.playground.page import build_page
-            from lit_transfusion.playground.server import listen, serve
+            from lit_transfusion.commands.playground.page import build_page
+            from lit_transfusion.commands.playground.server import listen, serve
         except ModuleNotFoundError as error:
             raise InputError(f'the playground needs {error.name}; pip install -e ".[playground]" installs it') from None
 

@@ -12,16 +12,16 @@ from gradio.components import Component
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lit_transfusion.commands.playground.streaming import watch_drawing, watch_edit, watch_going_on
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion.process import SAMPLERS
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.generated import StopReason
+from lit_transfusion.generation.engine import generate, write
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import caption_read, prompt_document
-from lit_transfusion.generation.sampler import generate, write
+from lit_transfusion.generation.sample_state import StopReason
 from lit_transfusion.generation.settings import Sampling
-from lit_transfusion.playground.live import watch_drawing, watch_edit, watch_going_on
 
 SHOWN = 384  # side, in pixels, up to which small pictures are enlarged
 KEEP = ["download", "fullscreen"]  # what may be done with a picture; not gradio's `share`, which sends it away

@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lit_transfusion.commands.playground.page import STYLE, THEME
 from lit_transfusion.errors import InputError
-from lit_transfusion.playground.page import STYLE, THEME
 
 # With our theme, gradio 6.31 asks no other machine for anything. Browsers hold any version of it to that.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"

@@ -13,10 +13,10 @@ from torch import Tensor
 from lit_transfusion.generation.conversation import added_parts
 from lit_transfusion.generation.denoising import OnStep
 from lit_transfusion.generation.editing import edit
+from lit_transfusion.generation.engine import draw, generate
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sampler import draw, generate
 from lit_transfusion.generation.settings import Sampling
 
 MOMENTS = 16  # of a denoising that are decoded, so that watching costs little

@@ -30,7 +30,7 @@ MOMENTS_ROW = np.dtype(
 )
 CONTENT_ROW = np.dtype(  # what is known of a picture while shards are made
     [
-        ("content", "<u8", (2,)),  # of its file (data/content.py)
+        ("content", "<u8", (2,)),  # of its file (data/digests.py)
         ("seen", "<u8", (2,)),  # of its pixels
     ]
 )

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from lit_transfusion.data.content import as_digests
+from lit_transfusion.data.digests import as_digests
 from lit_transfusion.data.shards.layout import BLOCK, FORMATS, NOTED_ENCODED_ROW, NOTED_ROW, padded
 from lit_transfusion.data.sources.base import fraction
 
@@ -50,7 +50,7 @@ class ShardWriter:
     ) -> None:
         """Add the content of a picture file with its captions, and moments float16 (2, K, h, w) if they are kept.
 
-        `number` becomes the name of its members. `content` and `seen` tell what it is the same as (data/content.py).
+        `number` becomes the name of its members. `content` and `seen` tell what it is the same as (data/digests.py).
         """
         text = json.dumps({"key": key, "captions": list(captions)}).encode()  # in ASCII, whatever the key is made of
         members = member(f"{number:09d}.{self.format}", picture) + member(f"{number:09d}.json", text)

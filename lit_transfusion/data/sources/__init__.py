@@ -6,8 +6,6 @@ from lit_transfusion.data.sources.image_captions import ImageCaptions
 from lit_transfusion.data.sources.mix import Mix
 from lit_transfusion.data.sources.openmoji import OpenMoji
 from lit_transfusion.data.sources.openmoji_edits import OpenMojiEdits
-from lit_transfusion.data.sources.shape_edits import ShapeEdits
-from lit_transfusion.data.sources.shapes import Shapes
 from lit_transfusion.data.sources.shards import Shards
 from lit_transfusion.data.sources.text_corpus import TextCorpus
 
@@ -17,8 +15,6 @@ __all__ = [
     "Mix",
     "OpenMoji",
     "OpenMojiEdits",
-    "ShapeEdits",
-    "Shapes",
     "Shards",
     "Source",
     "TextCorpus",

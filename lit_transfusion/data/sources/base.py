@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch.utils.data import Dataset
 
-from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
+from lit_transfusion.data.types import EditExample, Example, Skipped, TextExample
 from lit_transfusion.wording import counted
 
 

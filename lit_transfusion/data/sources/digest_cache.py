@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from lit_transfusion.data.content import content_of, is_picture
+from lit_transfusion.data.digests import content_of, is_picture
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.sources.text_index import FOLDER, cache_home
 from lit_transfusion.errors import InputError

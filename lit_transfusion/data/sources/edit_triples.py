@@ -5,15 +5,15 @@ import logging
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lit_transfusion.data.content import without_repeats
-from lit_transfusion.data.document import EditExample, Skipped
+from lit_transfusion.data.digests import without_repeats
 from lit_transfusion.data.images import read_image
 from lit_transfusion.data.sources.base import Source, digest, hold_out
-from lit_transfusion.data.sources.contents import contents_of
+from lit_transfusion.data.sources.digest_cache import contents_of
 from lit_transfusion.data.sources.formats import why_not_read
 from lit_transfusion.data.sources.image_captions import list_files
 from lit_transfusion.data.sources.metadata import METADATA_FILES, find_metadata, name_in, rows, texts_in
 from lit_transfusion.data.sources.names import PictureNames
+from lit_transfusion.data.types import EditExample, Skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import NOT_UTF8, is_encodable
 from lit_transfusion.wording import counted

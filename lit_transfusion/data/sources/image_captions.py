@@ -7,11 +7,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lit_transfusion.data.content import SamePictures, as_digests, without_repeats
-from lit_transfusion.data.document import Example, Skipped, in_words
+from lit_transfusion.data.digests import SamePictures, as_digests, without_repeats
 from lit_transfusion.data.images import read_image
 from lit_transfusion.data.sources.base import Source, digest, hold_out
-from lit_transfusion.data.sources.contents import contents_of
+from lit_transfusion.data.sources.digest_cache import contents_of
 from lit_transfusion.data.sources.formats import PICTURE_SUFFIXES, is_picture_name, why_not_read
 from lit_transfusion.data.sources.metadata import (
     METADATA_FILES,
@@ -23,6 +22,7 @@ from lit_transfusion.data.sources.metadata import (
     texts_in,
 )
 from lit_transfusion.data.sources.names import PictureNames, composed
+from lit_transfusion.data.types import Example, Skipped, in_words
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import NOT_UTF8, UnreadableText, decode, is_encodable, split_lines
 from lit_transfusion.wording import counted

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import Literal
 
-from lit_transfusion.data.document import EditExample, Example, Skipped, TextExample
 from lit_transfusion.data.sources.base import Encoding, Source, Stream
+from lit_transfusion.data.types import EditExample, Example, Skipped, TextExample
 from lit_transfusion.errors import InputError
 
 

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from lit_transfusion.data.document import Example
 from lit_transfusion.data.images import read_pixels, to_unit_range
 from lit_transfusion.data.sources.base import Source, fraction
+from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
 
 _TONES = re.compile("[🏻-🏿]")

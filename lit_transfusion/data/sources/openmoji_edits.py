@@ -4,9 +4,9 @@ import copy
 import re
 from typing import Literal, NamedTuple
 
-from lit_transfusion.data.document import EditExample
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.openmoji import OpenMoji
+from lit_transfusion.data.types import EditExample
 
 TONES = {"🏻": "light", "🏼": "medium light", "🏽": "medium", "🏾": "medium dark", "🏿": "dark"}
 WORDINGS = (

@@ -4,10 +4,10 @@ import copy
 from bisect import bisect_left, bisect_right
 from typing import Literal
 
-from lit_transfusion.data.document import Example, Skipped
 from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.shards.folder import EncodedSample, Sample, ShardFolder
 from lit_transfusion.data.sources.base import Encoding, Source, digest
+from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
 
 MOST_READ = 20_000  # examples whose captions a tokenizer is trained on

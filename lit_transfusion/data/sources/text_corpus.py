@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lit_transfusion.data.document import Skipped, TextExample
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.text_files import row_of, text_in
 from lit_transfusion.data.sources.text_index import TextOptions, text_index, told
 from lit_transfusion.data.training_text import PASSAGE, passages_of
+from lit_transfusion.data.types import Skipped, TextExample
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import suffix
 from lit_transfusion.wording import counted

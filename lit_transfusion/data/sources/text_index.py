@@ -18,8 +18,8 @@ try:
 except ImportError:  # Windows, which renames no folder in which a file is open: there that is the lock
     fcntl = None
 
-from lit_transfusion.data.document import in_words
 from lit_transfusion.data.sources.text_files import documents_of
+from lit_transfusion.data.types import in_words
 from lit_transfusion.errors import InputError
 from lit_transfusion.progress import reporting
 from lit_transfusion.text_reader import suffix

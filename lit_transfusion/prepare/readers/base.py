@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from lit_transfusion.data.document import Skipped
 from lit_transfusion.data.sources.metadata import clean
+from lit_transfusion.data.types import Skipped
 from lit_transfusion.text_reader import NOT_UTF8, is_encodable
 
 

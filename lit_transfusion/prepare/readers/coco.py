@@ -3,13 +3,13 @@
 from collections import defaultdict
 from pathlib import Path
 
-from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.formats import why_not_read
 from lit_transfusion.data.sources.image_captions import list_files
 from lit_transfusion.data.sources.names import PictureNames
+from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.readers.base import Item, Reader, usable
 from lit_transfusion.text_reader import read_json
 
 FORM = '{"images": [{"id": 1, "file_name": "…"}, …], "annotations": [{"image_id": 1, "caption": "…"}, …]}'

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from lit_transfusion.data.readers.base import Reader
-from lit_transfusion.data.readers.coco import CocoReader
-from lit_transfusion.data.readers.folder import FolderReader
-from lit_transfusion.data.readers.hugging_face import HuggingFaceReader, holds_pictures, is_repository, is_saved
-from lit_transfusion.data.readers.tars import TarReader
 from lit_transfusion.data.sources.metadata import SUFFIXES
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.readers.base import Reader
+from lit_transfusion.prepare.readers.coco import CocoReader
+from lit_transfusion.prepare.readers.folder import FolderReader
+from lit_transfusion.prepare.readers.hugging_face import HuggingFaceReader, holds_pictures, is_repository, is_saved
+from lit_transfusion.prepare.readers.tars import TarReader
 from lit_transfusion.text_reader import suffix
 
 Kind = Literal["folder", "webdataset", "coco", "hugging_face"]

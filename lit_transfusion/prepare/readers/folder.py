@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.image_captions import find_entries
+from lit_transfusion.data.types import Skipped
+from lit_transfusion.prepare.readers.base import Item, Reader, usable
 
 
 class FolderReader(Reader):

@@ -4,13 +4,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.formats import is_picture_name
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
 from lit_transfusion.data.sources.metadata import METADATA_FILES
+from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.readers.base import Item, Reader, usable
 from lit_transfusion.text_reader import suffix
 
 

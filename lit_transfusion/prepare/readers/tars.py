@@ -9,14 +9,14 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_transfusion.data.document import Skipped
-from lit_transfusion.data.readers.base import Item, Reader, usable
 from lit_transfusion.data.shards.files import OpenFiles
 from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.formats import PICTURE_SUFFIXES, is_picture_name, why_not_read
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
 from lit_transfusion.data.sources.names import composed
+from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare.readers.base import Item, Reader, usable
 from lit_transfusion.text_reader import UnreadableText, decode, split_lines, suffix
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}

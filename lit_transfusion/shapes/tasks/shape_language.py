@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lit_transfusion.data.sources.shape_scenes import PLURALS, Count, Relation, Scene, Single, held_out_scenes
+from lit_transfusion.shapes.scenes import PLURALS, Count, Relation, Scene, Single, held_out_scenes
 
 FILE = Path(__file__).with_suffix(".jsonl")
 OF_EACH_KIND = 20

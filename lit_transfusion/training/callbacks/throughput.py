@@ -7,8 +7,8 @@ from typing import Any
 import lightning
 import torch
 
-from lit_transfusion.data.document import PackedBatch
 from lit_transfusion.data.loader import PackedLoader
+from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.model.flops import Flops, peak_bf16
 
 

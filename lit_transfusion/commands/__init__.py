@@ -1,0 +1,1 @@
+"""The commands that need no trainer. Nothing but `cli.py` imports them."""

@@ -1,0 +1,1 @@
+"""From YAML files and words on a command line to the parts of a run."""

@@ -1,0 +1,49 @@
+"""A module imports only what comes before it, so that there is no circle and no import upwards."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lit_transfusion
+
+ROOT = Path(lit_transfusion.__file__).parent
+ORDER = [  # packages, and modules of the root
+    *("__init__", "errors", "wording", "hardware", "printing", "text_reader", "file_lock", "progress"),
+    *("allowed_imports", "serialization"),
+    *("model", "diffusion", "latents"),
+    "data",
+    "generation",
+    "run_folder",
+    *("training", "evaluation", "prepare", "shapes"),
+    *("config", "studies", "commands"),
+    *("cli", "__main__"),
+]
+
+
+def imported(path: Path) -> set[str]:
+    """The packages of ours, and modules of the root, that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "lit_transfusion":
+            names |= {f"lit_transfusion.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    ours = {name.split(".")[1] for name in names if name.startswith("lit_transfusion.")}
+    return {name for name in ours if not name.startswith("__")}  # __version__
+
+
+@pytest.mark.parametrize("package", ORDER[1:])
+def test_imports_go_downwards(package):
+    paths = [ROOT / f"{package}.py"] if (ROOT / f"{package}.py").exists() else sorted((ROOT / package).rglob("*.py"))
+    assert paths
+    for path in paths:
+        upwards = {name for name in imported(path) if ORDER.index(name) > ORDER.index(package)}
+        assert not upwards, f"{path.relative_to(ROOT)} imports {', '.join(upwards)}"
+
+
+def test_every_package_has_its_place():
+    found = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert found == set(ORDER)
