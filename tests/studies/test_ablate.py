@@ -44,6 +44,7 @@ def commands(run: Path) -> list[str]:
     return [line.split()[2] for line in log.splitlines() if line.startswith("$ lit-transfusion ")]
 
 
+@pytest.mark.slow
 def test_small_study_from_its_file_to_its_report(tmp_path, monkeypatch, capsys):
     """By the command in this process, which starts faster; the runs have processes of their own in any case."""
     monkeypatch.chdir(tmp_path)

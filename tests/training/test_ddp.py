@@ -76,6 +76,7 @@ def test_ctrl_c_stops_both_processes_and_leaves_a_checkpoint(make_config, tmp_pa
 # Batches that lack a modality on one rank
 
 
+@pytest.mark.slow
 def test_rank_without_images_or_without_text_holds_up_nobody(tmp_path):
     """This file as a script, once for each rank. It has no `find_unused_parameters` to fall back on."""
     ranks = [

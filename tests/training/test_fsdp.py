@@ -25,6 +25,7 @@ def assert_same(first, second, **tolerance):
     assert loaders[0] == loaders[1]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_under_ddp(fit):
     """Gradients are summed in another order. Samples are drawn by both and written by one."""
     expected, folder = fit("ddp"), fit("sharded", *SHARDED)

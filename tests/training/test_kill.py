@@ -95,6 +95,7 @@ def assert_same_runs(killed: Path, whole: Path, ranks: int = 1) -> None:
     assert kept == {step: row for step, row in expected.items() if step not in lost}
 
 
+@pytest.mark.slow
 def test_killed_in_the_midst_and_continued_equals_an_uninterrupted_one(written, tmp_path):
     """Processes forked from one that has imported all, so that they start at once."""
     context = multiprocessing.get_context("forkserver")
