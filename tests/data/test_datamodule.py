@@ -119,7 +119,9 @@ def test_ranks_share_the_training_documents_and_validate_on_the_same():
     streams = {"train": [], "val": []}
     for rank in (0, 1):
         made = data()
-        made.trainer = SimpleNamespace(global_rank=rank, world_size=2, is_global_zero=True, accumulate_grad_batches=1)
+        made.trainer = SimpleNamespace(
+            global_rank=rank, world_size=2, is_global_zero=rank == 0, accumulate_grad_batches=1
+        )
         streams["train"].append([batch.tokens for batch in islice(made.train_dataloader(), 2)])
         streams["val"].append([batch.tokens for batch in made.val_dataloader()])
     assert not torch.equal(streams["train"][0][0], streams["train"][1][0])
