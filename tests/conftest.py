@@ -75,7 +75,7 @@ def make_pipeline():
 @pytest.fixture
 def script(monkeypatch):
     """Takes what the sample of seed 0, 1, 2, … writes out of the net's hands: tokens, and word 50 after them."""
-    from lit_transfusion.generation import engine as sampler
+    from lit_transfusion.generation import engine
 
     def script(*plans):
         plans = [list(plan) for plan in plans]
@@ -84,6 +84,6 @@ def script(monkeypatch):
             rows = [generator.initial_seed() for generator in generators]
             return [plans[row].pop(0) if plans[row] else 50 for row in rows]
 
-        monkeypatch.setattr(sampler, "pick", pick)
+        monkeypatch.setattr(engine, "pick", pick)
 
     return script

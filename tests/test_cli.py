@@ -15,7 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_transfusion import cli, lightning_cli
+from lit_transfusion import cli
+from lit_transfusion.config import lightning as lightning_cli
 from lit_transfusion.config.argv import spell_out
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import KEY

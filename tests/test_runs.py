@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from lit_transfusion import cli, lightning_cli, run_folder
+from lit_transfusion import cli, run_folder
 from lit_transfusion.commands.evaluate import source_of
+from lit_transfusion.config import lightning as lightning_cli
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONTINUED = ["--config", "run/config.yaml", "--ckpt_path", "last"]

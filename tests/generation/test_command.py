@@ -12,7 +12,8 @@ from slow_decoder import SlowDecoder
 from lit_transfusion import cli
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Sampling, command, draw, prompt_document
+from lit_transfusion.generation import Sampling, draw, prompt_document
+from lit_transfusion.generation import pipeline as pipeline_module
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import KEY
 
@@ -144,7 +145,7 @@ def test_denoising_is_shown_as_a_film(run):
 def test_compiled_or_in_bf16_it_is_the_same_picture(run, monkeypatch, option, tolerance):
     """Tolerances are of what is 2 from black to white; 0.01 is a step of the file's."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(command, "has_bf16", lambda device: True)
+    monkeypatch.setattr(pipeline_module, "has_bf16", lambda device: True)
     sample = ["--prompt", "a red circle", "--num_inference_steps", "4"]
     run(*sample, "--output", "plain")
     run(*sample, *option, "--output", "other")
@@ -175,7 +176,7 @@ def test_a_typed_prompt_that_has_no_room_is_an_error_before_anything_is_drawn(re
 
 
 def test_bf16_is_refused_where_it_is_slow(refused, monkeypatch):
-    monkeypatch.setattr(command, "has_bf16", lambda device: False)
+    monkeypatch.setattr(pipeline_module, "has_bf16", lambda device: False)
     message = refused("--prompt", "two", "--device", "cpu", "--dtype", "bfloat16")
     assert "--dtype bfloat16: cpu has no bf16 arithmetic" in message
 

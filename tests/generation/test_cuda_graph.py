@@ -10,7 +10,7 @@ from slow_decoder import assert_same, pieces_of
 
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Images, Sampling, decoder, generate, prompt_document, recording
+from lit_transfusion.generation import Images, Sampling, cuda_graph, decoder, generate, prompt_document
 from lit_transfusion.generation.cuda_graph import Recorded
 from lit_transfusion.generation.decoder import Decoder
 
@@ -30,7 +30,7 @@ SAMPLING = Sampling(
 def compile_with(monkeypatch, pipeline, backend):
     """Small buckets, so that rows outgrow several, and passes that are recorded soon."""
     monkeypatch.setattr(decoder, "BUCKET", 8)
-    monkeypatch.setattr(recording, "RARE", 1)
+    monkeypatch.setattr(cuda_graph, "RARE", 1)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     pipeline.compile()
 
@@ -82,7 +82,7 @@ def test_longer_rows_compile_nothing_again(make_pipeline, monkeypatch):
 
 
 def test_each_shape_is_recorded_once_and_stays_where_it_is(monkeypatch):
-    monkeypatch.setattr(recording, "RARE", 0)
+    monkeypatch.setattr(cuda_graph, "RARE", 0)
     places = []
 
     def double(a, b):
@@ -104,15 +104,15 @@ def test_each_shape_is_recorded_once_and_stays_where_it_is(monkeypatch):
 def test_what_comes_seldom_is_not_recorded():
     recorded = Recorded(lambda a: (2 * a,))
     for length in (3, 4):
-        for calls in range(1, recording.RARE + 3):
+        for calls in range(1, cuda_graph.RARE + 3):
             assert torch.equal(recorded(torch.full((length,), calls))[0], torch.full((length,), 2 * calls))
-            assert (torch.Size([length]),) not in recorded.recordings or calls > recording.RARE
+            assert (torch.Size([length]),) not in recorded.recordings or calls > cuda_graph.RARE
     assert len(recorded.recordings) == 2
 
 
 def test_results_are_copies(monkeypatch):
     """Even where the function hands on its input, as the net does with images that there are none of."""
-    monkeypatch.setattr(recording, "RARE", 0)
+    monkeypatch.setattr(cuda_graph, "RARE", 0)
     recorded = Recorded(lambda a: (a,))
     first = recorded(torch.ones(2))
     recorded(torch.zeros(2))
