@@ -64,7 +64,7 @@ def test_one_object_changes_in_one_way_and_the_other_stays(kind, part):
 
 @kinds
 def test_objects_are_found_where_they_are_said_to_be(kind):
-    for edit in some_edits(kind):
+    for edit in some_edits(kind)[:25]:
         for objects in (edit.before, edit.after):
             found = {(one.colour, one.shape) for one in read_picture(draw(objects, 24))}
             assert found == {(one.colour, one.shape) for one in objects}

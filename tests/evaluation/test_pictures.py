@@ -170,7 +170,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(hub, make_subject, monk
             Unavailable, match=f"cannot be downloaded .*timed out.*put http.*/weights.pth into {folder}"
         ):
             FID()(make_subject())
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 20  # without a limit it waits for minutes
     assert socket.getdefaulttimeout() is None
 
 
