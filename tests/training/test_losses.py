@@ -98,7 +98,7 @@ def test_losses_are_computed_in_float32():
 @pytest.mark.parametrize("count", [0, 1, 8, 29])
 def test_cross_entropy_in_place_is_torchs(monkeypatch, count, dtype):
     """Also beyond the eight rows that it works on at once here."""
-    monkeypatch.setitem(cross_entropy.AT_ONCE, "cpu", 8 * 11)
+    monkeypatch.setitem(cross_entropy.PIECE, "cpu", 8 * 11)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(11, 5, generator=generator, dtype=dtype).requires_grad_()
     hidden = torch.randn(count, 5, generator=generator, dtype=dtype).requires_grad_()
