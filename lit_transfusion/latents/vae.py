@@ -43,10 +43,8 @@ class VAE(Codec):
         self.sample_posterior = sample_posterior
         self.revision = revision
 
-        from diffusers import (
-            AutoencoderKL,
-            AutoencoderTiny,
-        )  # imported here, since it takes seconds and Pixels does not use it
+        # Imported here: it takes seconds, and Pixels does not use it.
+        from diffusers import AutoencoderKL, AutoencoderTiny
 
         place = f"VAE path {path!r}" + (f", subfolder {subfolder!r}" if subfolder else "")
         try:
@@ -57,8 +55,8 @@ class VAE(Codec):
                 fix += "" if subfolder else ", or if it is a whole pipeline, set subfolder: vae"
             else:
                 fix = (
-                    "is not a folder on this machine, and the Hugging Face hub has no model of that name; check the "
-                    "path and the network"
+                    "is not a folder on this machine, and the Hugging Face hub provided no such model; check the path "
+                    "and the network"
                 )
             raise InputError(f"{place} {fix}") from error
 
