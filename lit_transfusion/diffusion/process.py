@@ -149,7 +149,7 @@ class DDPM(NoiseProcess):
             )
         timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
         # dpm++ has no clip_sample, but thresholding with its default maximum of 1 is the same clipping.
-        # The type of `from_config` and `step` includes tuples, and that of `step` allows one generator only.
+        # The declared result of `from_config` and `step` includes tuples, and `step` is declared with one generator.
         sampler: Scheduler = SAMPLERS[name].from_config(  # type: ignore[assignment]
             self._scheduler.config, thresholding=self.clip_sample
         )

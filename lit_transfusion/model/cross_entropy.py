@@ -16,7 +16,7 @@ class SumOfCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
-        log_sums = [rows.float().logsumexp(1) for rows in logits.split(rows_per_piece(logits))]
+        log_sums = [rows.float().logsumexp(1) for rows in logits.split(rows_at_once(logits))]
         log_sum = torch.cat(log_sums)  # (T,)
         ctx.save_for_backward(logits, targets, log_sum)
         return (log_sum - logits.gather(1, targets[:, None])[:, 0].float()).sum()
@@ -26,15 +26,14 @@ class SumOfCrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         """The gradient is the softmax, minus one at the target."""
         logits, targets, log_sum = ctx.saved_tensors
-        pieces = (x.split(rows_per_piece(logits)) for x in (logits, targets, log_sum))
+        pieces = (x.split(rows_at_once(logits)) for x in (logits, targets, log_sum))
         for rows, target, row_log_sum in zip(*pieces, strict=True):
-            softmax = (
-                rows.float().sub_(row_log_sum[:, None]).exp_()
-            )  # changes the logits themselves if they are float32
+            softmax = rows.float().sub_(row_log_sum[:, None]).exp_()  # overwrites the logits if they are float32
             softmax.scatter_add_(1, target[:, None], torch.full_like(target[:, None], -1, dtype=softmax.dtype))
             rows.copy_(softmax.mul_(gradient))
         return logits, None
 
 
-def rows_per_piece(logits: Tensor) -> int:
+def rows_at_once(logits: Tensor) -> int:
+    """Return the number of rows of (T, V) logits per piece, at least 1."""
     return max(1, PIECE.get(logits.device.type, 2**18) // logits.shape[1])

@@ -77,10 +77,8 @@ class Transfusion(nn.Module):
             cache: The prefix of each row, for decoding. The given positions are added to it.
         """
         x = self.embedding(tokens)  # (B, L, D)
-        writes = (
-            cache is not None and len(images) == 0
-        )  # decoding text only: no gradients are needed, so skip the image path
-        if not writes:
+        text_only = cache is not None and len(images) == 0  # decoding needs no gradients: skip the image path
+        if not text_only:
             t_emb = self.time_embedding(timesteps)  # (N, D)
             patches, skips = self.patcher.patchify(images, t_emb)  # (N, P, D)
             # One position per patch, in the order of the images. The size is given so that a GPU need not synchronise.
@@ -95,7 +93,7 @@ class Transfusion(nn.Module):
         hidden = self.transformer(x, positions, attend, cache).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)
-        if writes:
+        if text_only:
             return TransfusionOutput(logits, images)
         grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
         hidden = hidden.index_select(0, at_patches).view_as(patches)  # (N, P, D)

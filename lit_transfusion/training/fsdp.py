@@ -97,6 +97,6 @@ def shard(net: Transfusion, mesh: DeviceMesh, bf16: bool) -> None:
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bf16 else {}
     for block in net.transformer.blocks:
         fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False))
-    # The net also reshards after its forward pass: there may be no backward pass before the average is updated.
+    # Reshard the net after its forward pass, too: there may be no backward pass before the average is updated.
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)

@@ -49,7 +49,7 @@ class StopTogether(lightning.Callback):
         connector = trainer._signal_connector
         connector.register_signal_handlers = partial(self._register, trainer, connector)
         if trainer.world_size > 1:
-            # All processes take part in a checkpoint. One that fails alone would wait for the others without end.
+            # All processes take part in a checkpoint. One that fails alone would wait for the others forever.
             for keeper in trainer.checkpoint_callbacks:
                 if isinstance(keeper, ModelCheckpoint) and keeper.save_on_exception:
                     keeper.save_on_exception = False

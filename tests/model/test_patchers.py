@@ -83,9 +83,8 @@ def test_positions_add_a_vector_for_the_row_and_one_for_the_column(cls, patch_si
 def test_without_positions_the_parameters_are_those_of_older_checkpoints(cls):
     names = [name for name, _ in make(cls, 4).named_parameters()]
     assert not any("positions" in name for name in names)
-    assert (
-        names == [name for name, _ in make(cls, 4, positions=6).named_parameters()][:-2]
-    )  # optimisers identify parameters by their number
+    # Optimisers identify parameters by their number, so the new ones must be the last.
+    assert names == [name for name, _ in make(cls, 4, positions=6).named_parameters()][:-2]
 
 
 @both

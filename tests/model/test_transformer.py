@@ -86,9 +86,7 @@ def test_permuting_patches_does_not_just_permute_the_output():
     positions = torch.arange(6)[None]
     output = net(x, positions, attend)
     assert not torch.allclose(net(x[:, order], positions, attend), output[:, order], atol=1e-2)
-    torch.testing.assert_close(
-        net(x[:, order], positions[:, order], attend), output[:, order]
-    )  # nothing else depends on the order
+    torch.testing.assert_close(net(x[:, order], positions[:, order], attend), output[:, order])  # if they move, too
 
 
 @torch.no_grad()

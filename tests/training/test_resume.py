@@ -182,8 +182,8 @@ def test_run_resumed_after_a_crash_starts_at_its_last_checkpoint(whole, folder):
 
 
 @pytest.mark.parametrize("call", ["remove", "symlink"])
-def test_run_killed_while_last_is_moved_goes_on_from_the_newest_checkpoint(whole, folder, monkeypatch, call):
-    """Lightning removes the one before, then the link to it, and then makes the link anew."""
+def test_run_killed_while_last_is_replaced_resumes_from_the_newest_checkpoint(whole, folder, monkeypatch, call):
+    """Lightning removes the earlier checkpoint and the link last.ckpt, and then creates a new link."""
     original, last = getattr(os, call), "last.ckpt"
 
     def die(*arguments, **options):
@@ -211,7 +211,7 @@ def test_preempted_run_is_saved(whole, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 4, 6, 7])
-def test_any_step_will_do_with_workers_and_accumulated_gradients(folder, tmp_path, stop):
+def test_run_stopped_at_any_step_resumes_with_workers_and_accumulated_gradients(folder, tmp_path, stop):
     options = ("--data.num_workers", "2", "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6")
     uninterrupted = fit(tmp_path / "uninterrupted", *options)
     assert len(uninterrupted) == 2 * STEPS

@@ -86,7 +86,7 @@ def finish_again(folder: Path, trainer: lightning.Trainer) -> None:
     if run_folder.read_json(folder / run_folder.FINISHED).get("step") != step:
         run_folder.write_text(folder / run_folder.FINISHED, json.dumps({"step": step}) + "\n")
     log.info(
-        "the run in %s is finished: %d steps; to train on, raise --trainer.max_steps %d",
+        "the run in %s is finished: %d steps; to train more steps, raise --trainer.max_steps %d",
         folder,
         step,
         trainer.max_steps,
