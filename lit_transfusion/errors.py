@@ -1,9 +1,9 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""The exception for invalid input, as opposed to errors of the program."""
 
 
 class InputError(ValueError):
-    """Something that the user can mend: a path, a key, a value, a file.
+    """An error that the user can fix, such as an invalid path, key, value or file.
 
-    The message is one line that names the thing and the fix; the command prints it without a traceback
-    and exits with status 2.
+    The message is one line: what is wrong, where, and how to fix it. The command prints it without a traceback, and
+    exits with status 2.
     """

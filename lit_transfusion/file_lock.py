@@ -1,4 +1,4 @@
-"""The lock of a file: one process at a time, on Windows, too."""
+"""A lock file that one process at a time can hold, also on Windows."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[tuple[int, ...]]:
-    """Hold the lock of a file, which is created. It is free when this process ends, however it ends.
+    """Hold the lock of a file, which is created. The lock is released when this process ends, however it ends.
 
-    Yields what to give as `pass_fds` to a process that is started meanwhile: it then holds the lock, too, and still
-    does if this process is killed. On Windows it is empty.
+    Yields the `pass_fds` for a child process, which then also holds the lock, even if this process is killed. On
+    Windows they are empty.
 
     Args:
         path: The file.
-        waiting: Called before another process that has the lock is waited for.
+        waiting: Called before waiting for another process that holds the lock.
 
     Raises:
         OSError: The file cannot be created.

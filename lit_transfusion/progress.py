@@ -1,4 +1,4 @@
-"""Progress of something long, on standard error: bars on a terminal or in a notebook, else a line now and then."""
+"""Progress of long work on standard error: bars on a terminal or in a notebook, otherwise occasional lines."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 from rich import progress as rich_progress
 from rich.console import Console
 
-OnProgress = Callable[[str, float, float | None], None]  # what is being done, how much of it is done, of how much
+OnProgress = Callable[[str, float, float | None], None]  # (description, amount done, total or None)
 
 
 def silent(doing: str, done: float, total: float | None) -> None:
@@ -19,8 +19,10 @@ def silent(doing: str, done: float, total: float | None) -> None:
 
 
 class Pace:
-    """When the next line is due: soon after the start, then each time as long again as the whole has taken, but at
-    least every minute, or every hundredth part of the whole if that is longer than a minute (at most 10 minutes).
+    """Decides when the next line is due.
+
+    The first line is due soon after the start. Each further one is due after as long as the time since the start, but
+    at most after a minute, or after 1 % of the expected time if that is longer (at most 10 minutes).
 
     Args:
         first: Seconds until the first line.
@@ -35,21 +37,21 @@ class Pace:
         return time.monotonic() >= self.next
 
     def printed(self, expected: float = 0.0) -> None:
-        """A line was printed. `expected` is the length of the whole in seconds, as far as it is known."""
+        """Register that a line was printed. `expected` is the total time in seconds, or 0 if it is unknown."""
         now = time.monotonic()
         longest = min(max(60.0, expected / 100), 600.0)
         self.next = now + min(max(now - self.start, 2.0), longest)
 
 
 class Row:
-    """One thing that advances.
+    """The progress of one piece of work.
 
     Args:
-        doing: What it is.
-        total: How much of it there is; None if that is unknown.
-        done: How much of it is done before the start.
-        unit: What is counted.
-        count: Called for how much is done, once a second; None if `update` is called with it.
+        doing: Description.
+        total: Total amount; None if it is unknown.
+        done: Amount that is done before the start.
+        unit: Name of the unit.
+        count: Function that returns the amount done, called every half a second; None if `update` reports it.
     """
 
     def __init__(
@@ -77,17 +79,17 @@ class Row:
 
     @property
     def left(self) -> float | None:
-        """Seconds until the end, as far as that is known."""
+        """Seconds until the end, or None if that is unknown."""
         return (self.total - self.done) / self.rate if self.total is not None and self.rate > 0 else None
 
     @property
     def expected(self) -> float:
-        """Seconds from the start to the end, as far as that is known."""
+        """Expected seconds from the start to the end; those until now if the rest is unknown."""
         return time.monotonic() - self.start + (self.left or 0.0)
 
     @property
     def counted(self) -> str:
-        """As in "3 of 7 pictures"."""
+        """Amount done and total, such as "3 of 7 pictures"; empty if the total is unknown."""
         if self.total is None:
             return ""
         return " ".join(filter(None, (f"{int(self.done)} of {int(self.total)}", self.unit)))
@@ -103,16 +105,16 @@ class Row:
 
 
 class Progress:
-    """Rows that are shown while the context is open.
+    """Shows rows while the context is open.
 
     with Progress() as progress:
         row = progress.add("drawing", total=64, unit="pictures")
         row.update(done=3)
 
-    In a run of several processes, only the first one shows anything.
+    If there are several processes, only the first one shows anything.
 
     Args:
-        shown: False shows nothing.
+        shown: If False, nothing is shown.
     """
 
     def __init__(self, shown: bool = True) -> None:
@@ -151,7 +153,7 @@ class Progress:
             self._thread.start()
 
     def stop(self, failed: bool = False) -> None:
-        """The last line says how long it took, unless it failed."""
+        """Stop, and print a last line with the time taken, unless the work failed or no line was printed before."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -214,7 +216,7 @@ class Progress:
             )
 
     def _print_line(self) -> None:
-        """All rows in one line."""
+        """Print all rows in one line."""
         shown = [row for row in self.rows if row.doing]
         if shown:
             self.num_lines += 1
@@ -224,7 +226,7 @@ class Progress:
 
 @contextmanager
 def reporting(unit: str = "") -> Iterator[OnProgress]:
-    """One row, as a function that says what is being done and how much of it is done."""
+    """Show one row, and yield the function that updates it."""
     with Progress() as progress:
         row = progress.add("", unit=unit)
         yield lambda doing, done, total: row.update(done, doing, total)
@@ -242,7 +244,7 @@ def is_first_process() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """As in "12 s", "3 min", "2 h 5 min", "3 d 4 h"."""
+    """Format seconds as "12 s", "3 min", "2 h 5 min" or "3 d 4 h"."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""The directory of a run: the names of what is in it, and the lock that a `fit` holds on it."""
+"""The run directory: the names of its files, and the lock that a `fit` holds."""
 
 import errno
 import json
@@ -23,24 +23,24 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 CHECKPOINTS = "checkpoints"
-FINISHED = "finished.json"  # {"step": …}, when all steps are done
+FINISHED = "finished.json"  # {"step": …}, after the last step
 LOCK = "fit.lock"
-HOLDER = "fit.json"  # host, pid and since when, while a `fit` runs; its time of modification is renewed
+HOLDER = "fit.json"  # host, pid and start time of a running `fit`, which renews its modification time
 
-BEAT = 10.0  # seconds between two renewals of HOLDER
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system without locks
+RENEW_SECONDS = 10.0  # seconds between two renewals of HOLDER
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without locks
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has been trained there."""
+    """Whether the folder is a run directory."""
     return (folder / CONFIG).exists() and (folder / TOKENIZER).exists()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint from which the run in `folder` resumes: a file, or a directory of shards; None without any.
+    """Return the checkpoint from which the run in `folder` resumes: a file or a directory of shards, or None.
 
-    A run that was killed while it moved last.ckpt has none, or a link to a file that it had just removed; a sharded run
-    that was killed while it wrote a checkpoint has a directory that lacks something.
+    If a run was killed while it replaced last.ckpt, that is missing, or a link to a removed file. If a sharded run was
+    killed while it wrote a checkpoint, that directory is incomplete.
     """
     whole = [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if path.is_file() or is_whole(path)]
     named = [path for path in whole if path.name.startswith("last")]
@@ -48,7 +48,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a file contains; nothing without a file, or if whoever wrote it was killed before its end."""
+    """Return the content of a JSON file, or {} if the file is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole: whoever is killed meanwhile leaves the earlier one."""
+    """Write a file atomically: a process that is killed during the write leaves the earlier file unchanged."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
@@ -64,22 +64,24 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(folder: Path, new_run: bool) -> Iterator[None]:
-    """Make sure that no other `fit` trains in `folder` meanwhile. A new run moves an earlier one to NAME.1, NAME.2, …
+    """Hold the lock of a run directory, so that no other `fit` trains there.
 
-    The kernel releases the lock of a process that was killed. Where locks do not work, or not between hosts (some
-    network file systems), HOLDER decides: its process renews it every BEAT seconds, and one that is not renewed for
-    three times as long is of a dead process.
+    A new run moves an earlier one to NAME.1, NAME.2, …
+
+    The kernel releases the lock of a killed process. Some network file systems have no locks, or none between hosts.
+    There HOLDER decides: its process renews it every RENEW_SECONDS, and is dead if HOLDER is not renewed for three
+    times as long.
 
     Raises:
         InputError: Another `fit` trains there, or the directory cannot be written.
     """
     created = not folder.exists()
-    lock = take(folder)
+    lock = acquire(folder)
     if new_run and (moved := move_aside(folder, lock)):
         lock.release()
         for name in (LOCK, HOLDER):
             (moved / name).unlink(missing_ok=True)
-        lock = take(folder)
+        lock = acquire(folder)
     since = datetime.now().astimezone().isoformat(" ", "seconds")
     write_text(folder / HOLDER, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n")
     stop = threading.Event()
@@ -89,15 +91,19 @@ def locked(folder: Path, new_run: bool) -> Iterator[None]:
     finally:
         stop.set()
         (folder / HOLDER).unlink(missing_ok=True)
-        with suppress(OSError):  # Windows removes nothing that is open
-            (folder / LOCK).unlink()  # filelock notices if it takes the lock of a file that is no longer there
+        with suppress(OSError):  # Windows cannot remove an open file
+            (folder / LOCK).unlink()  # filelock detects a lock on a removed file
         lock.release()
-        if created and folder.exists() and not any(folder.iterdir()):  # an error came before the run began
+        if created and folder.exists() and not any(folder.iterdir()):  # an error before the run started
             folder.rmdir()
 
 
-def take(folder: Path) -> FileLock:
-    """The lock of a directory, which is created if it does not exist."""
+def acquire(folder: Path) -> FileLock:
+    """Acquire the lock of a run directory, which is created if it does not exist.
+
+    Raises:
+        InputError: Another `fit` trains there, or the directory cannot be written.
+    """
     lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +123,9 @@ def take(folder: Path) -> FileLock:
 
 
 def in_use(folder: Path) -> InputError:
+    """Make the error that names the `fit` that trains in `folder`."""
     holder = read_json(folder / HOLDER)
-    who = "process {pid} on {host} trains there since {since}".format(**holder) if holder else "it has just begun"
+    who = "process {pid} on {host}, started {since}".format(**holder) if holder else "it has just started"
     return InputError(
         f"trainer.default_root_dir {folder} is in use by another fit: {who}; wait until it ends, stop it, or choose "
         "another directory"
@@ -126,43 +133,44 @@ def in_use(folder: Path) -> InputError:
 
 
 def renew(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(BEAT):
-        with suppress(OSError):  # the network is away, or somebody has moved the directory
+    """Renew HOLDER until `stop` is set."""
+    while not stop.wait(RENEW_SECONDS):
+        with suppress(OSError):  # no network, or the directory was moved
             os.utime(path)
 
 
 def is_renewed(path: Path) -> bool:
-    """Whether the process that HOLDER names is alive. Takes three times BEAT if it is not; at once if HOLDER is old."""
-    with suppress(FileNotFoundError):  # it has ended meanwhile
-        first = time_of(path)
-        if abs(time.time() - first) > 100 * BEAT:  # that much, clocks of hosts do not differ
+    """Whether the process that HOLDER names is alive. It waits up to three times RENEW_SECONDS unless HOLDER is old."""
+    with suppress(FileNotFoundError):  # the other fit has just ended
+        first = modification_time(path)
+        if abs(time.time() - first) > 100 * RENEW_SECONDS:  # too old; clocks of hosts do not differ that much
             return False
-        log.info("waiting up to %.0f s to see whether the fit that %s names is alive", 3 * BEAT, path)
-        until = time.monotonic() + 3 * BEAT
+        log.info("waiting up to %.0f s to see whether the fit that %s names is alive", 3 * RENEW_SECONDS, path)
+        until = time.monotonic() + 3 * RENEW_SECONDS
         while time.monotonic() < until:
-            time.sleep(BEAT / 10)
-            if time_of(path) != first:
+            time.sleep(RENEW_SECONDS / 10)
+            if modification_time(path) != first:
                 return True
     return False
 
 
-def time_of(path: Path) -> float:
-    with path.open() as file:  # a network file system then asks its server
+def modification_time(path: Path) -> float:
+    with path.open() as file:  # open, so that a network file system asks its server
         return os.fstat(file.fileno()).st_mtime
 
 
 def move_aside(folder: Path, lock: FileLock) -> Path | None:
-    """Move an earlier run to NAME.1, NAME.2, … and return the new place; None if there is nothing to move.
+    """Move an earlier run to NAME.1, NAME.2, … and return the new path, or None if there is nothing to move.
 
-    A job that was preempted and queued again finds Lightning's own checkpoint there, and resumes from that.
+    Lightning's checkpoint of a job that was preempted and queued again is not moved: the job resumes from it.
     """
     if not is_run(folder) or any(folder.glob("hpc_ckpt_*")) or Path.cwd().is_relative_to(folder.resolve()):
         return None
     number = 1
     while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    if os.name == "nt":  # where nothing that is open can be moved
+    if os.name == "nt":  # Windows cannot move an open file
         lock.release()
     folder.rename(moved)
-    print(f"The earlier run in {folder} is now in {moved}. (To continue a run, add --ckpt_path last.)")
+    print(f"Moved the earlier run from {folder} to {moved}. (To resume a run, add --ckpt_path last.)")
     return moved

@@ -1,4 +1,4 @@
-"""One process at a time, those that it started included, and none that has ended."""
+"""Tests that one process at a time holds a lock file, or its children, but no process that has ended."""
 
 import multiprocessing
 import subprocess
@@ -17,37 +17,38 @@ def hold(path, held, until):
         until.wait()
 
 
-def is_free(path):
-    waits, got = threading.Event(), threading.Event()
+def try_to_lock(path):
+    """Lock a file in a thread. Return the events "the lock is acquired" and "it waits for another process"."""
+    waiting, acquired = threading.Event(), threading.Event()
 
-    def take():
-        with locked(path, waits.set):
-            got.set()
+    def acquire():
+        with locked(path, waiting.set):
+            acquired.set()
 
-    threading.Thread(target=take, daemon=True).start()
-    while not waits.is_set() and not got.wait(0.01):
+    threading.Thread(target=acquire, daemon=True).start()
+    while not waiting.is_set() and not acquired.wait(0.01):
         pass
-    return got, waits
+    return acquired, waiting
 
 
 @pytest.mark.parametrize("end", ["released", "killed"])
-def test_another_process_is_waited_for(tmp_path, end):
+def test_waits_for_another_process(tmp_path, end):
     context = multiprocessing.get_context("spawn")
     held, until = context.Event(), context.Event()
     process = context.Process(target=hold, args=(tmp_path / "lock", held, until))
     process.start()
     assert held.wait(60)
-    got, waits = is_free(tmp_path / "lock")
-    assert waits.is_set() and not got.wait(0.3)
+    acquired, waiting = try_to_lock(tmp_path / "lock")
+    assert waiting.is_set() and not acquired.wait(0.3)
     until.set() if end == "released" else process.kill()
-    assert got.wait(20)
+    assert acquired.wait(20)
     process.join()
-    got, waits = is_free(tmp_path / "lock")
-    assert got.wait(5) and not waits.is_set()
+    acquired, waiting = try_to_lock(tmp_path / "lock")
+    assert acquired.wait(5) and not waiting.is_set()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pass_fds")
-def test_process_that_was_started_meanwhile_holds_it_when_the_first_is_killed(tmp_path):
+def test_child_process_holds_the_lock_when_its_parent_is_killed(tmp_path):
     program = (
         "import subprocess, sys, time\nfrom pathlib import Path\nfrom lit_transfusion.file_lock import locked\n"
         "with locked(Path('lock'), print) as lock:\n"
@@ -59,10 +60,10 @@ def test_process_that_was_started_meanwhile_holds_it_when_the_first_is_killed(tm
     assert process.stdout.readline() == "held\n"
     process.kill()
     process.wait()
-    got, waits = is_free(tmp_path / "lock")
-    assert waits.is_set() and not got.wait(0.3)
+    acquired, waiting = try_to_lock(tmp_path / "lock")
+    assert waiting.is_set() and not acquired.wait(0.3)
     (tmp_path / "go").touch()
-    assert got.wait(20)
+    assert acquired.wait(20)
 
 
 def test_file_that_cannot_be_created(tmp_path):

@@ -1,4 +1,4 @@
-"""Commands end well where the system is another one, and where the output takes no letter beyond ASCII."""
+"""Tests of commands on other systems, and with output that cannot encode all characters."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_prompt_that_the_output_cannot_print(checkpoint):
 
 
 @pytest.mark.slow
-def test_what_was_drawn_is_kept_whatever_becomes_of_the_output(checkpoint):
+def test_pictures_are_saved_if_standard_output_fails(checkpoint):
     with open("/dev/full", "w") as full:
         command(checkpoint, *GENERATE, "--prompt", "a", "--contact_sheet", stdout=full, stderr=subprocess.DEVNULL)
     assert Image.open(checkpoint / "out.png").size[0] > 4
@@ -52,8 +52,8 @@ def test_error_about_letters_that_the_output_cannot_print(tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_work_without_what_only_unix_has(tmp_path):
-    """As on Windows: all commands are there, and one of them runs to its end."""
+def test_commands_work_without_unix_modules(tmp_path):
+    """As on Windows, all commands can be imported, and one of them is run."""
     program = (
         "import os, sys\n"
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):\n    sys.modules[name] = None\n"
@@ -65,7 +65,7 @@ def test_commands_work_without_what_only_unix_has(tmp_path):
     words += ["--vocab_size", "280", "--output", "tokenizer.model"]
     done = command(tmp_path, *words, program=program, capture_output=True)
     assert done.returncode == 0, done.stderr
-    (tmp_path / "texts" / "a.txt").write_text("another\n\ntext")  # whose index takes the place of the first
+    (tmp_path / "texts" / "a.txt").write_text("another\n\ntext")  # its index replaces the first one
     assert command(tmp_path, *words, "--overwrite", program=program, capture_output=True).returncode == 0
     assert len(list((tmp_path / "texts" / ".lit_transfusion").iterdir())) == 1
 

@@ -1,4 +1,4 @@
-"""What a long command shows of its progress: lines in a log, bars on a terminal, nothing in the other processes."""
+"""Tests of progress: lines in a log, bars on a terminal, and nothing in processes other than the first."""
 
 import os
 import pty
@@ -18,13 +18,13 @@ TEN_MINUTES = 600
 
 @pytest.fixture
 def often(monkeypatch):
-    """A line is due at any time."""
+    """Makes a line due at any time."""
     monkeypatch.setattr(Pace, "due", True)
 
 
 @pytest.mark.parametrize("length", [30, 600, 6_000, 60_000, 1_000_000])
-def test_lines_come_soon_and_often_but_are_not_many(monkeypatch, length):
-    """In seconds, for runs from half a minute to twelve days that ask every half a second."""
+def test_first_line_is_early_and_lines_are_not_many(monkeypatch, length):
+    """`length` is in seconds, from half a minute to twelve days."""
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     pace, printed = Pace(), []
@@ -39,7 +39,7 @@ def test_lines_come_soon_and_often_but_are_not_many(monkeypatch, length):
     assert len(printed) <= max(110, length / TEN_MINUTES + 110)
 
 
-def test_line_says_how_much_of_how_much_how_fast_and_how_long(often, capsys):
+def test_line_contains_amount_total_rate_and_time(often, capsys):
     with Progress() as shown:
         row = shown.add("preparing", total=60, unit="pictures")
         row.start -= 10
@@ -50,7 +50,7 @@ def test_line_says_how_much_of_how_much_how_fast_and_how_long(often, capsys):
     assert last.startswith("preparing: 20 of 60 pictures, ")
 
 
-def test_rows_share_a_line_and_what_is_done_is_asked_for(often, capsys):
+def test_rows_share_a_line_and_counts_are_read(often, capsys):
     with Progress() as shown:
         shown.add("runs", total=3, count=lambda: 2)
         removed = shown.add("b", total=9)
@@ -60,23 +60,23 @@ def test_rows_share_a_line_and_what_is_done_is_asked_for(often, capsys):
     assert re.match(r"runs: 2 of 3, .*; a: 1 of 5, ", capsys.readouterr().err)
 
 
-def test_what_is_done_may_change_and_have_no_end(often, capsys):
+def test_description_may_change_and_the_total_may_be_unknown(often, capsys):
     with reporting() as on_progress:
         on_progress("reading", 3, 3)
         on_progress("training", 0, None)
         time.sleep(0.7)
-    said = capsys.readouterr().err.splitlines()
-    assert all(re.fullmatch(r"training: in \d s", line) for line in said) and said
+    lines = capsys.readouterr().err.splitlines()
+    assert all(re.fullmatch(r"training: in \d s", line) for line in lines) and lines
 
 
-def test_what_is_over_soon_says_nothing(capsys):
+def test_short_work_prints_nothing(capsys):
     with reporting() as on_progress:
         on_progress("drawing", 1, 2)
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"])
-def test_only_the_first_process_says_something(often, capsys, monkeypatch, variable):
+def test_only_the_first_process_prints(often, capsys, monkeypatch, variable):
     for value, count in (("0", 1), ("1", 0)):
         monkeypatch.setenv(variable, value)
         with Progress() as shown:
@@ -86,7 +86,7 @@ def test_only_the_first_process_says_something(often, capsys, monkeypatch, varia
         assert capsys.readouterr().err.count("a line") == count
 
 
-def test_on_a_terminal_there_is_a_bar():
+def test_bar_on_a_terminal():
     code = (
         "import time\n"
         "from lit_transfusion.progress import Progress\n"
@@ -98,15 +98,15 @@ def test_on_a_terminal_there_is_a_bar():
     master, slave = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", code], stderr=slave, env=os.environ | {"TERM": "xterm"})
     os.close(slave)
-    said = b""
+    output = b""
     try:
         while chunk := os.read(master, 4096):
-            said += chunk
+            output += chunk
     except OSError:  # Linux: the other end is closed
         pass
     os.close(master)
     assert process.wait() == 0
-    assert "━" in said.decode() and "32 of 64 pictures" in said.decode() and "[a line]" in said.decode()
+    assert "━" in output.decode() and "32 of 64 pictures" in output.decode() and "[a line]" in output.decode()
 
 
 @pytest.mark.parametrize(

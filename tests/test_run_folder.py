@@ -1,4 +1,4 @@
-"""One `fit` at a time in a directory; whoever died does not block it; and which checkpoint is the last."""
+"""Tests of the lock of a run directory, and of the choice of the last checkpoint."""
 
 import json
 import multiprocessing
@@ -24,7 +24,7 @@ def hold(folder, ready):
 
 @contextmanager
 def held(folder):
-    """Another process that trains there."""
+    """Start another process that holds the lock of `folder`."""
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=hold, args=(folder, ready))
@@ -39,7 +39,7 @@ def held(folder):
 
 @pytest.fixture
 def run(tmp_path):
-    """The directory of a run that has been trained."""
+    """A run directory of an earlier run."""
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.yaml", "tokenizer.model"):
@@ -48,7 +48,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("new_run", [True, False])
-def test_second_fit_is_told_who_trains_there_and_nothing_is_moved(run, new_run):
+def test_error_of_a_second_fit_names_the_first_and_nothing_is_moved(run, new_run):
     with held(run) as process:
         before = sorted(run.parent.rglob("*"))
         with pytest.raises(InputError) as caught, locked(run, new_run):
@@ -70,7 +70,7 @@ def test_lock_of_a_process_that_was_killed_does_not_block(run):
         assert time.monotonic() - began < 5
 
 
-def test_lock_is_free_when_the_fit_has_ended(run):
+def test_lock_is_released_when_the_fit_ends(run):
     for _ in range(2):
         with locked(run, new_run=False):
             assert (run / "fit.json").exists()
@@ -82,11 +82,11 @@ def test_new_run_moves_the_earlier_one_aside_under_its_lock(run):
         assert sorted(path.name for path in run.iterdir()) == ["fit.json", "fit.lock"]
         assert sorted(path.name for path in run.with_name("run.1").iterdir()) == ["config.yaml", "tokenizer.model"]
         with pytest.raises(InputError, match="in use"):
-            run_folder.take(run)
+            run_folder.acquire(run)
 
 
 @pytest.mark.parametrize("existed", [True, False])
-def test_fit_that_ends_before_it_begins_leaves_nothing(tmp_path, existed):
+def test_fit_that_fails_before_it_starts_leaves_nothing(tmp_path, existed):
     folder = tmp_path / "run"
     if existed:
         folder.mkdir()
@@ -97,8 +97,8 @@ def test_fit_that_ends_before_it_begins_leaves_nothing(tmp_path, existed):
 
 @pytest.fixture
 def elsewhere(run, monkeypatch):
-    """As if a process of another host had written who trains there. Locks say nothing of it."""
-    monkeypatch.setattr(run_folder, "BEAT", 0.1)
+    """A fit.json from a process on another host, which locks do not show."""
+    monkeypatch.setattr(run_folder, "RENEW_SECONDS", 0.1)
     path = run / "fit.json"
     path.write_text(json.dumps({"host": "other", "pid": 7, "since": "yesterday"}))
     return path
@@ -107,7 +107,7 @@ def elsewhere(run, monkeypatch):
 def test_fit_on_another_host_that_is_alive_blocks(run, elsewhere):
     stop = threading.Event()
     threading.Thread(target=run_folder.renew, args=(elsewhere, stop), daemon=True).start()
-    with pytest.raises(InputError, match="process 7 on other trains there since yesterday"), locked(run, False):
+    with pytest.raises(InputError, match=r"process 7 on other.*yesterday"), locked(run, False):
         pass
     stop.set()
 
@@ -117,36 +117,36 @@ def test_fit_on_another_host_that_is_dead_does_not_block(run, elsewhere):
         assert json.loads(elsewhere.read_text())["pid"] == os.getpid()
 
 
-def test_fit_on_another_host_that_died_long_ago_costs_no_time(run, elsewhere, monkeypatch):
-    monkeypatch.setattr(run_folder, "BEAT", 10.0)
+def test_fit_on_another_host_that_died_long_ago_is_ignored_immediately(run, elsewhere, monkeypatch):
+    monkeypatch.setattr(run_folder, "RENEW_SECONDS", 10.0)
     os.utime(elsewhere, (1, 1))
     began = time.monotonic()
     with locked(run, new_run=False):
         assert time.monotonic() - began < 5
 
 
-def test_without_locks_of_the_file_system_the_file_decides(run, monkeypatch):
+def test_holder_file_decides_if_the_file_system_has_no_locks(run, monkeypatch):
     def none(*_, **__):
         raise OSError(run_folder.errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(run_folder.FileLock, "acquire", none)
-    monkeypatch.setattr(run_folder, "BEAT", 0.1)
+    monkeypatch.setattr(run_folder, "RENEW_SECONDS", 0.1)
     with locked(run, new_run=False), pytest.raises(InputError, match=f"process {os.getpid()}"):
-        run_folder.take(run)
+        run_folder.acquire(run)
     (run / "fit.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 7, "since": "yesterday"}))
-    with locked(run, new_run=False):  # of a process that was killed
+    with locked(run, new_run=False):  # fit.json of a process that was killed
         pass
 
 
-def test_directory_that_cannot_be_made_is_named(tmp_path):
+def test_error_for_a_directory_that_cannot_be_created_names_it(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"default_root_dir .*file/run cannot be written"):
-        run_folder.take(tmp_path / "file" / "run")
+    with pytest.raises(InputError, match=r"default_root_dir .*file/run cannot be written.*choose another"):
+        run_folder.acquire(tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("dangling", [True, False])
 def test_last_checkpoint_of_a_run_that_was_killed_while_it_was_replaced(tmp_path, dangling):
-    """Lightning writes the new one, removes the old one, removes the link to that, and makes a new link."""
+    """Lightning writes the new file, removes the old one, removes the link, and creates a new link."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     if dangling:

@@ -1,4 +1,4 @@
-"""A run has one directory and one `fit`: what else is done with it, or goes wrong, leaves it as it was."""
+"""Tests of run directories: only one `fit` at a time changes a run, and errors do not change it."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ SMALL = {
 
 
 class Breaks(lightning.Callback):
-    """Ends a command where it is told to, with what it is told."""
+    """Ends a command with an exception `what`, at the place `where`."""
 
     def __init__(self, where: str, what: str) -> None:
         self.where = where
@@ -80,7 +80,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def run(trained, tmp_path, monkeypatch):
-    """A run of its own for each test, in the current directory."""
+    """A copy of the run for each test, in the current directory."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(trained / "small.yaml", tmp_path)
     return shutil.copytree(trained / "run", tmp_path / "run", symlinks=True)
@@ -113,9 +113,9 @@ def steps(folder: Path) -> dict[str, int]:
     ("command", "what"),
     [("predict", "Ctrl-C"), ("predict", "error"), ("validate", "Ctrl-C"), ("test", "error"), ("fit", "error")],
 )
-def test_command_that_is_interrupted_leaves_the_checkpoints_as_they_were(run, command, what, monkeypatch):
-    """A `fit`, too, until it trains."""
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # Lightning ignores SIGINT from the first one on
+def test_command_that_is_interrupted_does_not_change_the_checkpoints(run, command, what, monkeypatch):
+    """This includes a `fit` before it trains."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # Lightning ignores SIGINT after the first one
     before = content(run / "checkpoints")
     breaks = [f"--trainer.callbacks+={__name__}.Breaks", f"--trainer.callbacks.where={command}"]
     with pytest.raises((SystemExit, RuntimeError)) as caught:
@@ -137,7 +137,7 @@ OVERRIDDEN = [
 
 @pytest.mark.parametrize("words", OVERRIDDEN, ids=["quickstart", "an arm", "another logger"])
 def test_saved_config_is_the_config_of_the_run(words, monkeypatch, tmp_path):
-    """All that was asked, command line included; and what follows from other values still does."""
+    """It includes the options of the command line, and references to other values are still references."""
     built = []
 
     class Built(lightning_cli.TransfusionCLI):
@@ -159,7 +159,7 @@ def test_saved_config_is_the_config_of_the_run(words, monkeypatch, tmp_path):
     assert keeper["init_args"]["dirpath"] == "elsewhere/checkpoints"
 
 
-def test_saved_config_says_what_follows_from_what(run):
+def test_saved_config_keeps_references_to_other_values(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["default_root_dir"] == "run"
     assert config["model"]["scheduler"]["init_args"]["total_steps"] == "${trainer.max_steps}"
@@ -182,7 +182,7 @@ def test_run_from_the_config_of_another_writes_only_into_its_own_directory(run, 
 
 
 @pytest.mark.parametrize("link", ["copied", "moved"])
-def test_run_that_was_copied_resumes_where_it_is(run, tmp_path, link):
+def test_copied_run_resumes_in_its_new_directory(run, tmp_path, link):
     copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
     if link == "moved":
         shutil.rmtree(run)
@@ -190,7 +190,7 @@ def test_run_that_was_copied_resumes_where_it_is(run, tmp_path, link):
     words = ["--trainer.default_root_dir", "copy", "--trainer.max_steps", "3"]
     cli.main(["fit", "--config", "copy/config.yaml", "--ckpt_path", "last", *words])
     assert content(run) == before and run.exists() == (link == "copied")
-    assert list(steps(copy).values()) == [3, 3]  # the one that it was copied with has been replaced
+    assert list(steps(copy).values()) == [3, 3]  # the copied checkpoint has been replaced
 
 
 def test_copied_run_whose_config_names_the_original_is_an_error(run, tmp_path, error_of):
@@ -203,8 +203,8 @@ def test_copied_run_whose_config_names_the_original_is_an_error(run, tmp_path, e
     assert content(tmp_path) == before
 
 
-def test_config_of_an_earlier_version_writes_into_no_other_run(run, tmp_path, error_of):
-    """Its values were saved without saying what follows from what."""
+def test_config_of_an_earlier_version_does_not_write_into_another_run(run, tmp_path, error_of):
+    """It contains values instead of references to other values."""
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("${trainer.default_root_dir}", "run"))
     before = content(tmp_path)
@@ -217,14 +217,14 @@ def test_config_of_an_earlier_version_writes_into_no_other_run(run, tmp_path, er
 
 
 @pytest.mark.parametrize("reader", ["evaluate", "train_tokenizer"])
-def test_source_of_a_config_may_follow_from_other_values(tmp_path, reader, monkeypatch):
+def test_source_of_a_config_may_refer_to_other_values(tmp_path, reader, monkeypatch):
     monkeypatch.setenv("NUMBER", "7")
     init_args = {"num_examples": "${data.vocab_size}", "num_val_examples": "${oc.decode:${oc.env:NUMBER}}"}
     source = {"class_path": "Shapes", "init_args": init_args}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"data": {"source": source, "vocab_size": 300}}))
     if reader == "evaluate":
-        found = source_of(tmp_path / "mine.yaml", 16)
-        assert (len(found.split("train")), len(found.split("val"))) == (300, 7)
+        loaded = source_of(tmp_path / "mine.yaml", 16)
+        assert (len(loaded.split("train")), len(loaded.split("val"))) == (300, 7)
     else:
         options = cli.tool_parser("train_tokenizer").parse_args(["--config", "mine.yaml", "--output", "o.model"])
         assert options.source.init_args.num_examples == 300 and options.source.init_args.num_val_examples == 7
@@ -250,7 +250,7 @@ def test_second_fit_in_a_directory_is_an_error_and_changes_nothing(run, tmp_path
         assert ready.wait(20)
         before = content(tmp_path)
         message = error_of("fit", *words, "--trainer.max_steps", "3")
-        assert f"process {process.pid}" in message and "run is in use" in message
+        assert f"process {process.pid}" in message and "trainer.default_root_dir run is in use" in message
         assert content(tmp_path) == before
     finally:
         process.kill()
@@ -271,12 +271,12 @@ def test_directory_is_locked_while_a_fit_runs(run, monkeypatch):
     assert seen == [os.getpid()] and not (run / "fit.json").exists()
 
 
-# A run that is finished
+# Finished runs
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_run_that_is_finished_says_so_and_stays(run, caplog, killed):
-    """As does one that was killed between its last checkpoint and finished.json, which is then written."""
+def test_finished_run_is_reported_and_does_not_change(run, caplog, killed):
+    """If it was killed between its last checkpoint and finished.json, that file is written."""
     caplog.set_level(logging.INFO, "lit_transfusion")
     if killed:
         (run / "finished.json").unlink()
@@ -290,18 +290,18 @@ def test_run_that_is_finished_says_so_and_stays(run, caplog, killed):
         assert (run / "finished.json").read_bytes() == before["finished.json"]
 
 
-# Other settings
+# Changed settings
 
 
-def test_resumed_run_has_the_settings_that_its_config_says(run, caplog):
+def test_resumed_run_has_the_settings_of_its_config(run, caplog):
     caplog.set_level(logging.INFO, "lit_transfusion")
     new = ["--trainer.max_steps", "4", "--model.optimizer.lr", "1e-3", "--model.scheduler.warmup_steps", "1"]
     cli.main(["fit", *CONTINUED, *new])
     end = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert end["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 1e-3
     assert end["lr_schedulers"][0]["total_steps"] == 4 and end["lr_schedulers"][0]["warmup_steps"] == 1
-    assert end["lr_schedulers"][0]["_last_lr"] == pytest.approx([1.5e-5] * 2)  # at the floor: all is done
+    assert end["lr_schedulers"][0]["_last_lr"] == pytest.approx([1.5e-5] * 2)  # the final rate, after all steps
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["optimizer"]["init_args"]["lr"] == 1e-3 and config["ckpt_path"] is None
-    told = [line for line in caplog.messages if line.startswith("resumed with")]
-    assert len(told) == 3 and "model.optimizer lr: 0.001 (0.0003 in the checkpoint)" in told[0]
+    changes = [line for line in caplog.messages if line.startswith("resumed with")]
+    assert len(changes) == 3 and "model.optimizer lr: 0.001 (0.0003 in the checkpoint)" in changes[0]

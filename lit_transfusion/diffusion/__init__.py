@@ -1,4 +1,4 @@
-"""Noise processes."""
+"""Noise processes and their samplers."""
 
 from lit_transfusion.diffusion.process import DDPM, SAMPLERS, NoiseProcess, Scheduler
 

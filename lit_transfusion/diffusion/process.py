@@ -1,9 +1,9 @@
-"""How images are noised in training and denoised in sampling, around the schedulers of diffusers."""
+"""Noise processes: noising in training, and denoising in sampling by the schedulers of diffusers."""
 
 from typing import Any, Literal, Protocol, Self
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # what `diffusers` itself names has no types
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # not from `diffusers`, whose names have no types
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
@@ -11,16 +11,16 @@ from lit_transfusion.errors import InputError
 
 
 class Denoised(Protocol):
-    """What a scheduler makes of a prediction."""
+    """The result of a step of a scheduler."""
 
     prev_sample: Tensor  # (N, C, H, W), at the next timestep
 
 
 class Scheduler(Protocol):
-    """What sampling asks of a scheduler of diffusers; their base class declares none of it."""
+    """The interface of the schedulers of diffusers that sampling uses. Their base class declares none of it."""
 
-    timesteps: Tensor  # int64, falling
-    init_noise_sigma: float  # standard deviation of the latents at the first
+    timesteps: Tensor  # int64, descending
+    init_noise_sigma: float  # standard deviation of the latents at the first timestep
 
     def set_timesteps(self, *, timesteps: list[int]) -> None: ...
 
@@ -34,8 +34,11 @@ class Scheduler(Protocol):
 
 
 class DDIM(DPMSolverMultistepScheduler):
-    """DDIM as the first-order DPM-Solver++, which it is. diffusers' own DDIMScheduler goes astray where it clips, and
-    stops short of the clean image where the number of steps does not divide T."""
+    """DDIM, as the first-order DPM-Solver++, which is equivalent.
+
+    The DDIMScheduler of diffusers is wrong when it clips, and does not reach the clean image when the number of steps
+    does not divide T.
+    """
 
     @classmethod
     def from_config(cls, *args: Any, **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
@@ -44,45 +47,49 @@ class DDIM(DPMSolverMultistepScheduler):
 
 SAMPLERS: dict[str, type[DDPMScheduler | DPMSolverMultistepScheduler]] = {
     "ddpm": DDPMScheduler,  # ancestral, the paper's
-    "ddim": DDIM,  # deterministic, good from some 25 steps on
-    "dpm++": DPMSolverMultistepScheduler,  # deterministic, second order, good from some 15 steps on
+    "ddim": DDIM,  # deterministic, good from about 25 steps
+    "dpm++": DPMSolverMultistepScheduler,  # deterministic, second order, good from about 15 steps
 }
 
 
 class NoiseProcess:
-    """What the training step and the sampler need to know about noise. Tensors in, tensors out."""
+    """Base class of noise processes. The training step and the sampler use it; it handles tensors only."""
 
     num_train_timesteps: int
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """(N,) inclusive upper bounds → (N,) timesteps, one for each image (paper, 3.3)."""
+        """Draw (N,) timesteps, one for each image, up to and including (N,) upper bounds (paper, 3.3)."""
         raise NotImplementedError
 
     def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Clean images (N, C, H, W), noise of the same shape, (N,) timesteps → noisy images."""
+        """Add noise (N, C, H, W) to clean images (N, C, H, W) at (N,) timesteps."""
         raise NotImplementedError
 
     def target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the net is trained to predict from the noisy images, (N, C, H, W)."""
+        """Return what the net is trained to predict from the noisy images, (N, C, H, W)."""
         raise NotImplementedError
 
     def sampler(self, name: str, num_inference_steps: int) -> Scheduler:
-        """A diffusers scheduler with its timesteps set, ready for `step`."""
+        """Return a scheduler of diffusers with its timesteps set, ready for `step`.
+
+        Raises:
+            InputError: The sampler is unknown, or cannot make this number of steps.
+        """
         raise NotImplementedError
 
 
 class DDPM(NoiseProcess):
-    """Denoising diffusion (Ho et al., 2020) as the paper has it: cosine schedule, 1,000 steps (section 2.2).
+    """Denoising diffusion (Ho et al., 2020). The defaults are the paper's: cosine schedule, 1,000 steps (section 2.2).
 
     Args:
         num_train_timesteps: T; timesteps are the integers from 0 (almost clean) to T - 1 (noise).
-        beta_schedule: Of diffusers; `squaredcos_cap_v2` is the cosine schedule of Nichol & Dhariwal.
+        beta_schedule: Name in diffusers; `squaredcos_cap_v2` is the cosine schedule of Nichol & Dhariwal.
         prediction_type: What the net predicts: the noise (`epsilon`, the paper), `v_prediction`, or the clean image
             (`sample`). In pixel space the last two learn faster.
         clip_sample: Whether sampling clips its estimate of the clean image to [-1, 1]: for pixels, not for latents.
-        timestep_shift: Training draws t = s · u / (1 + (s - 1) · u) · T with u uniform; 1 is the paper, more is more
-            noise (Esser et al., 2024). What an edit takes from its input is learned at large t, since at
-            small t the noisy output itself shows it.
+        timestep_shift: Training draws t = s · u / (1 + (s - 1) · u) · T with u uniform; 1 is the paper, and
+            larger values draw more noise (Esser et al., 2024). Editing needs large t: at small t the noisy output
+            already shows what the model should take from the input.
     """
 
     def __init__(
@@ -94,7 +101,9 @@ class DDPM(NoiseProcess):
         timestep_shift: float = 1.0,
     ) -> None:
         if timestep_shift <= 0:
-            raise InputError(f"model.noise.timestep_shift {timestep_shift} is not above 0")
+            raise InputError(
+                f"model.noise.timestep_shift {timestep_shift} is invalid: it must be above 0; 1 is the paper's value"
+            )
         self.num_train_timesteps = num_train_timesteps
         self.beta_schedule = beta_schedule
         self.prediction_type = prediction_type
@@ -108,7 +117,7 @@ class DDPM(NoiseProcess):
         )
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """From 0 … min(max_timestep, T - 1), both included; uniform unless `timestep_shift` says otherwise."""
+        """Draw from 0 … min(max_timestep, T - 1), both included; uniform if `timestep_shift` is 1."""
         count = max_timesteps.clamp(max=self.num_train_timesteps - 1) + 1
         uniform = torch.rand(max_timesteps.shape, generator=generator, device=max_timesteps.device, dtype=torch.float64)
         shifted = self.timestep_shift * uniform / (1 + (self.timestep_shift - 1) * uniform)
@@ -128,16 +137,19 @@ class DDPM(NoiseProcess):
     def sampler(self, name: str, num_inference_steps: int) -> Scheduler:
         if name not in SAMPLERS:
             raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
-        # At T - 1 there is nothing but noise, and a net that predicts the image or v can start there. To get the image
-        # from a predicted noise, one would divide by √ᾱ = 0.00005 there; so that starts at 0.98 T, where √ᾱ is 0.03.
+        # At T - 1 the input is only noise, and a net that predicts the image or v can start there. The image that
+        # follows from a predicted noise is divided by √ᾱ, which is 0.00005 there. So epsilon starts at 0.98 T, where √ᾱ
+        # is 0.03.
         first = (
             round(0.98 * self.num_train_timesteps) if self.prediction_type == "epsilon" else self.num_train_timesteps
         )
         if not 1 <= num_inference_steps <= first:
-            raise InputError(f"num_inference_steps {num_inference_steps} is not between 1 and {first}")
+            raise InputError(
+                f"num_inference_steps {num_inference_steps} is not between 1 and {first}; use a number in this range"
+            )
         timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
-        # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
-        # `from_config` and `step` are declared to return tuples too, and `step` to take one generator only.
+        # dpm++ has no clip_sample, but thresholding with its default maximum of 1 is the same clipping.
+        # The declared result of `from_config` and `step` includes tuples, and `step` is declared with one generator.
         sampler: Scheduler = SAMPLERS[name].from_config(  # type: ignore[assignment]
             self._scheduler.config, thresholding=self.clip_sample
         )

@@ -1,4 +1,4 @@
-"""Codecs: images in pixels ⇄ images in latent space."""
+"""Codecs, which convert pixels to latents and back."""
 
 from lit_transfusion.latents.base import Codec
 from lit_transfusion.latents.pixels import Pixels

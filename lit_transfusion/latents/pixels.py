@@ -1,4 +1,4 @@
-"""No latent space at all: diffusion on the pixels themselves."""
+"""The codec for diffusion on pixels, without a latent space."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from lit_transfusion.latents.base import Codec
 
 
 class Pixels(Codec):
-    """Latents are the RGB pixels (paper, footnote 3). Needs no weights, and suits small pictures."""
+    """Uses the RGB pixels as latents (paper, footnote 3). It has no weights, and is for small pictures."""
 
     latent_channels = 3
     downscale = 1

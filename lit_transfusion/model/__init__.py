@@ -1,4 +1,4 @@
-"""The net. Needs torch and nothing else."""
+"""The net. It depends on torch only."""
 
 from lit_transfusion.model.patchers import LinearPatcher, Patcher, UNetPatcher
 from lit_transfusion.model.transformer import SIZES, Transformer, TransformerSize

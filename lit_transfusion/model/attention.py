@@ -1,7 +1,7 @@
-"""Attention under a visibility rule, and the one place where its backend is chosen.
+"""Attention backends, and the choice between them.
 
-A backend is a function of the intervals. It is called once for each forward pass, does whatever work all layers can
-share, and returns `attend(q, k, v)`. All backends give the same outputs and gradients.
+A backend is a function of the intervals. It is called once per forward pass, does the work that all layers share, and
+returns `attend(q, k, v)`. All backends give the same outputs and gradients.
 """
 
 import functools
@@ -22,24 +22,24 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v → output, all (
 
 
 def attention(backend: str, lo: Tensor, hi: Tensor, dtype: torch.dtype) -> Attend:
-    """What all layers of a forward pass call, under the (B, L) intervals.
+    """Return the function that all layers of a forward pass call, for (B, L) intervals.
 
     Args:
-        backend: One of BACKENDS, or `auto` for the fastest one here.
+        backend: One of BACKENDS, or `auto` for the fastest one on this device.
         lo: First key that each query sees.
         hi: One past the last key that each query sees.
-        dtype: Of the hidden states, which autocast may still lower.
+        dtype: Type of the hidden states. Autocast may still lower it.
     """
     return BACKENDS[fastest(lo.device.type, lo.shape[1], dtype) if backend == "auto" else backend](lo, hi)
 
 
 @functools.cache  # so that each choice is logged once
 def fastest(device: str, length: int, dtype: torch.dtype) -> str:
-    """The backend for rows of `length` positions, the same for training and without gradients.
+    """Choose the backend for rows of `length` positions. Training and inference use the same one.
 
-    On a CPU, short rows are cheaper in one piece (the crossing is at some 150 positions), longer ones document by
-    document; FlexAttention is slower there, and has no backward pass. On a GPU it is the fastest from some 1,000
-    positions on; it needs whole tiles, and knows no float64. (docs/benchmarks.md, `attention`)
+    On a CPU, `dense` is faster for short rows and `split` for rows of more than about 150 positions; FlexAttention is
+    slower and has no backward pass. On a GPU, FlexAttention is the fastest from about 1,000 positions; it requires
+    whole tiles and does not support float64. (docs/benchmarks.md, `attention`)
     """
     if device == "cpu":
         backend = "dense" if length <= 128 else "split"
@@ -52,7 +52,7 @@ def fastest(device: str, length: int, dtype: torch.dtype) -> str:
 
 
 def eager(lo: Tensor, hi: Tensor) -> Attend:
-    """Softmax written out in float32: the reference that the other backends are tested against."""
+    """Compute softmax attention step by step in float32. This is the reference for the tests of the other backends."""
     hidden = ~dense_mask(lo, hi)[:, None]  # (B, 1, L, L)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -63,29 +63,30 @@ def eager(lo: Tensor, hi: Tensor) -> Attend:
 
 
 def dense(lo: Tensor, hi: Tensor) -> Attend:
-    """PyTorch's scaled_dot_product_attention under an L × L mask: runs anywhere, pays for what is not visible."""
+    """Call scaled_dot_product_attention with an L × L mask. It runs on every device, but computes hidden pairs too."""
     return dense_under(dense_mask(lo, hi))
 
 
 def dense_under(mask: Tensor) -> Attend:
-    """scaled_dot_product_attention under a (B, queries, keys) bool mask, the same for all heads."""
+    """Call scaled_dot_product_attention with a (B, queries, keys) bool mask, the same for all heads."""
     return functools.partial(F.scaled_dot_product_attention, attn_mask=mask[:, None])
 
 
 def split(lo: Tensor, hi: Tensor) -> Attend:
-    """scaled_dot_product_attention on one document at a time: the fast way on a CPU.
+    """Call scaled_dot_product_attention on one document at a time. This is the fastest way on a CPU.
 
-    `torch.split`, not slices: the backward pass of a split is one concatenation, that of each slice a full-size write.
+    It uses `torch.split`, not slices: the backward pass of a split is one concatenation, but that of each slice writes
+    a tensor of the full size.
     """
     lengths = cuts(lo, hi)
     key = torch.arange(lo.shape[1], device=lo.device).expand_as(lo)
     pieces = zip(*(x.flatten().split(lengths) for x in (key, lo, hi)), strict=True)
     masks = [(k >= piece_lo[:, None]) & (k < piece_hi[:, None]) for k, piece_lo, piece_hi in pieces]
 
-    @torch.compiler.disable  # the lengths are others in each batch: where a block is compiled, this stays outside
+    @torch.compiler.disable  # the lengths change with each batch, so compiled blocks exclude this
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, _, L, _ = q.shape
-        # (B, heads, L, head_dim) → the pieces' (heads, length, head_dim); a cut never runs across two rows
+        # (B, heads, L, head_dim) → pieces (heads, length, head_dim); each piece lies within one row
         q, k, v = (x.transpose(0, 1).flatten(1, 2).split(lengths, dim=1) for x in (q, k, v))
         outputs = [
             F.scaled_dot_product_attention(q_i[None], k_i[None], v_i[None], attn_mask=mask)[0]
@@ -97,9 +98,12 @@ def split(lo: Tensor, hi: Tensor) -> Attend:
 
 
 def flex(lo: Tensor, hi: Tensor) -> Attend:
-    """FlexAttention on the blocks that anyone sees: the fast way on a GPU. It has no backward pass on a CPU."""
+    """Call FlexAttention on the visible blocks. This is the fastest way on a GPU; on a CPU it has no backward pass."""
     if lo.shape[1] % FLEX_BLOCK:
-        raise InputError(f"attention: flex needs rows of a multiple of {FLEX_BLOCK} positions, not {lo.shape[1]}")
+        raise InputError(
+            f"attention: flex requires rows of a multiple of {FLEX_BLOCK} positions, not {lo.shape[1]}; change "
+            "data.sequence_length, or use another backend"
+        )
     kernel: Callable[..., Tensor] = flex_attention
     if lo.is_cuda:
         kernel = _compiled_flex()

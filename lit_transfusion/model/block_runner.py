@@ -1,4 +1,4 @@
-"""How training runs a block of the Transformer: as it is, compiled, or keeping less and computing it again."""
+"""Ways to run a block of the Transformer in training: plain, compiled, or with activation checkpointing."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import (
 RunBlock = Callable[..., Tensor]  # (block, x, rope, attend) → x
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
-# What "selective" keeps: the results of matrix products and of attention. All else is cheap to compute again.
+# What "selective" saves: the results of matrix products and of attention. Everything else is cheap to recompute.
 EXPENSIVE = {
     torch.ops.aten.mm.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -33,19 +33,19 @@ def as_it_is(block: nn.Module, *inputs: object) -> Tensor:
 
 
 def block_runner(compile: bool = False, activation_checkpointing: ActivationCheckpointing = "none") -> RunBlock:
-    """What a Transformer's `run_block` may be set to. Results are the same up to rounding.
+    """Return a function for the `run_block` of a Transformer. Results are the same up to rounding.
 
     Args:
-        compile: Compile the block, once for all layers. Nothing of its shapes depends on how a batch is packed, so that
-            no other batch of the same size compiles again. (Where attention goes document by document, on a CPU, it
-            stays outside, and "selective" leaves nothing to compile.)
-        activation_checkpointing: What the backward pass computes again, so that it need not be kept: "none" of it,
-            all but matrix products and attention ("selective"), or the whole block ("full").
+        compile: Compile the block, once for all layers. The shapes do not depend on how a batch is packed, so another
+            batch of the same size needs no new compilation. (The backend `split` is not compiled. With it, "selective"
+            leaves nothing to compile.)
+        activation_checkpointing: What the backward pass recomputes to save memory: nothing ("none"), everything except
+            matrix products and attention ("selective"), or the whole block ("full").
     """
     run: RunBlock = as_it_is
-    # A block draws no random numbers; their state need not be kept.
+    # A block draws no random numbers, so their state need not be saved.
     recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    if activation_checkpointing == "selective":  # inside what is compiled, since it looks at single operations
+    if activation_checkpointing == "selective":  # inside the compiled function, since it decides per operation
         run = functools.partial(recomputed, run, context_fn=selective_contexts)
     if compile:
         run = torch.compile(run, dynamic=False)
@@ -55,10 +55,10 @@ def block_runner(compile: bool = False, activation_checkpointing: ActivationChec
 
 
 def selective_contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-    return create_selective_checkpoint_contexts(keep_what_is_expensive)
+    return create_selective_checkpoint_contexts(save_expensive_results)
 
 
-def keep_what_is_expensive(
+def save_expensive_results(
     context: SelectiveCheckpointContext, op: object, *args: object, **kwargs: object
 ) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if op in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

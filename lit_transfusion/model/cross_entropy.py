@@ -1,17 +1,17 @@
-"""Cross-entropy without copies of the logits, the largest tensor of a step."""
+"""Cross-entropy that makes no copy of the logits."""
 
 import torch
 from torch import Tensor
 
-# Logits that are worked on at once: as many as a CPU's cache holds, or as keep a GPU busy.
-AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
+# Number of logits per piece: as many as fit in a CPU's cache, or as keep a GPU busy.
+PIECE = {"cpu": 2**18, "cuda": 2**26}
 
 
 class SumOfCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of (T, V) logits and (T,) targets, in float32, summed. The gradient takes the place of the logits.
+    """Sum of the cross-entropy of (T, V) logits and (T,) targets, in float32. The gradient overwrites the logits.
 
-    With a large vocabulary the logits are the largest tensor of a step. `F.cross_entropy` makes three more of their
-    size, in float32; this makes none. A second backward pass through the same logits is an error.
+    With a large vocabulary the logits are the largest tensor of a step. `F.cross_entropy` allocates three more float32
+    tensors of that size; this function allocates none. A second backward pass through the same logits is an error.
     """
 
     @staticmethod
@@ -24,15 +24,16 @@ class SumOfCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        """Softmax less one at the target."""
+        """The gradient is the softmax, minus one at the target."""
         logits, targets, log_sum = ctx.saved_tensors
         pieces = (x.split(rows_at_once(logits)) for x in (logits, targets, log_sum))
         for rows, target, row_log_sum in zip(*pieces, strict=True):
-            softmax = rows.float().sub_(row_log_sum[:, None]).exp_()  # in float32, these are the rows themselves
+            softmax = rows.float().sub_(row_log_sum[:, None]).exp_()  # overwrites the logits if they are float32
             softmax.scatter_add_(1, target[:, None], torch.full_like(target[:, None], -1, dtype=softmax.dtype))
             rows.copy_(softmax.mul_(gradient))
         return logits, None
 
 
 def rows_at_once(logits: Tensor) -> int:
-    return max(1, AT_ONCE.get(logits.device.type, 2**18) // logits.shape[1])
+    """Return the number of rows of (T, V) logits per piece, at least 1."""
+    return max(1, PIECE.get(logits.device.type, 2**18) // logits.shape[1])

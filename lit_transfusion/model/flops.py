@@ -1,9 +1,8 @@
-"""How many floating-point operations a batch needs at least, and how many a device can do.
+"""Minimum number of floating-point operations of a batch, and the peak rate of known GPUs.
 
-Counted are the products that cannot be avoided: those of the blocks at each position that holds a token or a patch, of
-attention for each pair of a query and a key it sees, of the head where there is a target, and what the patcher does for
-each image. Padding, keys that a mask hides, logits that nobody asked for and activations that are computed again
-are not: what is spent on them counts as time lost.
+Only the necessary products are counted: those of the blocks at each token or patch, of attention for each pair of a
+query and a visible key, of the head at each target, and of the patcher for each image. Work on padding, hidden keys,
+logits without a target and recomputed activations is not counted: it only costs time.
 """
 
 import copy
@@ -17,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_transfusion.model.transfusion import Transfusion
 
-# Of dense bf16 products with float32 sums, without sparsity, from NVIDIA's data sheets; the first name that occurs in
-# the device's own is taken. Limits: power and clock keep most cards below.
+# Peak FLOP/s of dense bf16 products with float32 sums, without sparsity, from NVIDIA's data sheets. The first name that
+# occurs in the device's name is used. Power and clock limits keep most cards below these numbers.
 PEAK_BF16: dict[str, float] = {
     "B200": 2250e12,
     "H200": 989.5e12,
@@ -40,39 +39,49 @@ Count = TypeVar("Count", int, Tensor)  # a number, or a scalar on a device
 
 @dataclass(frozen=True)
 class Flops:
-    """Of the forward pass; the backward pass takes twice as many, one product for the input and one for the weight."""
+    """Operations of the forward pass, per unit.
 
-    token: int  # of a token or patch, in all blocks
-    pair: int  # of a query and a key that it sees, in all blocks
-    logit: int  # of a position at which the head is computed
-    image: int  # of an image in the patcher, its time embedding included
+    The backward pass takes twice as many: one product for the input and one for the weight.
+    """
+
+    token: int  # per token or patch, in all blocks
+    pair: int  # per pair of a query and a visible key, in all blocks
+    logit: int  # per position at which the head is computed
+    image: int  # per image, in the patcher and the time embedding
 
     @classmethod
     def count(cls, net: Transfusion, image_shape: tuple[int, int, int]) -> "Flops":
-        """Read them off a net, for images (C, H, W)."""
+        """Count the operations of a net, for images of shape (C, H, W)."""
         blocks, dim = net.transformer.blocks, net.transformer.size.dim
         linears = (module for module in blocks.modules() if isinstance(module, nn.Linear))
         token = sum(2 * linear.weight.numel() for linear in linears)
         return cls(token, 4 * dim * len(blocks), 2 * net.head.weight.numel(), image_flops(net, image_shape))
 
     def training_step(self, tokens: Count, pairs: Count, logits: int, images: int) -> Count:
-        """Of one forward and backward pass."""
+        """Operations of one forward and backward pass."""
         return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + self.image * images)
 
     def of_batch(self, lo: Tensor, hi: Tensor, lengths: Tensor, num_targets: int, num_images: int) -> Tensor:
-        """Of a training step on rows whose queries see the keys of the (B, L) intervals [lo, hi), padding behind the
-        (B,) lengths aside; a scalar on their device."""
+        """Operations of a training step on (B, L) rows, as a scalar on the device of `lo`.
+
+        Args:
+            lo: (B, L) first key that each query sees.
+            hi: (B, L) one past the last key that each query sees.
+            lengths: (B,) number of positions before the padding.
+            num_targets: Number of text targets.
+            num_images: Number of images.
+        """
         return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths), num_targets, num_images)
 
 
 def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor) -> Tensor:
-    """How many keys the queries of (B, L) intervals see together, padding behind the (B,) lengths aside; a scalar."""
+    """Number of (query, visible key) pairs of (B, L) intervals, without padding behind the (B,) lengths; a scalar."""
     padding = torch.arange(lo.shape[1], device=lo.device) >= lengths[:, None]
     return (hi - lo).masked_fill(padding, 0).sum()
 
 
 def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:
-    """Counted by torch while a copy without data handles one image, since a patcher may be anyone's."""
+    """Operations per image. torch counts them on a copy of the patcher without data, so that any patcher works."""
     time_embedding = copy.deepcopy(net.time_embedding).to("meta")
     patcher = copy.deepcopy(net.patcher).to("meta")
     image = torch.empty(1, *image_shape, device="meta")
@@ -85,7 +94,7 @@ def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:
 
 
 def peak_bf16(device_name: str) -> float | None:
-    """Operations per second, or None where the device is not in the table."""
+    """Peak operations per second of a device, or None if it is not in the table."""
     if "Laptop" in device_name:
         return None
     return next((peak for name, peak in PEAK_BF16.items() if re.search(rf"\b{name}\b", device_name)), None)

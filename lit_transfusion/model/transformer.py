@@ -1,4 +1,4 @@
-"""The Transformer: Llama's block, and nothing that knows of images."""
+"""The Transformer: a stack of Llama blocks. It does not depend on images."""
 
 from dataclasses import dataclass
 from typing import final
@@ -24,7 +24,7 @@ class TransformerSize:
         n_layers: Number of blocks.
         n_heads: Number of attention heads; `dim` must be a multiple of twice this.
         hidden_dim: Width of the feed-forward layer; null means Llama's rule, 8/3 · dim rounded up to `multiple_of`.
-        multiple_of: What that rule rounds up to.
+        multiple_of: The rounding unit of Llama's rule.
     """
 
     dim: int
@@ -37,7 +37,7 @@ class TransformerSize:
 SIZES: dict[str, TransformerSize] = {
     "nano": TransformerSize(dim=128, n_layers=4, n_heads=4, multiple_of=32),  # 0.8M, for two CPU cores
     "tiny": TransformerSize(dim=256, n_layers=6, n_heads=8, multiple_of=64),  # 5M
-    "0.16B": TransformerSize(dim=768, n_layers=16, n_heads=12),  # from here on the paper's Table 2
+    "0.16B": TransformerSize(dim=768, n_layers=16, n_heads=12),  # this and the larger ones: the paper's Table 2
     "0.37B": TransformerSize(dim=1024, n_layers=24, n_heads=16),
     "0.76B": TransformerSize(dim=1536, n_layers=24, n_heads=24),
     "1.4B": TransformerSize(dim=2048, n_layers=24, n_heads=16),
@@ -50,9 +50,9 @@ class Transformer(nn.Module):
     """Llama blocks: RMSNorm before each part, rotary positions, SwiGLU, no biases (paper, 4.1).
 
     Args:
-        size: Widths and depths; see `SIZES` for those of the paper.
+        size: Widths and depths; `SIZES` has those of the paper.
         rope_theta: Base of the rotary position embedding.
-        norm_eps: What RMSNorm adds to the mean square.
+        norm_eps: Number that RMSNorm adds to the mean square.
     """
 
     def __init__(self, size: TransformerSize, rope_theta: float = 10_000.0, norm_eps: float = 1e-5) -> None:
@@ -61,13 +61,13 @@ class Transformer(nn.Module):
         self.rope_theta = rope_theta
         self.blocks = nn.ModuleList([Block(size, norm_eps) for _ in range(size.n_layers)])
         self.norm = nn.RMSNorm(size.dim, eps=norm_eps)
-        self.run_block: RunBlock = as_it_is  # training may set another one (see `block_runner.py`)
-        self.run_cached_block: RunBlock = as_it_is  # and so may decoding, with a cache
+        self.run_block: RunBlock = as_it_is  # training may set another runner (see `block_runner.py`)
+        self.run_cached_block: RunBlock = as_it_is  # decoding with a cache may set another runner
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend, cache: KVCache | None = None) -> Tensor:
         """(B, L, D) embeddings at (B, L) positions → (B, L, D) normalised hidden states.
 
-        With a cache, `x` are the positions to be added, and `attend` sees the cached keys before theirs.
+        With a cache, `x` contains the new positions only, and `attend` also sees the cached keys.
         """
         rope = rotary_angles(positions, self.size.dim // self.size.n_heads, self.rope_theta)
         for layer, block in enumerate(self.blocks):
@@ -78,9 +78,10 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def reset_parameters(self) -> None:
-        """Weights start as truncated normals of standard deviation 1/√fan_in, so that every layer keeps the scale of
-        its input; what is written into the residual stream is smaller by √(2 · n_layers), so that the stream's
-        variance does not grow with depth (GPT-2).
+        """Initialise the weights as truncated normals of standard deviation 1/√fan_in.
+
+        Every layer then keeps the scale of its input. The layers that write into the residual stream are divided by
+        √(2 · n_layers), so that its variance does not grow with depth (GPT-2).
         """
         for module in self.modules():
             if isinstance(module, Block):
@@ -93,6 +94,8 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and feed-forward layer, each with a norm before it and a residual connection."""
+
     def __init__(self, size: TransformerSize, norm_eps: float) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(size.dim, eps=norm_eps)
@@ -106,10 +109,15 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions."""
+
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
         if dim % (2 * n_heads):
-            raise InputError(f"dim {dim} is not a multiple of twice the {n_heads} heads: rotary positions need pairs")
+            raise InputError(
+                f"model.size: dim {dim} is not a multiple of twice the {n_heads} heads (n_heads), as required by "
+                f"rotary positions; use a multiple of {2 * n_heads}"
+            )
         self.n_heads = n_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # one product instead of three
         self.out = nn.Linear(dim, dim, bias=False)
@@ -122,7 +130,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward layer."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -135,19 +143,19 @@ class FeedForward(nn.Module):
 
 
 def llama_hidden_dim(dim: int, multiple_of: int) -> int:
-    """8/3 · dim, so that SwiGLU's three matrices have the parameters of the usual two, rounded up."""
+    """Return 8/3 · dim, rounded up: SwiGLU's three matrices then have as many parameters as the usual two."""
     return -(-(8 * dim // 3) // multiple_of) * multiple_of
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Rope:
-    """(B, L) positions → cos and sin, (B, 1, L, head_dim / 2) in float32."""
+    """Map (B, L) positions to cosines and sines, (B, 1, L, head_dim / 2) in float32."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     angles = positions[:, None, :, None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn the pairs (x_i, x_{i + head_dim/2}) of (B, heads, L, head_dim) by their angles."""
+    """Rotate the pairs (x_i, x_{i + head_dim/2}) of (B, heads, L, head_dim) by their angles."""
     cos, sin = rope
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The net: embeddings, patcher, Transformer, head."""
+"""The whole net: embeddings, patcher, Transformer and head."""
 
 from typing import NamedTuple, final
 
@@ -13,19 +13,19 @@ from lit_transfusion.model.visibility import Visibility
 
 
 class TransfusionOutput(NamedTuple):
-    logits: Tensor  # (T, V) at the T positions that were asked for
-    image_prediction: Tensor  # (N, C, H, W): the noise, the velocity or the clean image, as the noise process has it
+    logits: Tensor  # (T, V) at the T logit_positions
+    image_prediction: Tensor  # (N, C, H, W): noise, velocity or clean image, see the noise process
 
 
 @final
 class Transfusion(nn.Module):
-    """One Transformer over text tokens and image patches, with light parts of each modality around it (paper, 3.2).
+    """One Transformer over text tokens and image patches, with small modality-specific layers around it (paper, 3.2).
 
     Args:
-        vocab_size: V, the markers BOI and EOI included.
+        vocab_size: V, including the markers BOI and EOI.
         size: Widths and depths of the Transformer.
-        patcher: The way in and out for images; its `dim` is that of `size`.
-        mask: The rule of who sees whom.
+        patcher: Converts images to patch vectors and back; its `dim` must be that of `size`.
+        mask: The visibility rule: which positions attend to which.
         rope_theta: Base of the rotary position embedding.
         attention: Attention backend: auto, eager, dense, split or flex (see `attention.py`).
     """
@@ -41,7 +41,7 @@ class Transfusion(nn.Module):
     ) -> None:
         super().__init__()
         if patcher.dim != size.dim:
-            raise ValueError(f"the patcher's dim is {patcher.dim}, the Transformer's {size.dim}")
+            raise ValueError(f"the patcher's dim is {patcher.dim}, the Transformer's {size.dim}; they must be equal")
         self.mask = mask
         self.attention = attention
         self.embedding = nn.Embedding(vocab_size, size.dim)
@@ -62,27 +62,26 @@ class Transfusion(nn.Module):
         logit_positions: Tensor,
         cache: KVCache | None = None,
     ) -> TransfusionOutput:
-        """Predict the next tokens and what the noise process asks for of each image.
+        """Predict the next tokens, and the target of the noise process for each image.
 
         Args:
-            tokens: (B, L) int64; what stands at patches is not looked at.
+            tokens: (B, L) int64; the values at patches are ignored.
             positions: (B, L) int64 within the document.
-            document_ids: (B, L) int64; with a cache, a row is one document and this is not looked at.
+            document_ids: (B, L) int64; ignored with a cache, where each row is one document.
             image_ids: (B, L) int64, index into `images` at patches, negative elsewhere. Patches are in raster order.
-            images: (N, C, H, W) noisy images in row-major order of their places in the rows. N may be 0: in
-                training the image path is computed all the same, so that each parameter has a gradient on every rank.
-            timesteps: (N,) int64, how noisy each image is.
-            logit_positions: (T,) int64 indices into the flattened (B · L) positions, where logits are wanted. The
-                head is the widest layer of the net; it is not computed where nobody asks.
-            cache: What stands before the given positions in each row, where decoding goes on from a prefix. It takes in
-                what is read now.
+            images: (N, C, H, W) noisy images, in row-major order of their places in the rows. N may be 0: training
+                still computes the image path, so that each parameter has a gradient on every rank.
+            timesteps: (N,) int64, the noise level of each image.
+            logit_positions: (T,) int64 indices into the flattened (B · L) positions. Logits are computed only there,
+                because the head is the widest layer of the net.
+            cache: The prefix of each row, for decoding. The given positions are added to it.
         """
         x = self.embedding(tokens)  # (B, L, D)
-        writes = cache is not None and len(images) == 0  # only text, and no gradients: no image path either
-        if not writes:
+        text_only = cache is not None and len(images) == 0  # decoding needs no gradients: skip the image path
+        if not text_only:
             t_emb = self.time_embedding(timesteps)  # (N, D)
             patches, skips = self.patcher.patchify(images, t_emb)  # (N, P, D)
-            # As many patches as the images have, in the order of the images; the size is known: a GPU need not wait.
+            # One position per patch, in the order of the images. The size is given so that a GPU need not synchronise.
             at_patches = torch.nonzero_static(image_ids.flatten() >= 0, size=patches.shape[0] * patches.shape[1])[:, 0]
             x = x.flatten(0, 1).index_copy(0, at_patches, patches.flatten(0, 1).to(x.dtype)).view_as(x)
 
@@ -94,13 +93,14 @@ class Transfusion(nn.Module):
         hidden = self.transformer(x, positions, attend, cache).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)
-        if writes:
+        if text_only:
             return TransfusionOutput(logits, images)
         grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
         hidden = hidden.index_select(0, at_patches).view_as(patches)  # (N, P, D)
         return TransfusionOutput(logits, self.patcher.unpatchify(hidden, t_emb, skips, grid))
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """Create an empty cache of `batch_size` rows with `capacity` positions each."""
         size, device = self.transformer.size, self.head.weight.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.head.weight.dtype  # of keys and values
@@ -108,16 +108,18 @@ class Transfusion(nn.Module):
         return KVCache.empty(size.n_layers, batch_size, size.n_heads, head_dim, capacity, device, dtype)
 
     def reset_parameters(self) -> None:
-        """All initial values but the patcher's own (see `Transformer.reset_parameters` for the reasons)."""
+        """Initialise all weights except the patcher's (see `Transformer.reset_parameters` for the reasons)."""
         self.transformer.reset_parameters()
         self.time_embedding.reset_parameters()
         init_linear(self.head)
-        # An embedding row is read alone, not summed: 1/√D gives it norm 1, and pre-norm makes its scale harmless.
+        # An embedding row is not summed with others: 1/√D gives it norm 1, and pre-norm makes its scale harmless.
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
 
 
 class TimestepEmbedding(nn.Module):
-    """Timestep → vector: sinusoids, then a two-layer perceptron (DiT's; it fits the parameters of the paper's Table 7).
+    """Maps a timestep to a vector: sinusoids, then a two-layer perceptron.
+
+    It is that of DiT, which fits the parameter counts of the paper's Table 7.
 
     Args:
         dim: Width D of the result.
@@ -130,7 +132,7 @@ class TimestepEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """(N,) → (N, D)."""
+        """(N,) timesteps → (N, D) vectors."""
         half = self.frequencies // 2
         rates = 10_000.0 ** -(torch.arange(half, device=timesteps.device) / half)
         angles = timesteps[:, None] * rates  # (N, half)

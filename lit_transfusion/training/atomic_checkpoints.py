@@ -1,4 +1,4 @@
-"""Checkpoint files that appear whole or not at all."""
+"""Atomic writing of checkpoint files."""
 
 import io
 from pathlib import Path
@@ -11,20 +11,22 @@ from lit_transfusion.data.shards.files import whole_file
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it then. Lightning writes to the folder for temporary files and
-    copies that, so that a full disk or SIGKILL leaves a part of a checkpoint under its name.
+    """Writes a checkpoint to a file beside the final path, and then renames it.
+
+    Lightning writes to the folder for temporary files and copies the result, so that a full disk or SIGKILL can leave
+    an incomplete checkpoint.
 
     Raises:
-        InputError: The file cannot be written. Nothing of it is left.
+        InputError: The file cannot be written. No part of it is left.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        if "://" in str(path):  # not on a disk
+        if "://" in str(path):  # a remote path
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for partial in path.parent.glob(".*.ckpt.*.partial"):  # of a process that was killed
+        for partial in path.parent.glob(".*.ckpt.*.partial"):  # left by a process that was killed
             partial.unlink()
         content = io.BytesIO()
         torch.save(checkpoint, content)

@@ -1,4 +1,4 @@
-"""What a model takes from a checkpoint, and which checkpoints are refused it."""
+"""Load weights from another run, and check that a checkpoint fits the model."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from lit_transfusion.model import Transfusion
 
 
 def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
-    """Copy the (averaged) weights of another run, or of a model that was exported, into `net`.
+    """Copy the (averaged) weights of another run, or of an exported model, into `net`.
 
     Raises:
-        InputError: It was trained with another tokenizer, or its weights do not fit.
+        InputError: The other model has another tokenizer, or its weights do not fit.
     """
     other = Pipeline.from_pretrained(path)
     if other.tokenizer.model != tokenizer.model:
@@ -30,39 +30,43 @@ def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
 
 
 def check_fits(checkpoint: dict[str, Any], weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:
-    """Refuse to go on from a checkpoint, before anything is changed, that is not of a model like this one.
+    """Check that a run can resume from a checkpoint, before anything is changed.
 
     Args:
-        checkpoint: What Lightning has read.
-        weights: The model's own, by the names that they have in checkpoints.
-        tokenizer: The model's own.
+        checkpoint: Content of the checkpoint, as Lightning has read it.
+        weights: Weights of this model, by their names in checkpoints.
+        tokenizer: Tokenizer of this model.
 
     Raises:
-        InputError: It is of another program, has another tokenizer, or weights of other names or shapes.
+        InputError: The checkpoint is from another program or tokenizer, contains NaN or infinite weights, or weights of
+            other names or shapes.
     """
     if KEY not in checkpoint:
-        raise InputError(f"this is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
+        raise InputError(
+            f"--ckpt_path is not a checkpoint of lit_transfusion: it has no {KEY!r} entry; use another file"
+        )
     if checkpoint[KEY]["tokenizer"] != tokenizer.model:
         raise InputError(
-            "the checkpoint was trained with another tokenizer than this run's (or it was made of data that have "
-            "changed since); set data.tokenizer_model to the tokenizer.model in the checkpoint's run directory"
+            "the checkpoint has another tokenizer than this run (or the data from which it is trained have changed); "
+            "set data.tokenizer_model to the tokenizer.model in the run directory of the checkpoint"
         )
     theirs = checkpoint["state_dict"]
     bad = [name for name, weight in theirs.items() if weight.device.type != "meta" and not weight.isfinite().all()]
     if bad:
         raise InputError(
-            f"the checkpoint's weight {bad[0]} holds NaN or infinite numbers, so the run has diverged; resume from an "
-            "earlier checkpoint with --ckpt_path"
+            f"the checkpoint's weight {bad[0]} contains NaN or infinite numbers, so the run has diverged; resume from "
+            "an earlier checkpoint with --ckpt_path"
         )
-    odd = [name for name in weights | theirs if shape_of(weights, name) != shape_of(theirs, name)]
-    if odd:
-        name = odd[0]
+    different = [name for name in weights | theirs if shape_of(weights, name) != shape_of(theirs, name)]
+    if different:
+        name = different[0]
         raise InputError(
-            f"the checkpoint does not fit this model: {len(odd)} of {len(weights)} weights differ, the first is "
+            f"the checkpoint does not fit this model: {len(different)} of {len(weights)} weights differ, the first is "
             f"{name}, {shape_of(theirs, name)} in the checkpoint and {shape_of(weights, name)} here; "
-            "use the config.yaml beside the checkpoint's run"
+            "use the config.yaml in the run directory of the checkpoint"
         )
 
 
 def shape_of(weights: dict[str, Tensor], name: str) -> str:
+    """Return the shape of a weight, such as "3x16", or "missing"."""
     return "x".join(map(str, weights[name].shape)) if name in weights else "missing"

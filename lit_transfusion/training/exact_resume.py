@@ -1,4 +1,4 @@
-"""What makes a run that is stopped anywhere go on as if it had not been, where Lightning would lose something."""
+"""Makes interrupted runs resume bit-exactly, where Lightning alone would not."""
 
 import os
 from typing import Any
@@ -11,10 +11,10 @@ from lit_transfusion.training.nonfinite import NonFiniteError
 
 
 class ExactStops(lightning.Callback):
-    """What is written down of a run, when it ends, is interrupted, killed, or refused to be continued, is all that has
-    been trained and nothing else.
+    """Makes checkpoints and logs match the trained steps when a run ends, is interrupted or killed, or cannot resume.
 
-    The module brings it, so that no config can forget it. It comes before the callbacks that write checkpoints.
+    The module adds this callback, so that a config need not name it. It runs before the callbacks that write
+    checkpoints.
     """
 
     def __init__(self) -> None:
@@ -25,15 +25,18 @@ class ExactStops(lightning.Callback):
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         start_at_a_step(checkpoint, trainer.accumulate_grad_batches)
-        self._keep_saved(trainer, checkpoint)
+        self._mark_as_saved(trainer, checkpoint)
         states = checkpoint["callbacks"]
         for keeper in trainer.checkpoint_callbacks:
             if isinstance(keeper, ModelCheckpoint) and keeper.state_key in states:
                 states[keeper.state_key] = relocated(states[keeper.state_key], keeper.dirpath)
 
-    def _keep_saved(self, trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
-        """What is saved need not be saved again before the next step: an error until then, such as of data that have
-        changed, would put a place at their beginning into the checkpoint."""
+    def _mark_as_saved(self, trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Mark the step of the checkpoint as saved, so that it is not saved again before the next step.
+
+        Otherwise an error before that step, for example because the data have changed, would save a checkpoint whose
+        data position is the start.
+        """
         for keeper in trainer.checkpoint_callbacks:
             if isinstance(keeper, ModelCheckpoint):
                 keeper._last_global_step_saved = checkpoint["global_step"]
@@ -42,16 +45,20 @@ class ExactStops(lightning.Callback):
         self.training = True
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        """Write down what was logged before a checkpoint: a run that is killed goes on from there, and would not log it
-        again. (Of the last step before it, Lightning logs after the checkpoint.)"""
+        """Write the logs of the steps before a checkpoint. A killed run resumes from there and does not log them again.
+
+        (Lightning logs the last of these steps after the checkpoint.)
+        """
         keeper = trainer.checkpoint_callback
         if isinstance(keeper, ModelCheckpoint) and keeper._last_global_step_saved == trainer.global_step:
             for logger in trainer.loggers:
                 logger.save()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        """Keep the last step: where it is no multiple of the interval, last.ckpt would stay at an earlier one. (A
-        checkpoint that is judged by what it monitors waits for the validation.)"""
+        """Save the last step. If it is not a multiple of the interval, last.ckpt would stay at an earlier step.
+
+        (A checkpoint callback that monitors a metric saves after the validation.)
+        """
         keeper = trainer.checkpoint_callback
         last = trainer.global_step == trainer.max_steps
         if last and isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
@@ -60,16 +67,18 @@ class ExactStops(lightning.Callback):
             keeper._save_last_checkpoint(trainer, candidates)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """A batch that Ctrl-C interrupts is learned after the run is continued. Checkpoints are written after this, but
-        only if training has begun: in a `predict`, or before all is restored, Lightning's step is 0, and what it would
-        save then takes the place of the run's checkpoint."""
+        """Return an interrupted batch to the loader, so that the resumed run trains on it.
+
+        Checkpoints are written after this, but only if training has started. In a `predict`, or before the state is
+        restored, Lightning's step is 0, and such a checkpoint would replace that of the run.
+        """
         if not self.training:
             for keeper in trainer.checkpoint_callbacks:
                 if isinstance(keeper, ModelCheckpoint):
                     keeper._last_global_step_saved = trainer.global_step
         for logger in trainer.loggers:
-            logger.save()  # what it has not written yet
-        if isinstance(exception, NonFiniteError):  # what is saved came before the trouble
+            logger.save()  # write pending rows
+        if isinstance(exception, NonFiniteError):  # keep the last finite checkpoint
             for keeper in trainer.checkpoint_callbacks:
                 keeper.save_on_exception = False
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -78,11 +87,11 @@ class ExactStops(lightning.Callback):
 
 
 def start_at_a_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
-    """Let a run resume with the first batch of an optimiser step.
+    """Make a run resume with the first batch of an optimiser step, by changing Lightning's counts of batches.
 
-    A checkpoint may be written between the batches of a step, as by a validation there. Their gradients are not in it,
-    and its place in the data is the one before the step, so that Lightning's count of batches must be, too. The count
-    also changes where a step now has more or fewer batches than before.
+    A checkpoint may be written between the batches of a step, for example by a validation. It does not contain their
+    gradients, and its data position is the start of the step, so the count of batches must be that, too. The count also
+    changes if a step now has more or fewer batches than before.
     """
     before = checkpoint.get("accumulate_grad_batches", accumulate_grad_batches)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -95,8 +104,10 @@ def start_at_a_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) ->
 
 
 def relocated(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The state of a ModelCheckpoint of a run that was copied or moved: the same files in this folder. It names files
-    of the run that it was; those are never touched."""
+    """Adapt the state of a ModelCheckpoint to a run that was copied or moved to `folder`.
+
+    The state contains paths of the original run, whose files must not be changed.
+    """
     if state["dirpath"] == folder:
         return state
 
@@ -105,7 +116,7 @@ def relocated(state: dict[str, Any], folder: str) -> dict[str, Any]:
         return moved if path and os.path.exists(moved) else ""
 
     state = {**state, "best_model_path": here(state["best_model_path"])}
-    if all(map(here, state["best_k_models"])):  # else Lightning begins anew
+    if all(map(here, state["best_k_models"])):  # otherwise Lightning starts with an empty list
         state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
         for key in ("kth_best_model_path", "last_model_path"):
             state[key] = here(state[key])

@@ -1,4 +1,4 @@
-"""Sharded training: each process keeps a part of the weights, of their average and of the optimiser's state (FSDP2)."""
+"""Sharded training (FSDP2): each process has a part of the weights, the average and the optimiser state."""
 
 import warnings
 from datetime import timedelta
@@ -22,12 +22,12 @@ from lit_transfusion.model import Transfusion
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2 over all devices of all nodes. (Lightning's own default is tensor parallelism within a node.)
+    """FSDP2 over all devices of all nodes. (Lightning's default is tensor parallelism within a node.)
 
-    A checkpoint is a folder to which each process adds its part, and from which any number of processes can go on.
+    A checkpoint is a folder to which each process writes its part. Any number of processes can resume from it.
 
     Args:
-        timeout: How long a process waits for the others.
+        timeout: Maximum time that a process waits for the others.
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -38,7 +38,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Lightning reads weights right into the net; what does not fit is refused before that."""
+        """Check the checkpoint first, because Lightning then reads the weights directly into the net."""
         path = Path(self.broadcast(checkpoint_path))
         shapes = {"state_dict": shapes_of_shards(path)}
         rest = torch.load(path / META, map_location="cpu", weights_only=True)
@@ -50,44 +50,53 @@ StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all de
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse other ways to share out weights, of which clipping, averages and checkpoints here know nothing."""
+    """Reject sharding strategies that clipping, the average and checkpoints do not support.
+
+    Raises:
+        InputError: The strategy shards weights and is not `fsdp2`.
+    """
     other = isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy)
     if other or isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
-        raise InputError(f"trainer.strategy {type(strategy).__name__} is not supported; use fsdp2 to share out weights")
+        raise InputError(f"trainer.strategy {type(strategy).__name__} is not supported; use fsdp2 to shard weights")
 
 
 def check_sharding(path: Path, strategy: Strategy) -> None:
-    """Refuse a checkpoint that this strategy cannot read.
+    """Check that this strategy can read a checkpoint.
 
     Raises:
-        InputError: It was written by another, or not to its end.
+        InputError: The checkpoint is from a run with another kind of strategy, or incomplete.
     """
     sharded = isinstance(strategy, FSDP2Strategy)
     if path.is_dir() and not is_whole(path):
-        raise InputError(f"--ckpt_path {path}: this folder is no checkpoint, or one that was not written to its end")
+        raise InputError(f"--ckpt_path {path} is not a checkpoint, or an incomplete one; use an earlier checkpoint")
     if path.is_dir() and not sharded:
-        raise InputError(f"--ckpt_path {path} is of a sharded run: add --trainer.strategy fsdp2")
+        raise InputError(f"--ckpt_path {path} is from a sharded run: add --trainer.strategy fsdp2")
     if path.is_file() and sharded:
         raise InputError(
-            f"--ckpt_path {path} is of a run that was not sharded: leave out --trainer.strategy fsdp2, or begin a new "
-            f"run with its weights, --model.init_from {path}"
+            f"--ckpt_path {path} is from a run that was not sharded: omit --trainer.strategy fsdp2, or start a new run "
+            f"with its weights (--model.init_from {path})"
         )
 
 
 def shard(net: Transfusion, mesh: DeviceMesh, bf16: bool) -> None:
-    """Each block gathers its weights when it runs, and everything around the blocks when the net does.
+    """Shard a net. Each block gathers its weights when it runs; the other weights are gathered when the net runs.
 
-    Under autocast to bf16, blocks gather theirs in bf16, half the bytes, and gradients are summed in float32. What else
-    is cast is autocast's business: rotary angles, say, are not. Nor are the weights around the blocks: an embedding in
-    bf16 would make the whole residual stream bf16, which under `ddp` is float32.
+    With bf16, blocks gather their weights in bf16, which is half the bytes, and gradients are summed in float32.
+    Autocast decides about all other casts; rotary angles, for example, stay float32. The weights outside the blocks
+    stay float32, too: a bf16 embedding would make the whole residual stream bf16, which with `ddp` is float32.
+
+    Args:
+        net: The net, which is changed in place.
+        mesh: Mesh with one dimension.
+        bf16: Gather the weights of the blocks in bf16.
     """
-    # Nothing writes into what the net returns before its backward pass begins.
+    # This warning does not apply: nothing writes to the output of the net before the backward pass.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    # The weights of a block's norms are gathered in bf16 with the rest; what they scale is float32, and stays so.
+    # The norms of a block have bf16 weights like the rest of the block; their float32 input stays float32.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if bf16 else {}
     for block in net.transformer.blocks:
         fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False))
-    # The net, too, lets go after its forward pass: there may be no backward pass, and then the average is updated.
+    # Reshard the net after its forward pass, too: there may be no backward pass before the average is updated.
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=True)

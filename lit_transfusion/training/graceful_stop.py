@@ -17,28 +17,30 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-SAME_SECONDS = 1.0  # `timeout`, `make` and others deliver one Ctrl-C twice
+SAME_SECONDS = 1.0  # `timeout`, `make` and others send one Ctrl-C twice
 
 
 class StopTogether(lightning.Callback):
-    """Notes the first SIGINT or SIGTERM. At the end of each optimiser step, and of each batch of a validation, the
-    processes tell each other what they have noted. If one of them has, all write a checkpoint and stop.
+    """Stops all processes of a run together, after SIGINT or SIGTERM to any of them.
 
-    A second SIGINT, a second later or more, stops a process at once and without a checkpoint. Where nothing can be lost
-    (before and after training, in `validate`, `test` and `predict`), the first signal stops at once. Of several
-    processes, those that train also wait for each other before training begins. The requeue signal of SLURM is noted,
-    too, and Lightning handles it at the end of the step.
+    A process only records the first signal. At the end of each optimiser step, and of each batch of a validation, the
+    processes exchange the recorded signals. If there is one, all write a checkpoint and stop.
 
-    The exit status is 143 after SIGTERM, and Lightning's 1 after SIGINT.
+    A second SIGINT, at least one second later, stops a process immediately and without a checkpoint. If nothing can be
+    lost (before and after training, in `validate`, `test` and `predict`), the first signal stops immediately. In a
+    `fit` of several processes, signals are also recorded before training starts. The requeue signal of SLURM is
+    recorded, too, and Lightning handles it at the end of the step.
+
+    The exit status is 143 after SIGTERM, and 1 after SIGINT (that of Lightning).
     """
 
     def __init__(self) -> None:
-        self.noted: set[int] = set()  # signals
-        self.first = 0.0  # time of the first
-        self.waits = False  # whether a signal is noted, rather than obeyed at once
+        self.recorded: set[int] = set()  # signals
+        self.first = 0.0  # time of the first signal
+        self.waits = False  # whether a signal is recorded; otherwise it stops immediately
         self.agreed = False
         self.step = 0
-        self.group: dist.ProcessGroup | None = None  # on the host, so that no GPU is waited for
+        self.group: dist.ProcessGroup | None = None  # gloo on the CPU, so that a GPU is not synchronised
         self.keepers: list[ModelCheckpoint] = []
         self.requeue: tuple[int, Any] | None = None  # SLURM's signal, and Lightning's handler of it
 
@@ -47,50 +49,50 @@ class StopTogether(lightning.Callback):
         connector = trainer._signal_connector
         connector.register_signal_handlers = partial(self._register, trainer, connector)
         if trainer.world_size > 1:
-            # All processes take part in a checkpoint. One that fails alone would wait for the others for ever.
+            # All processes take part in a checkpoint. One that fails alone would wait for the others forever.
             for keeper in trainer.checkpoint_callbacks:
                 if isinstance(keeper, ModelCheckpoint) and keeper.save_on_exception:
                     keeper.save_on_exception = False
                     self.keepers.append(keeper)
 
     def _register(self, trainer: lightning.Trainer, connector: Any) -> None:
-        """Lightning puts the handlers before it back after the run, however that ends."""
+        """Register the handlers. Lightning restores the earlier ones after the run, however it ends."""
         type(connector).register_signal_handlers(connector)
         fitting, several = trainer.state.fn == TrainerFn.FITTING, trainer.world_size > 1
-        self.noted, self.agreed, self.waits = set(), False, fitting and several
+        self.recorded, self.agreed, self.waits = set(), False, fitting and several
         self.group = dist.new_group(backend="gloo") if self.waits else None
-        if threading.current_thread() is not threading.main_thread():  # only that one has handlers
+        if threading.current_thread() is not threading.main_thread():  # only the main thread can have handlers
             return
-        signal.signal(signal.SIGTERM, partial(self._note, trainer))
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in the background jobs of a script
-            signal.signal(signal.SIGINT, partial(self._note, trainer))
+        signal.signal(signal.SIGTERM, partial(self._record, trainer))
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in background jobs of a shell script
+            signal.signal(signal.SIGINT, partial(self._record, trainer))
         environment = trainer._accelerator_connector.cluster_environment
         if fitting and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self.requeue = environment.requeue_signal, signal.getsignal(environment.requeue_signal)
-            signal.signal(environment.requeue_signal, partial(self._note, trainer))
+            signal.signal(environment.requeue_signal, partial(self._record, trainer))
 
-    def _note(self, trainer: lightning.Trainer, number: int, frame: Any) -> None:
+    def _record(self, trainer: lightning.Trainer, number: int, frame: Any) -> None:
         if self.requeue is not None and number == self.requeue[0]:
-            self.noted.add(number)
+            self.recorded.add(number)
             if not self.waits:
                 self._requeue()
             return
-        stops = self.noted & {signal.SIGINT, signal.SIGTERM}
+        stops = self.recorded & {signal.SIGINT, signal.SIGTERM}
         if stops:
             if number == signal.SIGINT and time.monotonic() - self.first >= SAME_SECONDS:
-                self._stop_at_once(trainer)
-            self.noted.add(number)
+                self._stop_immediately(trainer)
+            self.recorded.add(number)
             return
-        self.noted.add(number)
+        self.recorded.add(number)
         self.first = time.monotonic()
         if not self.waits:
-            raise reason(self.noted)
+            raise reason(self.recorded)
         if trainer.is_global_zero:
             again = "; Ctrl-C again stops without a checkpoint" if number == signal.SIGINT else ""
-            with contextlib.suppress(RuntimeError):  # the signal came while something else was printed
+            with contextlib.suppress(RuntimeError):  # the signal interrupted another print
                 print(f"\nStopping after this step{again}.", file=sys.stderr, flush=True)
 
-    def _stop_at_once(self, trainer: lightning.Trainer) -> None:
+    def _stop_immediately(self, trainer: lightning.Trainer) -> None:
         for keeper in trainer.checkpoint_callbacks:
             if isinstance(keeper, ModelCheckpoint):
                 keeper.save_on_exception = False
@@ -98,7 +100,7 @@ class StopTogether(lightning.Callback):
 
     def _requeue(self) -> None:
         number, handler = self.requeue
-        self.noted.discard(number)
+        self.recorded.discard(number)
         handler(number, None)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -120,8 +122,8 @@ class StopTogether(lightning.Callback):
             self._agree(trainer)
 
     def _agree(self, trainer: lightning.Trainer) -> None:
-        """Do what any of the processes was asked to do before this call. What a process notes during it, waits."""
-        agreed = set(self.noted)
+        """Act on the signals that any process has recorded. Signals during this call are handled in the next one."""
+        agreed = set(self.recorded)
         if self.group is not None:
             signals = [signal.SIGINT, signal.SIGTERM, *([self.requeue[0]] if self.requeue else [])]
             flags = torch.tensor([int(number in agreed) for number in signals])
@@ -137,15 +139,16 @@ class StopTogether(lightning.Callback):
             keeper.save_on_exception = True
         environment = trainer._accelerator_connector.cluster_environment
         if trainer.local_rank and isinstance(environment, LightningEnvironment):
-            raise SystemExit(0)  # the process that started this one would kill itself if this one failed
+            raise SystemExit(0)  # on another status, the process that started this one would kill itself
         raise reason(agreed)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """End the processes that this one has started: they would wait for it. (After SIGINT, Lightning does.)"""
+        """Kill the processes that this one has started, which would wait for it. (After SIGINT, Lightning does it.)"""
         launcher = trainer.strategy.launcher
         if not self.agreed and isinstance(launcher, _SubprocessScriptLauncher):
             launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def reason(signals: set[int]) -> BaseException:
+    """Return the exception that stops a run after these signals."""
     return SIGTERMException(143) if signal.SIGTERM in signals else KeyboardInterrupt()

@@ -1,4 +1,4 @@
-"""The LightningModule: draws noise, asks the net, adds the two losses."""
+"""The LightningModule, which draws noise, runs the net and adds the two losses."""
 
 import copy
 import dataclasses
@@ -48,38 +48,41 @@ SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
 
 
 class Prediction(NamedTuple):
-    drawn: Tensor  # (N, 3, S, S) in [-1, 1], what the captions say
-    written: list[str]  # what the pictures show
+    """The result of a predict step."""
+
+    drawn: Tensor  # (N, 3, S, S) in [-1, 1], drawn from the captions
+    written: list[str]  # captions of the pictures
 
 
 class LitTransfusion(lightning.LightningModule):
-    """Transfusion and how it is trained.
+    """Training, validation and prediction of a Transfusion net.
 
     Args:
-        tokenizer: Of the text (set by the data module).
-        codec: Of the images (set by the data module).
+        tokenizer: Tokenizer of the text (set by the data module).
+        codec: Codec of the images (set by the data module).
         image_size: Side of the pictures in pixels (set by the data module).
-        patcher: Linear or U-Net, or a class of your own.
-        mask: Who sees whom: Bidirectional (the paper), Causal, or a class of your own.
+        patcher: LinearPatcher, UNetPatcher, or your own class.
+        mask: Which positions attend to which: Bidirectional (the paper), Causal, or your own class.
         noise: The noise process.
-        optimizer: Given the parameters; weight decay is applied to matrices only.
-        scheduler: Given the optimiser; stepped after each optimiser step.
-        size: Of the Transformer: a name (0.16B to 7B are the paper's Table 2), its widths, or a name and, later in YAML
-            or on the command line, the widths that differ from it (--model.size.n_layers 6).
+        optimizer: Called with the parameter groups; weight decay is applied to matrices only.
+        scheduler: Called with the optimiser; stepped after each optimiser step.
+        size: Size of the Transformer: a name (0.16B to 7B are the paper's Table 2), its widths, or a name and, later in
+            YAML or on the command line, the widths that differ from it (--model.size.n_layers 6).
         image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4).
-        ema_decay: Of the moving average of the weights that validation and sampling use; null for none.
+        ema_decay: Decay of the moving average of the weights, which validation and sampling use; null for no average.
         attention: Attention backend: auto, eager, dense, split or flex.
         rope_theta: Base of the rotary position embedding; larger for longer documents.
-        compile: Compile the Transformer's blocks: on a GPU much faster, on a CPU some percent, after half a minute.
-        activation_checkpointing: What the backward pass computes again in place of keeping it: none, selective (all but
-            matrix products and attention), or full (each block). Less memory, more time.
-        seed: Of noise and timesteps; on the command line that of --seed_everything unless it is set.
-        init_from: Checkpoint whose (averaged) weights to start from, or a model that was exported; step, optimiser and
-            data begin anew. To go on with a run as it was, use --ckpt_path instead.
-        sequence_length: Positions of a row (set by the data module); a checkpoint tells it to whoever generates.
-        sampling: How `predict` draws and writes.
-        skip_nonfinite: Steps in a run that may be left out because a loss or the norm of the gradient is not finite;
-            the next one ends the run.
+        compile: Compile the Transformer's blocks. It takes half a minute; then a GPU is much faster and a CPU some
+            percent.
+        activation_checkpointing: What the backward pass recomputes to save memory: none, selective (all except matrix
+            products and attention), or full (each block). It takes more time.
+        seed: Seed of noise and timesteps; on the command line that of --seed_everything unless it is set.
+        init_from: Checkpoint or exported model whose (averaged) weights are the initial ones; step, optimiser and data
+            start from the beginning. To resume a run, use --ckpt_path instead.
+        sequence_length: Positions of a row (set by the data module); checkpoints contain it, for generation.
+        sampling: Settings of `predict`.
+        skip_nonfinite: Number of steps in a run that may be skipped because a loss or the norm of the gradient is not
+            finite; the next one ends the run.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class LitTransfusion(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self._codec = [codec]  # in a list, so that its frozen weights are no part of checkpoints
+        self._codec = [codec]  # in a list, so that checkpoints do not contain its frozen weights
         self.image_size = image_size
         self.sequence_length = sequence_length
         self.sampling = sampling
@@ -125,24 +128,24 @@ class LitTransfusion(lightning.LightningModule):
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
         self.net.transformer.run_block = block_runner(compile, activation_checkpointing)
-        # FSDP2's hooks, which are not to be compiled, are then inside of what must be compiled as a whole.
-        self.compiles_nothing_sharded = compile and activation_checkpointing == "selective"
+        # The hooks of FSDP2 cannot be compiled, but would be inside a function that must be compiled as a whole.
+        self.cannot_be_sharded = compile and activation_checkpointing == "selective"
 
         if getattr(noise, "clip_sample", False) and codec.downscale > 1:
             raise InputError(
-                "model.noise.clip_sample is for pixels: it would cut off latents at 1; "
+                "model.noise.clip_sample true is for pixels only: it would clip latents to [-1, 1]; "
                 "set model.noise.init_args.clip_sample to false"
             )
-        self.pipeline.describe()  # a part that cannot be put into a checkpoint should fail now, not there
+        self.pipeline.describe()  # a part that a checkpoint cannot contain should fail now, not at the first checkpoint
 
     def configure_model(self) -> None:
-        """Under FSDP2, share out the weights and their averages. (Called again when a fit is followed by a test.)"""
+        """With FSDP2, shard the weights and their average. (Lightning calls this again if a test follows a fit.)"""
         nets = [net for net in (self.net, self.ema) if net is not None]
         if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
-            if self.compiles_nothing_sharded:
+            if self.cannot_be_sharded:
                 raise InputError(
-                    "model.compile with model.activation_checkpointing selective compiles nothing under fsdp2: set the "
-                    "latter to full or none, or model.compile to false"
+                    "model.compile true with model.activation_checkpointing selective compiles nothing with fsdp2; set "
+                    "model.activation_checkpointing to full or none, or model.compile to false"
                 )
             for net in nets:
                 shard(net, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
@@ -153,20 +156,20 @@ class LitTransfusion(lightning.LightningModule):
 
     @property
     def pipeline(self) -> Pipeline:
-        """What generation needs, with the averaged weights if there are any."""
+        """The pipeline for generation, with the averaged weights if there are any."""
         net = self.ema or self.net
         return Pipeline(net, self.noise, self.codec, self.tokenizer, self.image_size, self.sequence_length)
 
     def losses(
         self, net: Transfusion, batch: PackedBatch, generator: torch.Generator, counts: Tensor | None = None
     ) -> tuple[LossTerms, Tensor]:
-        """The losses of a batch, and the timesteps (M,) of its learned images.
+        """Compute the losses of a batch, and the timesteps (M,) of its learned images.
 
         Args:
-            net: What predicts.
-            batch: On the net's device.
-            generator: Of noise and timesteps.
-            counts: (2,) by which sums are divided; see `transfusion_loss`.
+            net: The net or its average.
+            batch: A batch on the net's device.
+            generator: Generator of noise and timesteps.
+            counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
         compared, timesteps = self.predictions(net, batch, generator)
         return transfusion_loss(*compared, self.image_loss_weight, counts), timesteps
@@ -174,10 +177,10 @@ class LitTransfusion(lightning.LightningModule):
     def predictions(
         self, net: Transfusion, batch: PackedBatch, generator: torch.Generator
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Add noise to each image at a timestep of its own, and let the net predict.
+        """Add noise to each image at its own timestep, and run the net.
 
         Returns:
-            Logits (T, V) and their targets (T,), predictions for the learned images (M, C, H, W) and their targets; and
+            Logits (T, V), their targets (T,), predictions for the learned images (M, C, H, W) and their targets; and
             the timesteps (M,) of these images.
         """
         images = self.latents_of(batch.images, generator)  # (N, C, H, W)
@@ -198,8 +201,12 @@ class LitTransfusion(lightning.LightningModule):
         return (output.logits, labels, prediction, target), timesteps.index_select(0, batch.learned_images)
 
     def latents_of(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """What a batch holds, pixels (N, 3, S, S) or what the codec has kept of them (N, K, h, w) → (N, C, H, W)."""
-        if images.shape[1:] == (3, self.image_size, self.image_size):  # `prepare` keeps nothing that has this shape
+        """Map the images of a batch, pixels (N, 3, S, S) or moments (N, K, h, w) of the codec, to (N, C, H, W)."""
+        if images.shape[1:] == (
+            3,
+            self.image_size,
+            self.image_size,
+        ):  # moments that `prepare` saves never have this shape
             return self.codec.encode(images, generator)
         return self.codec.sample(images.to(torch.promote_types(images.dtype, torch.float32)), generator)
 
@@ -207,8 +214,11 @@ class LitTransfusion(lightning.LightningModule):
         check_steps(self.trainer)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """A micro-batch's share of the objective of the optimiser step, which is the mean over the text targets plus λ
-        times the mean over the learned images of all its micro-batches, on all ranks."""
+        """Return the contribution of a micro-batch to the objective of its optimiser step.
+
+        The objective is the mean over the text targets plus λ times the mean over the learned images, of all
+        micro-batches of the step on all ranks.
+        """
         number = batch_idx % self.trainer.accumulate_grad_batches
         if number == 0:
             self.step = StepLosses(self._sum_over_ranks(batch.step_counts.clone()), self.noise.num_train_timesteps)
@@ -220,7 +230,10 @@ class LitTransfusion(lightning.LightningModule):
         return terms.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def generator(self, number: int) -> torch.Generator:
-        """Of noise and timesteps: a function of step, micro-batch and rank, so that a resumed run draws the same."""
+        """Return the generator of noise and timesteps of a micro-batch.
+
+        Its seed depends on step, micro-batch and rank only, so that a resumed run draws the same.
+        """
         seed = mix(self.seed, self.global_step, number, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
@@ -237,16 +250,16 @@ class LitTransfusion(lightning.LightningModule):
 
     def predict_step(self, batch: ExampleBatch, batch_idx: int) -> Prediction:
         pipeline = self.pipeline
-        # Each batch has noise of its own, lest all draw the same pictures in the same places.
+        # Each batch has its own seed, so that not all batches draw the same pictures.
         sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1000 * batch_idx)
         drawn = draw(pipeline, batch.captions, sampling, cut=True)
         return Prediction(drawn, write(pipeline, batch.images, sampling))
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
-        """The same noise and timesteps each time and on each rank, so that curves are comparable from step to step."""
+        """Log the losses of a batch. Noise and timesteps are the same in each validation and on each rank."""
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx))
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
-        # Means over all batches, by how much each has of a thing. The names distinguish the loaders of a mix.
+        # Means over all batches, weighted by the number of targets or images. The names contain the loaders of a mix.
         if num_targets := len(batch.target_positions):
             self.log(f"{stage}/loss_text", terms.text, batch_size=num_targets, prog_bar=True, add_dataloader_idx=False)
         if num_images := len(terms.per_image):
@@ -264,12 +277,12 @@ class LitTransfusion(lightning.LightningModule):
         self._log_totals("test")
 
     def _log_totals(self, stage: str) -> None:
-        """The objective and the perplexity, from the means over all batches."""
+        """Log the objective and the perplexity, computed from the means over all batches."""
         means = {name: loss for name, loss in self.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
         totals: dict[str, Tensor] = {}
         for name, mean in means.items():
             loader, _, loss = name.rpartition("/")
-            if loss == "loss_text":  # none if no text is learned: all captions are dropped
+            if loss == "loss_text":  # missing if no text is learned, because all captions are dropped
                 self.log(f"{loader}/perplexity", mean.exp())
             if loss in ("loss_text", "loss_image"):
                 weight = self.image_loss_weight if loss == "loss_image" else 1.0
@@ -284,24 +297,26 @@ class LitTransfusion(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
     ) -> None:
-        """Clip by norm, log the step, and stop or skip it where it is not finite. (Lightning's own clipping does not
-        work with fused AdamW under bf16-mixed, and returns no norm.)"""
+        """Clip by norm, log the step, and stop or skip it if it is not finite.
+
+        (Lightning's clipping does not work with fused AdamW under bf16-mixed, and returns no norm.)
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         values = self.step.values(self.image_loss_weight, norm)
         if not all(map(math.isfinite, values.values())):
             self._skip_step(values)
-            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient stays as it is
+            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient does not change
         for name in ("loss", "loss_text", "loss_image", "grad_norm"):
             if name in values:
                 self.log(f"train/{name}", values[name], prog_bar=name != "grad_norm", logger=False)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            # Not by self.log, which repeats old values in a step that lacks a modality or a bucket of timesteps.
+            # self.log would repeat old values in a step that lacks a modality or a bucket of timesteps.
             for logger in self.loggers:
                 logger.log_metrics({f"train/{name}": value for name, value in values.items()}, self.global_step)
 
     def _skip_step(self, values: dict[str, float]) -> None:
-        """Raise an error unless steps that are not finite may be skipped."""
+        """Count a step that is not finite, and raise an error if it may not be skipped."""
         self.skipped_steps += 1
         message = report(self, values)
         if self.skipped_steps > self.skip_nonfinite:
@@ -310,13 +325,13 @@ class LitTransfusion(lightning.LightningModule):
             log.warning("%s This step is skipped, %d of %d.", message, self.skipped_steps, self.skip_nonfinite)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Update the average with the weights: a checkpoint, or samples, never see the one without the other."""
+        """Update the average together with the weights, so that checkpoints and samples have both of the same step."""
         super().optimizer_step(*arguments, **options)
         if self.ema is not None:
             update_average(self.ema, self.net, self.ema_decay, self.global_step + 1)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        # Of the trainer's callbacks these come after the config's, but before those that write checkpoints.
+        # The trainer runs these after the callbacks of the config, but before those that write checkpoints.
         return [ExactStops(), ResumedSettings(), StopTogether()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -329,29 +344,29 @@ class LitTransfusion(lightning.LightningModule):
 
 
 def check_steps(trainer: lightning.Trainer) -> None:
-    """Check that all optimiser steps are made of the same number of batches, and clipped as they are here.
+    """Check that all optimiser steps have the same number of batches, and that gradients are clipped by norm.
 
     Raises:
-        InputError: They are not.
+        InputError: A setting of the trainer contradicts this.
     """
     number = trainer.accumulate_grad_batches
     batches = trainer.num_training_batches
     if math.isfinite(batches) and batches % number:
         raise InputError(
-            f"trainer.limit_train_batches {batches} is not a multiple of trainer.accumulate_grad_batches {number}: the "
-            f"last optimiser step would lack batches; use {batches // number * number or number}"
+            f"trainer.limit_train_batches {batches} is not a multiple of trainer.accumulate_grad_batches {number}, so "
+            f"the last optimiser step would have fewer batches; use {batches // number * number or number}"
         )
     for callback in trainer.callbacks:
         if isinstance(callback, GradientAccumulationScheduler) and set(callback.scheduling.values()) != {number}:
             raise InputError(
-                f"GradientAccumulationScheduler with {callback.scheduling} is not supported, since a run is one epoch; "
-                "set trainer.accumulate_grad_batches, which may be another when the run is resumed"
+                f"trainer.callbacks: GradientAccumulationScheduler with {callback.scheduling} is not supported: "
+                "a run is one epoch; set trainer.accumulate_grad_batches, which may change when the run is resumed"
             )
     if trainer.gradient_clip_algorithm not in (None, "norm"):
         raise InputError("trainer.gradient_clip_algorithm value is not supported; use norm")
 
 
 def stage_of(stage: str, loaders: Any, number: int) -> str:
-    """val, or where each source of a mix has a loader of its own, val/text."""
+    """Return the prefix of metric names: "val", or "val/text" if each source of a mix has its own loader."""
     name = getattr(loaders[number] if isinstance(loaders, list) else loaders, "name", "")
     return f"{stage}/{name}" if name else stage

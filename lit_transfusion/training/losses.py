@@ -1,4 +1,4 @@
-"""The two losses and their sum (paper, Equation 4), over all that one optimiser step learns from."""
+"""The two losses and their sum (paper, Equation 4), over all batches of an optimiser step."""
 
 import math
 from itertools import pairwise
@@ -14,10 +14,12 @@ TIMESTEP_BUCKETS = 8  # in the charts of the image loss by timestep
 
 
 class LossTerms(NamedTuple):
+    """The losses of a batch."""
+
     total: Tensor  # L_LM + λ · L_DDPM, scalar
     text: Tensor  # L_LM in nats per token, scalar
     image: Tensor  # L_DDPM, scalar
-    per_image: Tensor  # (M,) L_DDPM of each image that is learned
+    per_image: Tensor  # (M,) L_DDPM of each learned image
 
 
 def transfusion_loss(
@@ -28,21 +30,21 @@ def transfusion_loss(
     image_loss_weight: float,
     counts: Tensor | None = None,
 ) -> LossTerms:
-    """Mean cross-entropy over text targets, plus λ times the mean squared error over images.
+    """Compute the mean cross-entropy over text targets, plus λ times the mean squared error over images.
 
-    The error of one image is its mean over channels and pixels, so that neither loss depends on how many tokens,
-    patches or channels there are. A modality that the batch lacks has a loss of zero that still depends on its
-    parameters, so that all ranks have all gradients.
+    The error of one image is the mean over its channels and pixels, so that neither loss depends on the number of
+    tokens, patches or channels. A modality that the batch lacks has a loss of zero that still depends on its
+    parameters, so that all gradients exist on all ranks.
 
     Args:
-        logits: (T, V), only where there is a target.
+        logits: (T, V) at the positions with a target.
         targets: (T,) token ids.
-        image_prediction: (M, C, H, W) of the images that are learned.
-        image_target: (M, C, H, W).
+        image_prediction: (M, C, H, W) predictions for the learned images.
+        image_target: (M, C, H, W) their targets.
         image_loss_weight: λ.
-        counts: (2,) how many text targets and how many images to divide by. An optimiser step divides each of its
-            micro-batches, on each rank, by the counts of them all: the sum of the losses is then that of one large
-            batch, however it is split. None divides by T and M.
+        counts: (2,) number of text targets and number of images by which sums are divided. An optimiser step uses the
+            totals of all its micro-batches on all ranks; the sum of their losses is then that of one large batch,
+            however it is split. None divides by T and M.
     """
     if counts is None:
         counts = torch.tensor([len(targets), len(image_target)])
@@ -54,13 +56,13 @@ def transfusion_loss(
 
 
 def sums_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -> Tensor:
-    """(2, 8): sum of the losses, and number of images, in each of eight buckets of timesteps.
+    """Return the sum of the losses and the number of images in each of eight buckets of timesteps, (2, 8).
 
-    The mean over all timesteps hides where learning happens: large t is layout, small t is detail.
+    The mean over all timesteps hides what is learned: large t is layout, small t is detail.
 
     Args:
         per_image: (M,) losses.
-        timesteps: (M,) of the images, in [0, num_timesteps).
+        timesteps: (M,) timesteps of the images, in [0, num_timesteps).
         num_timesteps: T.
     """
     buckets = timesteps * TIMESTEP_BUCKETS // num_timesteps  # (M,)
@@ -69,10 +71,10 @@ def sums_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -
 
 
 class StepLosses:
-    """The losses of one optimiser step, added up over its micro-batches and ranks.
+    """Sums the losses of one optimiser step over its micro-batches and ranks.
 
     Args:
-        counts: (2,) text targets and learned images of the whole step, on all ranks.
+        counts: (2,) number of text targets and of learned images in the whole step, on all ranks.
         num_timesteps: T.
     """
 
@@ -80,19 +82,18 @@ class StepLosses:
         self.counts = counts
         self.num_timesteps = num_timesteps
         self.sums = torch.zeros(2 + 2 * TIMESTEP_BUCKETS, device=counts.device)
-        self.batches: list[PackedBatch] = []  # what it learns from on this rank
+        self.batches: list[PackedBatch] = []  # of this rank
 
     def add(self, batch: PackedBatch, terms: LossTerms, timesteps: Tensor) -> None:
-        """Add a micro-batch, whose losses are divided by `counts`."""
+        """Add a micro-batch. Its losses must be divided by `counts`."""
         self.batches.append(batch)
         by_timestep = sums_by_timestep(terms.per_image, timesteps, self.num_timesteps)  # (2, 8)
         self.sums += torch.cat([torch.stack([terms.text, terms.image]).detach(), by_timestep.flatten()])
 
     def values(self, image_loss_weight: float, gradient_norm: Tensor) -> dict[str, float]:
-        """What to log of the step, by name; nothing of a modality or of timesteps that it lacks."""
-        together = torch.cat(
-            [self.sums, self.counts, gradient_norm[None]]
-        ).tolist()  # once, since a GPU has to be waited for
+        """Return the values to log, by name. Modalities and timesteps that the step lacks are omitted."""
+        # One transfer, because each one synchronises the GPU.
+        together = torch.cat([self.sums, self.counts, gradient_norm[None]]).tolist()
         text, image, *by_timestep, num_targets, num_images, norm = together
         values = {"loss": text + image_loss_weight * image, "grad_norm": norm}
         if num_targets:
@@ -107,6 +108,6 @@ class StepLosses:
 
 
 def timestep_buckets(num_timesteps: int) -> list[str]:
-    """The names of the buckets, by their first and last timestep: 000-124, 125-249, …"""
+    """Return the names of the buckets, which are their first and last timestep: 000-124, 125-249, …"""
     starts = [-(-b * num_timesteps // TIMESTEP_BUCKETS) for b in range(TIMESTEP_BUCKETS + 1)]  # rounded up
     return [f"{start:03d}-{stop - 1:03d}" for start, stop in pairwise(starts)]

@@ -1,4 +1,4 @@
-"""What is reported of an optimiser step whose losses or gradient are not finite."""
+"""Report of an optimiser step whose losses or gradient are not finite."""
 
 import math
 from pathlib import Path
@@ -20,43 +20,44 @@ class NonFiniteError(InputError):
 
 
 def report(module: Any, values: dict[str, float]) -> str:
-    """Save the batches of the step that `module` is about to make, and return what is known about it.
+    """Save the batches of the current step, and return an error message that names the documents at fault.
 
-    All ranks must call it, since a sharded net needs them all.
+    All ranks must call this function, because a sharded net runs on all of them.
 
     Args:
         module: The LitTransfusion.
-        values: Of the step, by name.
+        values: Losses and norm of the gradient of the step, by name.
     """
     trainer = module.trainer
     step, rank = trainer.global_step + 1, trainer.global_rank
     loader = trainer.train_dataloader
     pieces = loader.step_pieces if isinstance(loader, PackedLoader) else []
-    found = documents_that_are_not_finite(module, pieces)
+    documents = nonfinite_documents(module, pieces)
     batches = [{name: part.cpu() for name, part in batch._asdict().items()} for batch in module.step.batches]
     folder = Path(trainer.default_root_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:06d}_rank_{rank}.pt"
-    torch.save({"step": step, "values": values, "documents": found, "pieces": pieces, "batches": batches}, path)
+    torch.save({"step": step, "values": values, "documents": documents, "pieces": pieces, "batches": batches}, path)
     if trainer.world_size > 1:
         ranks: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(ranks, found)
-        found = [document for documents in ranks for document in documents]
+        dist.all_gather_object(ranks, documents)
+        documents = [document for of_rank in ranks for document in of_rank]
     names = ("loss_text", "loss_image", "grad_norm")
     wrong = ", ".join(f"{name} is {values[name]}" for name in names if not math.isfinite(values.get(name, 0.0)))
-    where = "The losses of its documents, computed again, are all finite."
-    if found:
-        where = f"It comes from {'; '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}."
+    where = "The losses of its documents are all finite when they are computed again."
+    if documents:
+        more = f" and {len(documents) - 3} more" if len(documents) > 3 else ""
+        where = f"The cause is in {'; '.join(documents[:3])}{more}."
     return (
         f"step {step} is not finite: {wrong}. {where} Its batches are saved in {path.parent}. The last checkpoint is "
-        "kept; check these documents, lower the learning rate, or let such steps be skipped with model.skip_nonfinite."
+        "unchanged; check these documents, lower the learning rate, or skip such steps with model.skip_nonfinite."
     )
 
 
 @torch.no_grad()
-def documents_that_are_not_finite(module: Any, pieces: list[list[list[tuple[int, int, int]]]]) -> list[str]:
-    """The documents on this rank whose own losses are not finite, when they are computed again."""
-    found = []
+def nonfinite_documents(module: Any, pieces: list[list[list[tuple[int, int, int]]]]) -> list[str]:
+    """Compute the losses again, and return names of the documents on this rank whose losses are not finite."""
+    names = []
     for number, batch in enumerate(module.step.batches):
         (logits, targets, prediction, target), _ = module.predictions(module.net, batch, module.generator(number))
         tokens = F.cross_entropy(logits.float(), targets, reduction="none")  # (T,)
@@ -71,13 +72,14 @@ def documents_that_are_not_finite(module: Any, pieces: list[list[list[tuple[int,
         length = batch.tokens.shape[1]
         rows, documents = at // length, batch.document_ids.flatten()[at]
         for row, document in sorted(set(zip(rows.tolist(), documents.tolist(), strict=True))):
-            found.append(
+            names.append(
                 name_of(module, batch.tokens[row][batch.document_ids[row] == document], pieces, number, row, document)
             )
-    return found
+    return names
 
 
 def name_of(module: Any, tokens: Tensor, pieces: list, number: int, row: int, document: int) -> str:
+    """Return the example and epoch of a document, if the loader provides them, and the start of its text."""
     text = repr(module.tokenizer.decode(tokens.tolist())[:60])
     if not pieces:
         return f"document {document} of row {row}, {text}"

@@ -1,4 +1,4 @@
-"""Optimiser groups and the learning-rate schedule (paper, 4.1)."""
+"""Parameter groups of the optimiser, and the learning-rate schedule (paper, 4.1)."""
 
 import math
 
@@ -8,15 +8,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up, then a cosine down to a floor, and the floor from there on.
+    """Linear warm-up, then a cosine to a final rate, which stays constant.
 
-    The rate is a function of the step and these arguments alone.
+    The rate depends on the step and these arguments only.
 
     Args:
-        optimizer: Whose learning rate is the peak.
-        warmup_steps: Steps until the peak; the first step already has 1 / warmup_steps of it.
-        total_steps: Step at which the floor is reached; the configs tie it to `trainer.max_steps`.
-        final_lr: The floor.
+        optimizer: Optimiser whose learning rate is the peak.
+        warmup_steps: Steps until the peak; the rate of the first step is 1 / warmup_steps of it.
+        total_steps: Step at which the final rate is reached; in the configs it is `trainer.max_steps`.
+        final_lr: The final rate.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:
-        step = self.last_epoch  # torch's word for it
+        step = self.last_epoch  # torch's name for the step
         if step < self.warmup_steps:
             return [peak * (step + 1) / self.warmup_steps for peak in self.base_lrs]
         done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1)
@@ -41,7 +41,7 @@ class WarmupCosine(LRScheduler):
 
 
 def decay_groups(net: nn.Module) -> list[dict]:
-    """Two parameter groups: matrices, which decay, and the rest (norms, biases, embeddings), which do not."""
+    """Return two parameter groups: matrices, with weight decay, and the rest (norms, biases, embeddings), without."""
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in net.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]

@@ -1,4 +1,4 @@
-"""The noise process against closed forms, and its samplers against an oracle and against diffusers' own loop."""
+"""Tests of the noise process against closed forms, and of its samplers against an oracle and the loop of diffusers."""
 
 import math
 
@@ -17,7 +17,7 @@ samplers = pytest.mark.parametrize("name", list(SAMPLERS))
 
 
 def cosine_alpha_bar(s=0.008, largest_beta=0.999):
-    """ᾱ_0 … ᾱ_{T-1} of Nichol & Dhariwal (2021), Equation 17 and what follows it, in float64."""
+    """Return ᾱ_0 … ᾱ_{T-1} of Nichol & Dhariwal (2021), Equation 17 and the text after it, in float64."""
     alpha_bar, product = [], 1.0
     for t in range(T):
         now, then = (math.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2 for t in (t, t + 1))
@@ -30,12 +30,12 @@ ALPHA_BAR = cosine_alpha_bar()
 
 
 def signal_and_noise(t):
-    """√ᾱ_t and √(1 - ᾱ_t), (N, 1, 1, 1)."""
+    """Return √ᾱ_t and √(1 - ᾱ_t), (N, 1, 1, 1)."""
     return ALPHA_BAR[t, None, None, None].sqrt(), (1 - ALPHA_BAR[t, None, None, None]).sqrt()
 
 
 def pictures(n=2, seed=0):
-    """Clean images in [-1, 1], and noise."""
+    """Return clean images in [-1, 1], and noise."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(n, 3, 4, 4, generator=generator) * 2 - 1
     return images, torch.randn(images.shape, generator=generator)
@@ -55,13 +55,13 @@ def test_add_noise_is_the_closed_form_of_the_cosine_schedule():
     torch.testing.assert_close(process.add_noise(images, noise, t), expected.float(), atol=1e-5, rtol=1e-4)
 
 
-def test_half_of_the_timesteps_is_a_signal_to_noise_ratio_of_one():
-    """What the paper's limit of t = 500 for image-first documents means."""
+def test_signal_to_noise_ratio_is_one_at_half_of_the_timesteps():
+    """This is the paper's limit, t = 500, for image-first documents."""
     assert (ALPHA_BAR[499] / (1 - ALPHA_BAR[499])).item() == pytest.approx(1, abs=0.03)
 
 
 @prediction_types
-def test_targets_are_their_formulas(prediction_type):
+def test_targets_equal_their_formulas(prediction_type):
     images, noise = pictures()
     t = torch.tensor([10, 700])
     a, b = signal_and_noise(t)
@@ -71,8 +71,8 @@ def test_targets_are_their_formulas(prediction_type):
 
 
 @prediction_types
-def test_image_and_noise_follow_from_noisy_image_and_target(prediction_type):
-    """The noise in the target is the noise in the input."""
+def test_clean_image_follows_from_noisy_image_and_target(prediction_type):
+    """The target contains the same noise as the input."""
     process, (images, noise), t = DDPM(prediction_type=prediction_type), pictures(), torch.tensor([30, 600])
     noisy, target = process.add_noise(images, noise, t), process.target(images, noise, t)
     a, b = signal_and_noise(t)
@@ -86,7 +86,7 @@ def test_timesteps_are_uniform_up_to_and_including_the_cap(cap, count):
     timesteps = DDPM().draw_timesteps(torch.full((count * per_value,), cap), torch.Generator().manual_seed(0))
     assert timesteps.dtype == torch.int64
     counts = timesteps.bincount().double()
-    assert len(counts) == count and counts.min() > 0  # 0 and the cap are both reached, and nothing beyond
+    assert len(counts) == count and counts.min() > 0  # 0 and the cap are drawn, and nothing larger
     chi_square = ((counts - per_value).square() / per_value).sum().item()
     assert abs(chi_square - (count - 1)) <= 5 * math.sqrt(2 * count)
 
@@ -99,7 +99,7 @@ def test_each_image_has_its_own_cap():
 
 
 def oracle(process, images, noisy, t):
-    """The perfect net's answer to a noisy image at t."""
+    """Return what a perfect net predicts for a noisy image at t."""
     a, b = ALPHA_BAR[t].sqrt().item(), (1 - ALPHA_BAR[t]).sqrt().item()
     return process.target(images, (noisy - a * images) / b, torch.full((len(images),), t))
 
@@ -115,7 +115,7 @@ def draw_with_oracle(process, name, steps, images, latents):
 @samplers
 @prediction_types
 @pytest.mark.parametrize("steps", [1, 2, 50, 250])
-def test_an_oracle_finds_the_clean_image(name, prediction_type, steps):
+def test_oracle_leads_to_the_clean_image(name, prediction_type, steps):
     process, (images, noise) = DDPM(prediction_type=prediction_type), pictures()
     found = draw_with_oracle(process, name, steps, images, noise)
     # One step from t = 999 divides float32's error in the noise by √ᾱ = 5e-5.
@@ -124,7 +124,7 @@ def test_an_oracle_finds_the_clean_image(name, prediction_type, steps):
 
 @samplers
 @pytest.mark.parametrize("steps", [7, 600])
-def test_an_oracle_finds_it_in_a_number_of_steps_that_does_not_divide_t(name, steps):
+def test_oracle_leads_to_it_in_a_number_of_steps_that_does_not_divide_t(name, steps):
     process, (images, noise) = DDPM(prediction_type="sample"), pictures()
     torch.testing.assert_close(draw_with_oracle(process, name, steps, images, noise), images, atol=1e-4, rtol=0)
 
@@ -132,8 +132,8 @@ def test_an_oracle_finds_it_in_a_number_of_steps_that_does_not_divide_t(name, st
 @samplers
 @pytest.mark.parametrize("steps", [1, 7, 50, 600, 980])
 @pytest.mark.parametrize(("prediction_type", "first"), [("epsilon", 979), ("v_prediction", T - 1), ("sample", T - 1)])
-def test_sampling_falls_from_the_noise_that_training_knows(name, steps, prediction_type, first):
-    """From a predicted noise it does not start where the image would have to be divided by almost nothing."""
+def test_sampling_timesteps_descend_from_the_highest_usable_one(name, steps, prediction_type, first):
+    """With a predicted noise it starts below T - 1, where the image would be divided by almost zero."""
     timesteps = DDPM(prediction_type=prediction_type).sampler(name, steps).timesteps.tolist()
     assert timesteps[0] == first and timesteps[-1] >= 0
     assert len(timesteps) == steps
@@ -142,10 +142,10 @@ def test_sampling_falls_from_the_noise_that_training_knows(name, steps, predicti
 
 @prediction_types
 @pytest.mark.parametrize("clip", [False, True])
-def test_ddim_is_that_of_song_et_al(prediction_type, clip):
-    """Equation 12 with σ = 0, written out, under a net that is no oracle; the last step goes to ᾱ = 1.
+def test_ddim_equals_that_of_song_et_al(prediction_type, clip):
+    """Equation 12 with σ = 0, with a net that is not an oracle; the last step goes to ᾱ = 1.
 
-    The noise is what remains of x beside the clean image that was clipped, so that a step stays on the way to it.
+    After clipping, the noise is computed again from x and the clipped image.
     """
     sampler = DDPM(prediction_type=prediction_type, clip_sample=clip).sampler("ddim", 50)
     latents = pictures()[1]
@@ -164,7 +164,7 @@ def test_ddim_is_that_of_song_et_al(prediction_type, clip):
 
 
 def clean_and_noise(prediction_type, x, guess, alpha_bar):
-    """What a prediction says of the clean image and of the noise in x."""
+    """Compute the clean image and the noise in x from a prediction."""
     a, b = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
     if prediction_type == "epsilon":
         return (x - b * guess) / a, guess
@@ -174,8 +174,8 @@ def clean_and_noise(prediction_type, x, guess, alpha_bar):
 
 
 @prediction_types
-def test_ddpm_sampling_is_that_of_diffusers_and_of_ho_et_al(prediction_type):
-    """250 steps under a net that is no oracle, against diffusers' own loop and against the posterior written out."""
+def test_ddpm_sampling_equals_that_of_diffusers_and_of_ho_et_al(prediction_type):
+    """250 steps with a net that is not an oracle, against the loop of diffusers and the formula of the posterior."""
     process, (_, latents) = DDPM(prediction_type=prediction_type), pictures()
     ours = process.sampler("ddpm", 250)
     theirs = DDPMScheduler(
@@ -212,7 +212,7 @@ def test_ddpm_sampling_is_that_of_diffusers_and_of_ho_et_al(prediction_type):
 
 @samplers
 def test_the_last_step_adds_no_noise(name):
-    """Two generators, one result."""
+    """Another generator in the last step gives the same result."""
     sampler, (images, latents) = DDPM(prediction_type="sample").sampler(name, 20), pictures()
     for t in sampler.timesteps.tolist()[:-1]:
         latents = sampler.step(images, t, latents, generator=torch.Generator().manual_seed(0)).prev_sample
@@ -223,7 +223,7 @@ def test_the_last_step_adds_no_noise(name):
 @samplers
 @prediction_types
 def test_clip_sample_keeps_pixels_in_range(name, prediction_type):
-    """A net that sees a clean image three times too bright draws one that is just white."""
+    """A predicted image that is three times too bright is clipped to white."""
     images = torch.full((1, 3, 4, 4), 3.0)
     for clip, expected in ((True, 1.0), (False, 3.0)):
         process = DDPM(prediction_type=prediction_type, clip_sample=clip)
@@ -231,20 +231,20 @@ def test_clip_sample_keeps_pixels_in_range(name, prediction_type):
         torch.testing.assert_close(found, torch.full_like(images, expected), atol=1e-2, rtol=0)
 
 
-def test_an_unknown_sampler_is_refused_with_those_that_are_known():
+def test_error_for_an_unknown_sampler_names_the_known_ones():
     with pytest.raises(InputError, match=r"unknown sampler 'euler'; known: ddpm, ddim, dpm\+\+"):
         DDPM().sampler("euler", 10)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 51])
-def test_a_step_count_that_training_does_not_have_is_refused(steps):
-    with pytest.raises(InputError, match=rf"num_inference_steps {steps} is not between 1 and 49"):
+def test_number_of_steps_that_training_does_not_have_is_an_error(steps):
+    with pytest.raises(InputError, match=rf"num_inference_steps {steps} .*1 and 49"):
         DDPM(num_train_timesteps=50).sampler("ddim", steps)
 
 
 @samplers
 def test_a_small_error_in_the_noise_stays_small(name):
-    """A net that is off by one percent must not end in an image of another scale."""
+    """A net whose error is one percent must not produce an image of another scale."""
     process, (clean, latents) = DDPM(), pictures()
     sampler = process.sampler(name, 50)
     for t in sampler.timesteps.tolist():
@@ -256,19 +256,21 @@ def test_a_small_error_in_the_noise_stays_small(name):
 # More noise
 
 
-def test_shift_moves_the_draw_and_keeps_the_bounds():
+def test_shift_changes_the_drawn_timesteps_within_the_same_bounds():
     limits = torch.cat([torch.full((4000,), 1_000_000), torch.full((4000,), 100), torch.zeros(10, dtype=torch.int64)])
     plain, shifted = (
         DDPM(timestep_shift=s).draw_timesteps(limits, torch.Generator().manual_seed(0)) for s in (1.0, 5.0)
     )
     u = plain[:4000] / 1000
-    assert (shifted[:4000] - 1000 * 5 * u / (1 + 4 * u)).abs().max() <= 6  # the same draw, shifted; u is rounded
+    assert (
+        shifted[:4000] - 1000 * 5 * u / (1 + 4 * u)
+    ).abs().max() <= 6  # the same random numbers, shifted; u is rounded
     assert shifted.min() == 0 and shifted[:4000].max() == 999 and shifted[4000:8000].max() == 100
     assert not shifted[8000:].any()
     assert (shifted[:4000] >= 700).float().mean() == pytest.approx(1 - 0.7 / (5 - 4 * 0.7), abs=0.03)
 
 
 @pytest.mark.parametrize("timestep_shift", [0.0, -1.0])
-def test_shift_that_is_none_is_refused(timestep_shift):
-    with pytest.raises(InputError, match="timestep_shift"):
+def test_shift_that_is_not_positive_is_an_error(timestep_shift):
+    with pytest.raises(InputError, match=rf"timestep_shift {timestep_shift} .*above 0"):
         DDPM(timestep_shift=timestep_shift)

@@ -1,4 +1,4 @@
-"""All attention backends against softmax in loops, and against each other."""
+"""Tests of the attention backends against softmax in loops, and against each other."""
 
 import math
 
@@ -50,8 +50,8 @@ def test_eager_dense_and_split_agree_in_outputs_and_gradients(lay_out, rows, mas
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_flex_is_eager(lay_out):
-    """Two rows of 2 × 2 blocks with full, partial and unseen ones among them. It has no backward pass on a CPU."""
+def test_flex_equals_eager(lay_out):
+    """Two rows of 2 × 2 blocks: full, partial and hidden ones. FlexAttention has no backward pass on a CPU."""
     ids = lay_out("t" * 20 + "A" * 150 + "t|tt" + "B" * 64, "t" * 140 + "|" + "C" * 100 + "|t", length=256)
     for mask in (Bidirectional(), Causal()):
         lo, hi = mask.intervals(*ids)
@@ -61,7 +61,7 @@ def test_flex_is_eager(lay_out):
 
 
 @pytest.mark.parametrize("length", [1, 127, 130, 192])
-def test_flex_refuses_rows_that_are_no_multiple_of_its_tile(length):
+def test_flex_on_rows_that_are_no_multiple_of_the_tile_is_an_error(length):
     lo, hi = Causal().intervals(*torch.zeros(2, 1, length, dtype=torch.int64))
     with pytest.raises(ValueError, match=f"multiple of 128 positions, not {length}"):
         BACKENDS["flex"](lo, hi)
@@ -72,24 +72,24 @@ def test_flex_refuses_rows_that_are_no_multiple_of_its_tile(length):
     [
         ("cpu", 128, torch.float32, "dense"),
         ("cpu", 256, torch.float32, "split"),
-        ("cpu", 1024, torch.float32, "split"),  # the only fast one with a backward pass there
+        ("cpu", 1024, torch.float32, "split"),  # the fastest with a backward pass
         ("cuda", 128, torch.bfloat16, "dense"),
         ("cuda", 896, torch.bfloat16, "dense"),
         ("cuda", 1024, torch.bfloat16, "flex"),
-        ("cuda", 1024, torch.float64, "dense"),  # which flex does not know
-        ("cuda", 1100, torch.bfloat16, "dense"),  # which flex would refuse
+        ("cuda", 1024, torch.float64, "dense"),  # flex does not support it
+        ("cuda", 1100, torch.bfloat16, "dense"),  # an error with flex
     ],
 )
 def test_auto_chooses_by_device_length_and_dtype(caplog, device, length, dtype, chosen):
     fastest.cache_clear()
     with caplog.at_level("INFO"):
         assert [fastest(device, length, dtype) for _ in range(2)] == [chosen] * 2
-    assert [record.message.split(",")[0] for record in caplog.records] == [f"attention: {chosen}"]  # said once
+    assert [record.message.split(",")[0] for record in caplog.records] == [f"attention: {chosen}"]  # logged once
 
 
 @pytest.mark.parametrize("name", ["eager", "dense", "split"])
-def test_documents_are_closed_to_each_other(lay_out, name):
-    """What one document holds does not change another by one bit, nor does it get any gradient from there."""
+def test_documents_do_not_affect_each_other(lay_out, name):
+    """A document does not change the output of another by one bit, and gets no gradient from it."""
     lo, hi = Bidirectional().intervals(*lay_out("tAAAAt|tBBt|tt"))
     attend = BACKENDS[name](lo, hi)
     q, k, v = qkv(1, 12)
@@ -106,8 +106,8 @@ def test_documents_are_closed_to_each_other(lay_out, name):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_documents_are_closed_to_each_other_under_flex(lay_out):
-    """The edge is in the middle of a tile."""
+def test_documents_do_not_affect_each_other_with_flex(lay_out):
+    """The boundary is in the middle of a tile."""
     attend = BACKENDS["flex"](*Bidirectional().intervals(*lay_out("t" * 50 + "|" + "A" * 78)))
     q, k, v = (x.detach() for x in qkv(1, 128, head_dim=16))
     before = attend(q, k, v)[:, :, 50:]

@@ -1,4 +1,4 @@
-"""Compiled, checkpointed or as it is: a block gives the same outputs and gradients, and compiles once."""
+"""Tests that plain, compiled and checkpointed blocks agree, and that a block is compiled once."""
 
 import functools
 from itertools import product
@@ -19,7 +19,7 @@ row = st.lists(st.sampled_from(["t", "ttt", "AAAA", "BB", "|"]), max_size=5).map
 
 
 def run(net, ids, backend):
-    """Output and gradients of all weights, at random inputs that are the same each time."""
+    """Return the output and all gradients, for random inputs that are the same each time."""
     x = torch.randn(*ids[0].shape, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     attend = attention(backend, *Bidirectional().intervals(*ids), x.dtype)
     output = net(x, torch.arange(x.shape[1]).expand(len(x), -1), attend)
@@ -39,7 +39,7 @@ def net():
     list(product([False, True], ["none", "selective", "full"], ["dense", "split"])),
 )
 def test_all_runners_agree(net, lay_out, monkeypatch, compile, activation_checkpointing, backend):
-    """The compiler proper, which takes long, is left out here; `-m slow` has it."""
+    """The real compiler takes long; the slow test below uses it."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     runner = block_runner(compile, activation_checkpointing)
     for layout in LAYOUTS[:2]:
@@ -69,8 +69,8 @@ def test_compiled_blocks_agree(net, lay_out, backend):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "dense", "split"])
-def test_documents_are_closed_to_each_other(net, lay_out, monkeypatch, backend, compiled):
-    """Through all layers: what one document holds changes nothing in another, not by one bit."""
+def test_documents_do_not_affect_each_other(net, lay_out, monkeypatch, backend, compiled):
+    """Through all layers, a document does not change the output of another by one bit."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     net.run_block = block_runner(compile=compiled)
     ids = lay_out("tAAAAt|tBBt|tt")
@@ -85,8 +85,8 @@ def test_documents_are_closed_to_each_other(net, lay_out, monkeypatch, backend, 
 
 
 @pytest.mark.parametrize(("backend", "graphs"), [("dense", 1), ("split", 4)])
-def test_another_packing_compiles_nothing_again(net, lay_out, monkeypatch, backend, graphs):
-    """By document, attention is left out, and what is before it and behind it has graphs of its own."""
+def test_another_packing_does_not_compile_again(net, lay_out, monkeypatch, backend, graphs):
+    """The `split` backend is not compiled; the code before and after it has separate graphs."""
     torch._dynamo.reset()
     compiled = []
 
@@ -104,10 +104,10 @@ def test_another_packing_compiles_nothing_again(net, lay_out, monkeypatch, backe
     assert counts == [graphs] * len(LAYOUTS)
 
 
-def test_what_is_computed_again(net, lay_out):
-    """No product, or all of them but the last of each block, whose result nothing in the block asks for again.
+def test_recomputed_operations(net, lay_out):
+    """ "selective" recomputes no product; "full" all but the last of each block, which no other operation reads.
 
-    (What is kept instead is measured by `benchmarks loss`.)
+    (`benchmarks loss` measures the memory.)
     """
     ids = lay_out(*LAYOUTS[:2], length=16)
     attend = attention("dense", *Bidirectional().intervals(*ids), torch.float32)

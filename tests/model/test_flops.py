@@ -1,4 +1,4 @@
-"""FLOPs counted by formula against torch's own counter."""
+"""Tests of the FLOP formula against torch's counter."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lit_transfusion.model.flops import Flops, peak_bf16
 
 
 class Everything(Visibility):
-    """Eager attention computes all pairs; so must be counted."""
+    """Every query sees all keys, because eager attention computes all pairs."""
 
     def intervals(self, document_ids, image_ids):
         return torch.zeros_like(document_ids), torch.full_like(document_ids, document_ids.shape[1])
@@ -19,24 +19,24 @@ class Everything(Visibility):
 @pytest.mark.parametrize("images", [0, 1, 3])
 @pytest.mark.parametrize("logits", [0, 5])
 @pytest.mark.parametrize("patcher", [LinearPatcher(3, 32, 2), UNetPatcher(3, 32, 2, channels=16, head_dim=8)])
-def test_formula_is_what_torch_counts(patcher, logits, images):
+def test_formula_equals_the_count_of_torch(patcher, logits, images):
     size = TransformerSize(dim=32, n_layers=3, n_heads=4, hidden_dim=48)
     net = Transfusion(50, size, patcher, Everything(), attention="eager")
     image_ids = torch.full((2, 10), -1)
     image_ids.flatten()[: 4 * images] = torch.arange(images).repeat_interleave(4)
     zeros = torch.zeros_like(image_ids)
     pictures, timesteps = torch.randn(images, 3, 4, 4), torch.zeros(images, dtype=torch.int64)
-    # Written out, since torch before 2.15 does not count its own attention on a CPU.
+    # With the MATH backend, since torch before 2.15 does not count fused attention on a CPU.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         net(zeros, zeros, zeros, image_ids, pictures, timesteps, torch.arange(logits))
     flops = Flops.count(net, (3, 4, 4))
     expected = flops.token * 20 + flops.pair * 2 * 10 * 10 + flops.logit * logits + flops.image * images
     assert expected == counter.get_total_flops()
     assert flops.training_step(20, 200, logits, images) == 3 * expected
-    assert next(net.parameters()).device.type == "cpu"  # only a copy went to meta
+    assert next(net.parameters()).device.type == "cpu"  # only a copy was moved to meta
 
 
-def test_peak_is_that_of_the_card():
+def test_peak_of_known_and_unknown_cards():
     assert peak_bf16("NVIDIA H100 80GB HBM3") == 989.5e12
     assert peak_bf16("NVIDIA H100 PCIe") == 756e12
     assert peak_bf16("NVIDIA A100-SXM4-80GB") == 312e12

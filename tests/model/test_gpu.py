@@ -1,4 +1,4 @@
-"""What only a GPU can run: FlexAttention backwards and compiled, bf16, a step that never waits for the device."""
+"""Tests that require a GPU: FlexAttention with a backward pass and compiled, bf16, a step without synchronisation."""
 
 from itertools import product
 
@@ -39,7 +39,7 @@ def new_net(backend, patcher="linear", **options):
 
 
 def run_layers(net, ids, mask, backend):
-    """The blocks' output and all their gradients."""
+    """Return the output of the blocks and all their gradients."""
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(*ids[0].shape, SIZES["nano"].dim, generator=generator, device="cuda").requires_grad_()
     attend = attention(backend, *mask.intervals(*ids), x.dtype)
@@ -47,7 +47,7 @@ def run_layers(net, ids, mask, backend):
     return output, *torch.autograd.grad(output.square().mean(), [x, *net.transformer.parameters()])
 
 
-def test_auto_is_flex_where_flex_runs():
+def test_auto_chooses_flex():
     assert fastest("cuda", 1024, torch.float32) == "flex"
 
 
@@ -72,7 +72,7 @@ def test_runners_agree_under_flex(layouts, compile, activation_checkpointing):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_another_packing_compiles_nothing_again(layouts, compile):
+def test_another_packing_does_not_compile_again(layouts, compile):
     torch._dynamo.reset()
     net = new_net("flex", compile=compile)
     counts = []
@@ -83,8 +83,8 @@ def test_another_packing_compiles_nothing_again(layouts, compile):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_documents_are_closed_to_each_other(layouts, compile):
-    """The edge between them is in the middle of a tile."""
+def test_documents_do_not_affect_each_other(layouts, compile):
+    """The boundary is in the middle of a tile."""
     net = new_net("flex", compile=compile)
     ids = layouts[0]
     attend = attention("flex", *Bidirectional().intervals(*ids), torch.float32)
@@ -97,7 +97,7 @@ def test_documents_are_closed_to_each_other(layouts, compile):
 
 
 def step_of(net, precision, device):
-    """Learns one batch by heart, always with the same noise."""
+    """Return a function that makes one training step, always on the same batch with the same noise."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(100, (2, 128), generator=generator)
     image_ids = torch.full((2, 128), -1)
@@ -125,10 +125,10 @@ def step_of(net, precision, device):
 @pytest.mark.parametrize("patcher", PATCHERS)
 def test_a_step_never_waits_for_the_device(patcher):
     step = step_of(new_net("dense", patcher), torch.bfloat16, "cuda")
-    step()  # what is looked up once may wait
+    step()  # the first step may synchronise
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = step()  # raises where it waits
+        loss = step()  # raises an error if it synchronises
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()

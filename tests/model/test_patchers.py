@@ -1,4 +1,4 @@
-"""Both patchers: shapes, order of the patches, where t goes, gradients, and what may see what."""
+"""Tests of both patchers: shapes, order of the patches, timesteps, gradients, and which pixels affect which."""
 
 import pytest
 import torch
@@ -18,20 +18,20 @@ def make(cls, patch_size, latent_channels=3, **options):
 
 
 def draw(patch_size, grid=(2, 3), n=2, channels=3):
-    """Noisy images of `grid` patches, and their embedded timesteps."""
+    """Return noisy images of `grid` patches, and their embedded timesteps."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(n, channels, grid[0] * patch_size, grid[1] * patch_size, generator=generator)
     return images, torch.randn(n, DIM, generator=generator)
 
 
-def through(patcher, images, t_emb, grid=(2, 3)):
-    """In and out again, with no Transformer between."""
+def round_trip(patcher, images, t_emb, grid=(2, 3)):
+    """Patchify and unpatchify, without a Transformer in between."""
     patches, skips = patcher.patchify(images, t_emb)
     return patcher.unpatchify(patches, t_emb, skips, grid)
 
 
-def silence_attention(patcher):
-    """Leaves the convolutions, which see 38 pixels far at patch size 8, and less at the others."""
+def disable_attention(patcher):
+    """Disable attention, so that only convolutions remain. They reach 38 pixels at most (patch size 8)."""
     for module in patcher.modules():
         if isinstance(module, SelfAttention):
             torch.nn.init.zeros_(module.proj.weight)
@@ -55,7 +55,7 @@ def test_shapes_of_square_and_rectangular_images(cls, patch_size, grid):
 
 
 @both
-def test_arguments_are_kept_under_their_names(cls):
+def test_arguments_are_attributes_of_the_same_name(cls):
     patcher = cls(latent_channels=4, dim=48, patch_size=4)
     assert (patcher.latent_channels, patcher.dim, patcher.patch_size, patcher.positions) == (4, 48, 4, 0)
 
@@ -63,7 +63,7 @@ def test_arguments_are_kept_under_their_names(cls):
 @both
 @all_sizes
 def test_positions_add_a_vector_for_the_row_and_one_for_the_column(cls, patch_size):
-    """To the vectors that enter the Transformer, in raster order; all else is as without positions."""
+    """They are added to the vectors that enter the Transformer, in raster order; nothing else changes."""
     patcher, plain = make(cls, patch_size, positions=5), make(cls, patch_size)
     plain.load_state_dict(patcher.state_dict(), strict=False)
     images, t_emb = draw(patch_size, grid=(2, 3))
@@ -83,7 +83,8 @@ def test_positions_add_a_vector_for_the_row_and_one_for_the_column(cls, patch_si
 def test_without_positions_the_parameters_are_those_of_older_checkpoints(cls):
     names = [name for name, _ in make(cls, 4).named_parameters()]
     assert not any("positions" in name for name in names)
-    assert names == [name for name, _ in make(cls, 4, positions=6).named_parameters()][:-2]  # optimisers count them
+    # Optimisers identify parameters by their number, so the new ones must be the last.
+    assert names == [name for name, _ in make(cls, 4, positions=6).named_parameters()][:-2]
 
 
 @both
@@ -105,15 +106,15 @@ def test_linear_with_orthonormal_weights_is_an_exact_round_trip(patch_size):
         patcher.proj_out.weight.copy_(patcher.proj_in.weight.T)
         patcher.proj_out.bias.zero_()
     images, _ = draw(patch_size)
-    torch.testing.assert_close(through(patcher, images, torch.zeros(2, patcher.dim)), images)
+    torch.testing.assert_close(round_trip(patcher, images, torch.zeros(2, patcher.dim)), images)
 
 
 @both
 @all_sizes
 def test_patches_are_in_raster_order(cls, patch_size):
-    """The marker is the bottom left patch of 8 × 8, number 56; by columns it would be number 7, at the top right."""
+    """The changed patch is at the bottom left of 8 × 8, number 56. In column order it would be number 7."""
     patcher, grid = make(cls, patch_size), (8, 8)
-    silence_attention(patcher)
+    disable_attention(patcher)
     images, t_emb = draw(patch_size, grid, n=1)
     marked = images.clone()
     marked[:, :, -patch_size:, :patch_size] += 3
@@ -129,7 +130,7 @@ def test_patches_are_in_raster_order(cls, patch_size):
     assert moved[:, :, :patch_size, -patch_size:].max() < 1e-6
 
 
-def test_linear_marks_no_other_patch():
+def test_linear_changes_no_other_patch():
     patcher = LinearPatcher(latent_channels=1, dim=DIM, patch_size=2)
     images = torch.zeros(1, 1, 4, 6)
     blank, _ = patcher.patchify(images, torch.zeros(1, DIM))
@@ -146,7 +147,7 @@ def test_time_changes_the_patches(cls, patch_size):
     patches, _ = patcher.patchify(images, t_emb)
     later, _ = patcher.patchify(images, t_emb + torch.tensor([[1.0], [0.0]]))
     assert not torch.allclose(later[0], patches[0], atol=1e-3)
-    torch.testing.assert_close(later[1], patches[1])  # whose own t is the same
+    torch.testing.assert_close(later[1], patches[1])  # its t is unchanged
 
 
 @all_sizes
@@ -173,17 +174,17 @@ def test_every_parameter_has_a_gradient(cls, patch_size, positions):
     for name, parameter in patcher.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
-    assert hidden.grad.any()  # reaches the Transformer in the very first step
+    assert hidden.grad.any()  # the Transformer has a gradient in the first step
     assert t_emb.grad.any()
 
 
 @both
 @all_sizes
 @pytest.mark.parametrize("positions", [0, 3])
-def test_an_empty_batch_reaches_every_parameter_with_zeros(cls, patch_size, positions):
+def test_an_empty_batch_gives_every_parameter_a_gradient_of_zeros(cls, patch_size, positions):
     patcher = make(cls, patch_size, positions=positions)
     images, t_emb = draw(patch_size, n=0)
-    prediction = through(patcher, images, t_emb)
+    prediction = round_trip(patcher, images, t_emb)
     assert prediction.shape == images.shape
     prediction.sum().backward()
     for name, parameter in patcher.named_parameters():
@@ -196,8 +197,8 @@ def test_an_empty_batch_reaches_every_parameter_with_zeros(cls, patch_size, posi
 def test_images_of_a_batch_do_not_see_each_other(cls, patch_size):
     patcher = make(cls, patch_size)
     images, t_emb = draw(patch_size, n=3)
-    together = through(patcher, images, t_emb)
-    alone = through(patcher, images[1:2], t_emb[1:2])
+    together = round_trip(patcher, images, t_emb)
+    alone = round_trip(patcher, images[1:2], t_emb[1:2])
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -207,9 +208,9 @@ def test_images_of_a_batch_do_not_see_each_other(cls, patch_size):
 def test_bfloat16_autocast(cls, patch_size, n):
     patcher = make(cls, patch_size)
     images, t_emb = draw(patch_size, n=n)
-    expected = through(patcher, images, t_emb)
+    expected = round_trip(patcher, images, t_emb)
     with torch.autocast("cpu", torch.bfloat16):
-        prediction = through(patcher, images, t_emb)
+        prediction = round_trip(patcher, images, t_emb)
     torch.testing.assert_close(prediction.float(), expected, rtol=0.05, atol=0.05)
     prediction.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in patcher.parameters())
@@ -217,7 +218,7 @@ def test_bfloat16_autocast(cls, patch_size, n):
 
 @all_sizes
 def test_attention_in_the_unet_is_bidirectional(patch_size):
-    """In a row of 8 patches, the ends are beyond the reach of the convolutions."""
+    """In a row of 8 patches, the convolutions do not reach from one end to the other."""
     patcher, grid = make(UNetPatcher, patch_size), (1, 8)
     images, t_emb = draw(patch_size, grid, n=1)
     first, last = images.clone(), images.clone()
@@ -225,15 +226,15 @@ def test_attention_in_the_unet_is_bidirectional(patch_size):
     last[..., -patch_size:] += 1
 
     def changes():
-        """How the change at the first patch moves the last vector, and that at the last patch the first vector."""
+        """Effect of a changed first patch on the last vector, and of a changed last patch on the first vector."""
         patches = patcher.patchify(images, t_emb)[0]
         to_last = (patcher.patchify(first, t_emb)[0] - patches)[0, -1]
         to_first = (patcher.patchify(last, t_emb)[0] - patches)[0, 0]
         return to_last.abs().max(), to_first.abs().max()
 
     assert min(changes()) > 1e-4
-    silence_attention(patcher)
-    assert max(changes()) < 1e-6  # so it was the attention
+    disable_attention(patcher)
+    assert max(changes()) < 1e-6  # so the effect came from attention
 
 
 @all_sizes
@@ -257,7 +258,7 @@ def test_feature_maps_stay_channels_last(patch_size):
     patches, skips = patcher.patchify(images, t_emb)
     prediction = patcher.unpatchify(patches, t_emb, skips, (2, 3))
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in [*skips, prediction])
-    assert all(p.is_contiguous() for p in patcher.parameters())  # FSDP2 shards no others
+    assert all(p.is_contiguous() for p in patcher.parameters())  # FSDP2 only shards contiguous weights
 
 
 def count(**sizes):
@@ -284,7 +285,7 @@ def test_the_default_unet_is_small(patch_size):
     ("channels", "head_dim", "expected"),
     [(1024, 64, [64, 64, 64, 64]), (64, 32, [8, 16, 32, 32]), (96, 32, [4, 8, 16, 32])],
 )
-def test_heads_fit_every_level(channels, head_dim, expected):
+def test_head_dim_divides_every_level(channels, head_dim, expected):
     with torch.device("meta"):
         patcher = UNetPatcher(patch_size=8, channels=channels, head_dim=head_dim)
     assert [level.attentions[0].head_dim for level in patcher.down_levels] == expected
@@ -292,18 +293,18 @@ def test_heads_fit_every_level(channels, head_dim, expected):
 
 @both
 @pytest.mark.parametrize(("height", "width"), [(15, 16), (16, 15), (15, 15)])
-def test_an_image_of_broken_patches_is_refused_by_its_numbers(cls, height, width):
+def test_image_that_is_no_multiple_of_the_patch_size_is_an_error(cls, height, width):
     patcher = make(cls, patch_size=4)
     with pytest.raises(InputError, match=f"image {height}x{width} is not divisible by patch_size 4"):
         patcher.patchify(torch.zeros(1, 3, height, width), torch.zeros(1, DIM))
 
 
 @pytest.mark.parametrize("patch_size", [0, 3, 16, -2])
-def test_the_unet_refuses_other_patch_sizes(patch_size):
+def test_unet_with_another_patch_size_is_an_error(patch_size):
     with pytest.raises(InputError, match=f"patch_size {patch_size} is not one of 1, 2, 4, 8"):
         UNetPatcher(patch_size=patch_size)
 
 
-def test_the_unet_refuses_channels_that_cannot_be_halved():
+def test_unet_with_channels_that_cannot_be_halved_is_an_error():
     with pytest.raises(InputError, match="channels 100 is not divisible by patch_size 8"):
         UNetPatcher(patch_size=8, channels=100)

@@ -1,4 +1,4 @@
-"""The Transformer: sizes against the paper's, rotary positions against their definition, a block against plain code."""
+"""Tests of the Transformer: parameter counts of the paper, rotary positions, and a block against plain loops."""
 
 import cmath
 import math
@@ -21,8 +21,8 @@ def count(module):
     ("name", "millions", "linear_percent"),
     [("0.16B", 162.4, 0.5), ("0.37B", 373.9, 0.4), ("0.76B", 777.9, 0.4), ("1.4B", 1364.3, 0.4), ("7B", 6738.4, 0.3)],
 )
-def test_sizes_have_the_papers_parameters(name, millions, linear_percent):
-    """Table 2 with Llama's 32,000 tokens, in and out; and what the linear patcher adds at 8 channels (Table 7)."""
+def test_sizes_have_the_parameter_counts_of_the_paper(name, millions, linear_percent):
+    """Table 2 with the 32,000 tokens of Llama, and the share of the linear patcher at 8 channels (Table 7)."""
     size = SIZES[name]
     with torch.device("meta"):
         patcher = LinearPatcher(latent_channels=8, dim=size.dim, patch_size=2)
@@ -33,9 +33,9 @@ def test_sizes_have_the_papers_parameters(name, millions, linear_percent):
     assert round(100 * images / text, 1) == linear_percent
 
 
-def test_hidden_dim_is_llamas():
+def test_hidden_dim_follows_the_rule_of_llama():
     assert [llama_hidden_dim(dim, 256) for dim in (768, 4096, 5120)] == [2048, 11008, 13824]
-    assert llama_hidden_dim(768, 256) == 8 * 768 // 3  # a multiple already: nothing is added
+    assert llama_hidden_dim(768, 256) == 8 * 768 // 3  # already a multiple
     size = TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=20)
     assert Transformer(size).blocks[0].feed_forward.down.in_features == 20
 
@@ -46,8 +46,8 @@ def test_heads_must_divide_the_width_into_pairs(dim, n_heads):
         Transformer(TransformerSize(dim=dim, n_layers=1, n_heads=n_heads))
 
 
-def test_rotation_is_that_of_complex_numbers():
-    """Pair i of a vector at position p is turned by p · θ^(-2i / head_dim)."""
+def test_rotation_equals_a_product_of_complex_numbers():
+    """Pair i of a vector at position p is rotated by p · θ^(-2i / head_dim)."""
     positions = torch.tensor([[0, 1, 7], [1000, 3, 2]])
     x = torch.randn(2, 4, 3, 8)
     turned = rotate(x, rotary_angles(positions, head_dim=8, theta=500.0))
@@ -57,7 +57,7 @@ def test_rotation_is_that_of_complex_numbers():
         torch.testing.assert_close(torch.complex(turned[..., i], turned[..., i + 4]), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_rotation_keeps_the_norm_and_leaves_position_zero_alone():
+def test_rotation_keeps_the_norm_and_does_not_change_position_zero():
     x = torch.randn(1, 2, 5, 8)
     turned = rotate(x, rotary_angles(torch.tensor([[0, 1, 50, 999, 4095]]), 8, 10_000.0))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
@@ -78,7 +78,7 @@ def test_attention_scores_depend_on_relative_positions_only():
 
 
 def test_permuting_patches_does_not_just_permute_the_output():
-    """Patches that all see one another are told apart by their positions alone."""
+    """Patches that all see each other differ only by their positions."""
     torch.manual_seed(0)
     net = Transformer(SMALL)
     attend = BACKENDS["eager"](torch.zeros(1, 6, dtype=torch.int64), torch.full((1, 6), 6))
@@ -86,12 +86,12 @@ def test_permuting_patches_does_not_just_permute_the_output():
     positions = torch.arange(6)[None]
     output = net(x, positions, attend)
     assert not torch.allclose(net(x[:, order], positions, attend), output[:, order], atol=1e-2)
-    torch.testing.assert_close(net(x[:, order], positions[:, order], attend), output[:, order])  # and by nothing else
+    torch.testing.assert_close(net(x[:, order], positions[:, order], attend), output[:, order])  # if they move, too
 
 
 @torch.no_grad()
-def test_a_block_is_llamas():
-    """The whole forward in plain code: one position, one head, one pair at a time, in float64."""
+def test_block_equals_a_plain_implementation_of_llamas():
+    """The reference computes one position, one head and one pair at a time, in float64."""
     torch.manual_seed(0)
     net = Transformer(SMALL, rope_theta=100.0, norm_eps=1e-3)
     for norm in (net.norm, net.blocks[0].attention_norm, net.blocks[0].feed_forward_norm):
@@ -138,8 +138,8 @@ def test_a_block_is_llamas():
     torch.testing.assert_close(output[0].double(), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_written_into_the_stream_starts_smaller():
-    """By √(2 · n_layers), so that two writes in each layer leave its variance where it was."""
+def test_layers_that_write_into_the_residual_stream_start_smaller():
+    """They are smaller by √(2 · n_layers), so that two of them in each layer do not increase its variance."""
     net = Transformer(TransformerSize(dim=128, n_layers=8, n_heads=2, hidden_dim=128))
     net.reset_parameters()
     for block in net.blocks:

@@ -1,4 +1,4 @@
-"""The whole net: what is computed where, what sees what, and gradients for every parameter."""
+"""Tests of the whole net: where logits are computed, which inputs affect which outputs, and all gradients."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def make(patcher="linear", mask=None):
 
 
 def inputs(lay_out, *rows):
-    """What the net takes for rows written as strings, with logits wanted everywhere."""
+    """Return the arguments of the net for rows written as strings, with logits at all positions."""
     document_ids, image_ids = lay_out(*rows)
     generator = torch.Generator().manual_seed(1)
     n = int(image_ids.max()) + 1
@@ -43,12 +43,12 @@ def inputs(lay_out, *rows):
 
 
 def changed(before, after):
-    """The indices on the first axis at which two tensors differ."""
+    """Return the indices on the first axis at which two tensors differ."""
     return (before - after).flatten(1).abs().amax(1).gt(1e-5).nonzero()[:, 0].tolist()
 
 
 @torch.no_grad()
-def test_logits_are_those_that_were_asked_for(lay_out):
+def test_logits_are_computed_at_the_given_positions(lay_out):
     net, batch = make(), inputs(lay_out, "tAAAAtt|t", "ttBBBBt")
     everywhere = net(**batch)
     asked = torch.tensor([12, 0, 5, 7])
@@ -61,9 +61,9 @@ def test_logits_are_those_that_were_asked_for(lay_out):
 @both_patchers
 @both_masks
 @torch.no_grad()
-def test_packed_is_each_document_alone(lay_out, patcher, mask):
+def test_packed_documents_have_the_outputs_of_each_document_alone(lay_out, patcher, mask):
     net, documents = make(patcher, mask), ["ttAAAAt", "tBBBBttCCCCt", "ttt", "DDDDt"]
-    packed = inputs(lay_out, "|".join(documents[:3]), documents[3])  # the last is filled up to the others' length
+    packed = inputs(lay_out, "|".join(documents[:3]), documents[3])  # the last is padded to the same length
     output = net(**packed)
     start, image = 0, 0
     for document in documents:
@@ -81,7 +81,7 @@ def test_packed_is_each_document_alone(lay_out, patcher, mask):
 
 
 @torch.no_grad()
-def test_tokens_at_patches_are_not_looked_at(lay_out):
+def test_tokens_at_patches_are_ignored(lay_out):
     net, batch = make(), inputs(lay_out, "tAAAAt")
     before = net(**batch)
     batch["tokens"][:, 1:5] = 3
@@ -91,8 +91,8 @@ def test_tokens_at_patches_are_not_looked_at(lay_out):
 
 
 @torch.no_grad()
-def test_nothing_looks_ahead(lay_out):
-    """From each change on, everything differs, up to the end of the document and no further; before it, nothing."""
+def test_outputs_do_not_depend_on_later_inputs(lay_out):
+    """A change affects all outputs from there to the end of its document, and no others."""
     net, batch = make(), inputs(lay_out, "ttAAAAttBBBBt|tCCCCt")
     before = net(**batch)
     for position in (0, 6, 12):
@@ -110,8 +110,8 @@ def test_nothing_looks_ahead(lay_out):
 
 @both_masks
 @torch.no_grad()
-def test_the_last_patch_reaches_the_first_under_bidirectional_only(lay_out, mask):
-    """With the linear patcher, whose patches meet in the Transformer and nowhere else."""
+def test_the_last_patch_affects_the_first_with_the_bidirectional_mask_only(lay_out, mask):
+    """With the linear patcher, patches affect each other in the Transformer only."""
     net, batch = make(mask=mask), inputs(lay_out, "tAAAAt")
     before = net(**batch).image_prediction
     batch["images"][:, :, 2:, 2:] += 1
@@ -123,18 +123,18 @@ def test_the_last_patch_reaches_the_first_under_bidirectional_only(lay_out, mask
 @both_patchers
 @torch.no_grad()
 def test_the_order_of_patches_matters(lay_out, patcher):
-    """Two patches that change places take more than their predictions with them."""
+    """If two patches change places, their predictions do not just change places."""
     net, batch = make(patcher), inputs(lay_out, "tAAAAt")
     before = net(**batch)
     batch["images"] = batch["images"].roll(2, dims=3)  # the left patches and the right ones
     after = net(**batch)
     assert not torch.allclose(after.image_prediction.roll(2, dims=3), before.image_prediction, atol=1e-2)
-    assert changed(before.logits[5:], after.logits[5:]) == [0]  # nor does the text after them stay as it was
+    assert changed(before.logits[5:], after.logits[5:]) == [0]  # the text after them changes, too
 
 
 @both_patchers
-def test_the_timestep_is_heard_in_training(lay_out, patcher):
-    """By the prediction of its own image, by the text after it, and not by another image before it."""
+def test_the_timestep_changes_outputs_in_training(lay_out, patcher):
+    """It changes the prediction of its image and the text after it, but not an earlier image."""
     net, batch = make(patcher).train(), inputs(lay_out, "AAAAtBBBBt")
     before = net(**batch)
     batch["timesteps"] = batch["timesteps"] + torch.tensor([0, 400])
@@ -146,7 +146,7 @@ def test_the_timestep_is_heard_in_training(lay_out, patcher):
 @both_patchers
 @pytest.mark.parametrize("row", ["ttttt", "AAAABBBB", "ttAAAAt"])
 def test_every_parameter_has_a_gradient(lay_out, patcher, row):
-    """Also those of the modality that is missing, there zero: with DDP a parameter without one hangs the step."""
+    """Parameters of a missing modality have a gradient of zeros: with DDP a parameter without one hangs the step."""
     net, batch = make(patcher), inputs(lay_out, row)
     if "t" not in row:
         batch["logit_positions"] = torch.zeros(0, dtype=torch.int64)
@@ -163,21 +163,21 @@ def test_every_parameter_has_a_gradient(lay_out, patcher, row):
             assert not parameter.grad.any(), name
 
 
-def test_a_patcher_of_another_width_is_refused():
+def test_patcher_of_another_width_is_an_error():
     with pytest.raises(ValueError, match="patcher's dim is 16, the Transformer's 32"):
         Transfusion(V, SIZE, LinearPatcher(dim=16), Bidirectional())
 
 
 @both_patchers
 @pytest.mark.parametrize("shape", [(5, 4), (4, 5)])
-def test_images_that_fall_into_no_whole_patches_are_refused(lay_out, patcher, shape):
+def test_images_that_are_no_multiple_of_the_patch_size_are_an_error(lay_out, patcher, shape):
     batch = inputs(lay_out, "tAAAAt")
     with pytest.raises(InputError, match=f"image {shape[0]}x{shape[1]} is not divisible by patch_size 2"):
         make(patcher)(**{**batch, "images": torch.zeros(1, 3, *shape)})
 
 
-def test_the_model_needs_torch_alone():
-    """Neither Lightning nor diffusers nor torchvision is imported with it."""
+def test_the_model_imports_torch_only():
+    """Lightning, diffusers and torchvision are not imported."""
     code = "import sys, lit_transfusion.model; print(*{name.partition('.')[0] for name in sys.modules})"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in modules

@@ -1,4 +1,4 @@
-"""The visibility rule against the paper's, in loops, and every reading of the intervals against the dense one."""
+"""Tests of the visibility rules against the paper's rule in loops, and of all mask forms against the dense one."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ rows = st.lists(row, min_size=1, max_size=3)
 
 
 class Window(Visibility):
-    """The last three positions of the document: no query's `lo` is that of its document."""
+    """Each query sees the last three positions, so that its `lo` is not the start of its document."""
 
     def intervals(self, document_ids, image_ids):
         lo, hi = Causal().intervals(document_ids, image_ids)
@@ -34,7 +34,7 @@ class Window(Visibility):
 
 
 def papers_rule(mask, document_ids, image_ids):
-    """Same document, and earlier or (bidirectional) of the same image: in loops, from the ids alone."""
+    """Compute the mask in loops: same document, and earlier or (bidirectional) in the same image."""
     B, L = document_ids.shape
     visible = torch.zeros(B, L, L, dtype=torch.bool)
     for b in range(B):
@@ -55,7 +55,7 @@ def test_dense_mask_is_the_papers_rule(lay_out, mask, rows):
 
 
 def test_the_papers_figure_4(lay_out):
-    """Text, an image, text, an image, then another document: written out by hand."""
+    """Text, an image, text, an image, then another document."""
     expected = """
         #......
         ###....
@@ -72,15 +72,15 @@ def test_the_papers_figure_4(lay_out):
 @given(rows=rows)
 @settings(max_examples=50, deadline=None)
 def test_every_query_sees_itself(lay_out, mask, rows):
-    """Padding too: a row of the mask without any key makes softmax NaN."""
+    """This includes padding: softmax over no key is NaN."""
     lo, hi = mask.intervals(*lay_out(*rows, length=1))
     index = torch.arange(lo.shape[1])
     assert (lo <= index).all() and (index < hi).all() and (lo >= 0).all() and (hi <= lo.shape[1]).all()
 
 
 @both
-def test_nothing_reaches_back_to_what_stands_before_an_image(lay_out, mask):
-    """Images of one document are no single bidirectional set: the earlier never sees the later."""
+def test_earlier_image_does_not_see_a_later_one(lay_out, mask):
+    """Each image of a document is a separate bidirectional set."""
     visible = dense_mask(*mask.intervals(*lay_out("ttAAAABBBBttCCCCt")))[0]
     spans = [(0, 2), (2, 6), (6, 10), (10, 12), (12, 16), (16, 17)]
     for i, (start, end) in enumerate(spans):
@@ -93,8 +93,8 @@ def test_nothing_reaches_back_to_what_stands_before_an_image(lay_out, mask):
 @pytest.mark.parametrize("mask", [Bidirectional(), Causal(), Window()], ids=["bidirectional", "causal", "window"])
 @given(rows=st.lists(st.integers(1, 300), min_size=1, max_size=6), letters=st.permutations("tABtC|"))
 @settings(max_examples=8, deadline=None)
-def test_block_mask_is_the_one_torch_makes(lay_out, mask, rows, letters):
-    """Full blocks, partial blocks, and every single element, at 3 × 3 blocks and two rows."""
+def test_block_mask_equals_that_of_torch(lay_out, mask, rows, letters):
+    """Compares full blocks, partial blocks and every element, for 3 × 3 blocks and two rows."""
     length = 3 * FLEX_BLOCK
     row = "".join(letter * n for letter, n in zip(letters, rows, strict=False) if letter != "|" or n % 2)[:length]
     lo, hi = mask.intervals(*lay_out(row, row[::-1], length=length))
@@ -138,7 +138,7 @@ def test_the_pieces_between_cuts_are_the_documents(lay_out, mask, rows):
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_cuts_are_where_no_interval_crosses_and_nowhere_else(data):
-    """For any rule whatever: each query's interval is only known to hold the query itself."""
+    """This holds for any rule: the drawn intervals only need to contain their query."""
     L = data.draw(st.integers(1, 8))
     near = st.integers(0, 2)
     rows = [[(max(0, q - data.draw(near)), min(L, q + 1 + data.draw(near))) for q in range(L)] for _ in range(2)]
@@ -149,8 +149,8 @@ def test_cuts_are_where_no_interval_crosses_and_nowhere_else(data):
     assert sum(lengths) == 2 * L
 
 
-def test_the_window_of_the_readme_has_the_size_that_it_says(lay_out):
-    """Each text position sees exactly `size` keys, itself among them, or all there are before it; a patch as ever."""
+def test_the_window_in_the_readme_has_the_given_size(lay_out):
+    """Each text position sees `size` keys including itself, or all that exist; patches see what they always see."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n# my_masks\.py\n(.*?)```", readme, re.DOTALL)
     exec(code, names := {})
@@ -162,6 +162,6 @@ def test_the_window_of_the_readme_has_the_size_that_it_says(lay_out):
         assert seen == [*text, *[44] * 4, *[size] * 4]
 
 
-def test_a_window_is_not_cut_inside_a_document(lay_out):
-    """Sliding windows overlap, so that only the ends of documents fall between them."""
+def test_window_is_not_cut_inside_a_document(lay_out):
+    """Sliding windows overlap, so the only cuts are between documents."""
     assert cuts(*Window().intervals(*lay_out("tttttt|ttt|tAAt"))) == [6, 3, 4]

@@ -1,4 +1,4 @@
-"""What the tests of the training room share: the smallest module that is complete, and batches for it."""
+"""Shared fixtures of the training tests: the smallest complete module, batches, trainers and configs."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import lightning
 import pytest
 import torch
 import yaml
-from kept_runs import ENVIRONMENT, REPOSITORY, SMALLEST_DATA, SMALLEST_MODEL
+from small_run import ENVIRONMENT, REPOSITORY, SMALLEST_DATA, SMALLEST_MODEL
 
 from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.recipe import caption_first, image_first, unconditional
@@ -56,7 +56,7 @@ def make_module(tokenizer):
 @pytest.fixture
 def make_batch(tokenizer):
     def make_batch(kind: str = "mixed", seed: int = 0, length: int = 48, max_timestep: int = 1_000_000) -> PackedBatch:
-        """Two rows: "text", "image" (nothing of the text is learned), or "mixed"."""
+        """Make two rows of the kind "text", "image" (text without targets), or "mixed"."""
         generator = torch.Generator().manual_seed(seed)
         words = tokenizer.encode(TEXTS[seed % 2])
 
@@ -105,7 +105,7 @@ def loader():
 
 @pytest.fixture
 def make_config(tmp_path):
-    """The config of the smallest run on two processes, in `tmp_path / name`."""
+    """Writes the config of the smallest run on two processes in `tmp_path / name`, and returns its path."""
 
     def make_config(name: str, **trainer) -> Path:
         checkpoints = {"dirpath": "${trainer.default_root_dir}/checkpoints", "every_n_train_steps": 1}
@@ -143,7 +143,7 @@ def make_config(tmp_path):
 
 @pytest.fixture
 def fit(make_config, tmp_path):
-    """Runs `fit` on two processes in `tmp_path / name`."""
+    """Runs `fit` on two processes in `tmp_path / name`, and returns this folder."""
 
     def fit(name: str, *arguments: str) -> Path:
         command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(make_config(name)), *arguments]

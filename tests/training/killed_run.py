@@ -1,4 +1,4 @@
-"""What a run that is killed leaves behind, and the process in which it is."""
+"""The process of a run that a test kills, and the record that the run writes."""
 
 import hashlib
 import json
@@ -14,8 +14,10 @@ from lit_transfusion.data.types import PackedBatch
 
 
 class Witness(lightning.Callback):
-    """Writes down each step as soon as it is done: the hash of all that was in the batch, its loss to the last bit, and
-    the learning rate. Each rank has a file of its own, beside the run, to which a run that goes on adds."""
+    """Writes a record of each step immediately: hash of the batch, exact loss, and learning rate.
+
+    Each rank has its own file beside the run. A resumed run appends to it.
+    """
 
     def on_train_start(self, trainer, pl_module):
         self.file = witness_of(Path(trainer.default_root_dir), trainer.global_rank).open("a", buffering=1)
@@ -27,6 +29,7 @@ class Witness(lightning.Callback):
 
 
 def digest(batch: PackedBatch) -> str:
+    """Return a hash of types, shapes and values of a batch."""
     content = hashlib.sha256()
     for column in batch:
         content.update(repr((column.dtype, column.shape)).encode() + column.numpy().tobytes())
@@ -38,13 +41,13 @@ def witness_of(folder: Path, rank: int) -> Path:
 
 
 def steps(folder: Path, rank: int = 0) -> Iterator[list]:
-    """[step, hash of the batch, loss, learning rate] of what has been learned so far, again after each start."""
+    """Return [step, hash of the batch, loss, learning rate] of all recorded steps; resumed runs repeat some steps."""
     path = witness_of(folder, rank)
     return map(json.loads, path.read_text().splitlines() if path.exists() else ())
 
 
 def fit(arguments: list[str]) -> None:
-    """The command, in a process that has a group of its own with its workers."""
+    """Run the command in a new process group that contains its workers."""
     os.setsid()
     torch.set_num_threads(1)
     main(["fit", *arguments])

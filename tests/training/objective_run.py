@@ -1,4 +1,6 @@
-"""One optimiser step on four rows, however they are split. Also a script, for several processes:
+"""One optimiser step on four rows, which can be split into micro-batches and ranks.
+
+As a script, it is one of several processes:
 
 python objective_run.py STRATEGY DEVICES MICRO_BATCHES OUTPUT
 """
@@ -23,7 +25,7 @@ from lit_transfusion.training.lit_module import LitTransfusion
 
 
 class NoiseOfThePicture(DDPM):
-    """The noise of an image is a function of the image, so that the same image has the same loss in any batch."""
+    """Noise that depends on the image only, so that an image has the same loss in any batch."""
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
         return torch.full_like(max_timesteps, 400)
@@ -36,7 +38,7 @@ class NoiseOfThePicture(DDPM):
 
 
 def four_rows(tokenizer: Tokenizer) -> list[list[FlatDocument]]:
-    """Long text; a caption with its image; an image alone; a short text with an image that is not learned."""
+    """Make a long text, a caption with its image, an image alone, and a short text with an image without loss."""
     generator = torch.Generator().manual_seed(0)
     words = tokenizer.encode("two blue squares above a red circle")
 
@@ -54,7 +56,7 @@ def four_rows(tokenizer: Tokenizer) -> list[list[FlatDocument]]:
 
 
 def batches_of(rows: list[list[FlatDocument]], number: int, tokenizer: Tokenizer) -> list[PackedBatch]:
-    """The rows in so many batches of one step."""
+    """Split the rows into `number` batches of one step."""
     size = len(rows) // number
     batches = [collate(rows[i : i + size], 32, tokenizer.pad, (3, 4, 4)) for i in range(0, len(rows), size)]
     counts = torch.stack([batch.step_counts for batch in batches]).sum(0)
@@ -62,7 +64,7 @@ def batches_of(rows: list[list[FlatDocument]], number: int, tokenizer: Tokenizer
 
 
 def train(strategy: str, devices: int, micro_batches: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """One step of SGD with a learning rate of one. Returns how the weights moved, and what was logged."""
+    """Make one step of SGD with a learning rate of one. Return the change of the weights, and the logged values."""
     tokenizer = Tokenizer.train(["a red circle", "two blue squares above"], 300)
     torch.manual_seed(0)
     module = LitTransfusion(

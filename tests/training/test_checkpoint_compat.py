@@ -1,4 +1,4 @@
-"""What a model takes from a checkpoint: all of it to go on, the average to start from, nothing if it does not fit."""
+"""Tests of loading checkpoints: to resume, to start a new run, and errors for those that do not fit."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ def checkpoint(make_module, make_batch, make_trainer, loader, tmp_path):
     return tmp_path / "last.ckpt"
 
 
-def refused(module: LitTransfusion, checkpoint, make_trainer, batches) -> str:
-    """The message of the InputError, after which the module is as it was."""
+def error_of(module: LitTransfusion, checkpoint, make_trainer, batches) -> str:
+    """Return the message of the InputError, and check that the module has not changed."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(InputError) as caught:
         make_trainer().fit(module, batches, ckpt_path=str(checkpoint))
@@ -27,36 +27,37 @@ def refused(module: LitTransfusion, checkpoint, make_trainer, batches) -> str:
     return str(caught.value)
 
 
-def test_checkpoint_of_another_width_is_refused_with_both_shapes(
+def test_error_for_a_checkpoint_of_another_width_names_both_shapes(
     make_module, make_batch, make_trainer, loader, checkpoint
 ):
-    message = refused(make_module(dim=32), checkpoint, make_trainer, loader(make_batch()))
+    message = error_of(make_module(dim=32), checkpoint, make_trainer, loader(make_batch()))
     vocab_size = make_module().net.head.weight.shape[0]
     assert f"{vocab_size}x16 in the checkpoint" in message and f"{vocab_size}x32 here" in message
 
 
-def test_checkpoint_of_another_patcher_is_refused_with_what_is_missing(
+def test_error_for_a_checkpoint_of_another_patcher_names_missing_weights(
     make_module, make_batch, make_trainer, loader, checkpoint
 ):
-    message = refused(make_module(patcher=UNetPatcher), checkpoint, make_trainer, loader(make_batch()))
+    message = error_of(make_module(patcher=UNetPatcher), checkpoint, make_trainer, loader(make_batch()))
     assert "patcher" in message and "missing" in message
 
 
-def test_checkpoint_of_another_tokenizer_is_refused(make_module, make_batch, make_trainer, loader, checkpoint):
+def test_checkpoint_of_another_tokenizer_is_an_error(make_module, make_batch, make_trainer, loader, checkpoint):
     other = Tokenizer.train(["green crosses", "a yellow star"] * 4, 300)
-    assert "tokenizer" in refused(make_module(tokenizer=other), checkpoint, make_trainer, loader(make_batch()))
+    message = error_of(make_module(tokenizer=other), checkpoint, make_trainer, loader(make_batch()))
+    assert "another tokenizer" in message and "data.tokenizer_model" in message
 
 
-def test_checkpoint_of_another_program_is_refused(make_module, make_batch, make_trainer, loader, checkpoint):
+def test_checkpoint_of_another_program_is_an_error(make_module, make_batch, make_trainer, loader, checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     del content["lit_transfusion"]
     torch.save(content, checkpoint)
-    assert "not a checkpoint of lit_transfusion" in refused(
+    assert "not a checkpoint of lit_transfusion" in error_of(
         make_module(), checkpoint, make_trainer, loader(make_batch())
     )
 
 
-def test_checkpoint_brings_back_net_and_average(make_module, make_batch, make_trainer, loader, checkpoint):
+def test_checkpoint_restores_net_and_average(make_module, make_batch, make_trainer, loader, checkpoint):
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     module = make_module()
     make_trainer().validate(module, loader(make_batch()), ckpt_path=str(checkpoint), verbose=False)
@@ -76,7 +77,7 @@ def test_run_starts_from_the_average_of_another(make_module, checkpoint):
         assert all(torch.equal(weight, saved[f"ema.{name}"]) for name, weight in net.state_dict().items())
 
 
-def test_run_starts_from_nothing_that_does_not_fit(make_module, checkpoint):
+def test_starting_from_a_model_that_does_not_fit_is_an_error(make_module, checkpoint):
     path = str(checkpoint)
     with pytest.raises(InputError, match=rf"model\.init_from: {path} does not fit this model: size mismatch"):
         make_module(init_from=path, dim=32)

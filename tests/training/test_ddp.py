@@ -1,4 +1,4 @@
-"""Two processes train one model: the whole command, and batches of which one rank's lacks a modality."""
+"""Tests of training on two processes: the whole command, and batches that lack a modality on one rank."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from kept_runs import ENVIRONMENT, checkpoint
+from small_run import ENVIRONMENT, checkpoint
 
 # The whole command
 
@@ -21,12 +21,12 @@ def test_command_trains_on_two_processes(fit):
     assert not torch.equal(start["state_dict"]["net.head.weight"], end["state_dict"]["net.head.weight"])
     ranks = end["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["ranks"]
     assert len(ranks) == 2 and all(rank["streams"][0]["used"] > 0 for rank in ranks) and ranks[0] != ranks[1]
-    assert len(list((folder / "samples").glob("samples_*.png"))) == 3  # rank 0 draws
+    assert len(list((folder / "samples").glob("samples_*.png"))) == 3  # only rank 0 draws
     assert (folder / "config.yaml").exists() and not folder.with_name("run.1").exists()
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_run_equals_an_uninterrupted_one(fit, tmp_path):
+def test_stopped_and_resumed_run_equals_an_uninterrupted_one(fit, tmp_path):
     whole = fit("whole", "--trainer.limit_val_batches", "0")
     fit(
         "parts",
@@ -42,8 +42,8 @@ def test_stopped_and_continued_run_equals_an_uninterrupted_one(fit, tmp_path):
 
 
 @pytest.mark.slow
-def test_run_of_two_processes_goes_on_with_one_and_of_one_with_two(fit):
-    """What they read is looked at in tests/data/test_mix.py."""
+def test_run_of_two_processes_resumes_with_one_and_then_with_two(fit):
+    """tests/data/test_mix.py tests which examples they read."""
     none = "--trainer.limit_val_batches", "0"
     fit("run", "--trainer.max_steps", "1", *none)
     fit("run", "--ckpt_path", "last", "--trainer.max_steps", "2", "--trainer.devices", "1", *none)
@@ -55,7 +55,7 @@ def test_run_of_two_processes_goes_on_with_one_and_of_one_with_two(fit):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_both_processes_and_leaves_a_checkpoint(make_config, tmp_path):
-    """They draw samples after each step, so that they are seldom at the same place."""
+    """The run draws samples after each step, so that the processes are rarely in the same function."""
     config = make_config("run", max_steps=100_000, val_check_interval=100_000)
     command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(config), "--data.num_workers", "1"]
     with subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True) as process:
@@ -77,8 +77,8 @@ def test_ctrl_c_stops_both_processes_and_leaves_a_checkpoint(make_config, tmp_pa
 
 
 @pytest.mark.slow
-def test_rank_without_images_or_without_text_holds_up_nobody(tmp_path):
-    """This file as a script, once for each rank. It has no `find_unused_parameters` to fall back on."""
+def test_rank_without_images_or_without_text_does_not_block_the_other(tmp_path):
+    """Each rank runs this file as a script, without `find_unused_parameters`."""
     ranks = [
         subprocess.Popen(
             [sys.executable, __file__, str(rank), str(tmp_path / "meeting"), str(tmp_path / f"{rank}.pt")],
@@ -111,7 +111,7 @@ def main(rank: int, meeting: str, output: str) -> None:
 
 
 def train_as_rank(rank: int, patcher: type) -> dict:
-    """Three steps of DDP in which this rank learns from text alone, from an image alone, and from both."""
+    """Make three steps of DDP, in which this rank learns from text only, from an image only, and from both."""
     from functools import partial
 
     from lit_transfusion.data.packing import collate, flatten
@@ -124,7 +124,7 @@ def train_as_rank(rank: int, patcher: type) -> dict:
     from lit_transfusion.training.lit_module import LitTransfusion
     from lit_transfusion.training.optim import WarmupCosine, decay_groups
 
-    torch.manual_seed(rank)  # DDP has to bring the weights of rank 0 to all
+    torch.manual_seed(rank)  # DDP must copy the weights of rank 0 to all ranks
     tokenizer = Tokenizer.train(["a red circle", "two blue squares"], 300)
     module = LitTransfusion(
         tokenizer,

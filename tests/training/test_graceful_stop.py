@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, sent for real: the run stops after its step with a checkpoint, and continues to the last bit."""
+"""Tests with real SIGINT and SIGTERM: a run stops after its step with a checkpoint, and resumes bit-exactly."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ STATUS = {"SIGINT": 1, "SIGTERM": 143}  # of `fit`
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those of this process, which may have been started to ignore SIGINT."""
+    """Restores the signal handlers of this process, which may have been started to ignore SIGINT."""
     before = {number: signal.getsignal(number) for number in (*NUMBERS.values(), signal.SIGUSR1)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -63,7 +63,7 @@ class Signal(lightning.Callback):
         self._send(trainer, "validation")
 
 
-def written(folder: Path, *callbacks: dict, **trainer) -> Path:
+def write_config(folder: Path, *callbacks: dict, **trainer) -> Path:
     content = config(folder, None)
     content["trainer"]["callbacks"] += callbacks
     content["trainer"] |= {"max_steps": STEPS, "accumulate_grad_batches": 2, "val_check_interval": 6, **trainer}
@@ -78,10 +78,10 @@ def fit(path: Path, *arguments: str) -> list:
     return list(Witness.seen)
 
 
-def stopped(folder: Path, number: int, step: int, where: str, count: int = 1) -> tuple[int, list]:
-    """Exit status of a run that gets a signal, and what it has learned."""
+def fit_until_signal(folder: Path, number: int, step: int, where: str, count: int = 1) -> tuple[int, list]:
+    """Return the exit status of a run that gets a signal, and the batches that Witness saw."""
     given = {"number": int(number), "step": step, "where": where, "count": count}
-    path = written(folder, {"class_path": f"{__name__}.Signal", "init_args": given})
+    path = write_config(folder, {"class_path": f"{__name__}.Signal", "init_args": given})
     with pytest.raises(SystemExit) as caught:
         fit(path)
     return caught.value.code, list(Witness.seen)
@@ -91,7 +91,7 @@ def stopped(folder: Path, number: int, step: int, where: str, count: int = 1) ->
 def whole(tmp_path_factory):
     """An uninterrupted run: its folder, and what Witness saw of each micro-batch."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return folder, fit(written(folder))
+    return folder, fit(write_config(folder))
 
 
 @pytest.mark.parametrize(
@@ -112,35 +112,35 @@ def whole(tmp_path_factory):
         ),
     ],
 )
-def test_run_stops_after_its_step_and_continues_as_if_it_had_not(whole, tmp_path, name, step, where, expected):
-    """With two micro-batches to a step. Validation is stopped between two of its batches."""
+def test_run_stops_after_its_step_and_resumes_bit_exactly(whole, tmp_path, name, step, where, expected):
+    """Each step has two micro-batches. Validation is stopped between two of its batches."""
     folder = tmp_path / "run"
-    status, before = stopped(folder, NUMBERS[name], step, where)
+    status, before = fit_until_signal(folder, NUMBERS[name], step, where)
     assert status == STATUS[name]
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == before[-1][0] == expected and len(before) == 2 * expected
-    after = fit(written(folder), "--ckpt_path", "last")
+    after = fit(write_config(folder), "--ckpt_path", "last")
     assert_same(before + after, whole[1])
     assert_same_end(folder, whole[0])
 
 
 @pytest.mark.parametrize(("name", "where"), [("SIGTERM", "set-up"), ("SIGINT", "start")])
-def test_signal_before_training_stops_at_once_and_leaves_no_checkpoint(tmp_path, name, where):
-    status, seen = stopped(tmp_path / "run", NUMBERS[name], 0, where)
+def test_signal_before_training_stops_immediately_without_a_checkpoint(tmp_path, name, where):
+    status, seen = fit_until_signal(tmp_path / "run", NUMBERS[name], 0, where)
     assert (status, seen) == (STATUS[name], [])
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
-def test_second_ctrl_c_stops_at_once_without_a_checkpoint(tmp_path, monkeypatch):
+def test_second_ctrl_c_stops_immediately_without_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("lit_transfusion.training.graceful_stop.SAME_SECONDS", 0.0)
-    status, seen = stopped(tmp_path / "run", signal.SIGINT, 1, "first micro-batch", count=2)
+    status, seen = fit_until_signal(tmp_path / "run", signal.SIGINT, 1, "first micro-batch", count=2)
     assert (status, len(seen)) == (STATUS["SIGINT"], 2)
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
-def test_a_signal_that_comes_twice_is_one(tmp_path, name):
-    status, seen = stopped(tmp_path / "run", NUMBERS[name], 1, "first micro-batch", count=2)
+def test_same_signal_twice_in_a_second_counts_once(tmp_path, name):
+    status, seen = fit_until_signal(tmp_path / "run", NUMBERS[name], 1, "first micro-batch", count=2)
     assert (status, seen[-1][0]) == (STATUS[name], 2)
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
@@ -148,22 +148,22 @@ def test_a_signal_that_comes_twice_is_one(tmp_path, name):
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_signal_in_the_last_step_changes_nothing(whole, tmp_path, name):
     given = {"number": int(NUMBERS[name]), "step": STEPS - 1, "where": "first micro-batch"}
-    seen = fit(written(tmp_path / "run", {"class_path": f"{__name__}.Signal", "init_args": given}))
+    seen = fit(write_config(tmp_path / "run", {"class_path": f"{__name__}.Signal", "init_args": given}))
     assert_same(seen, whole[1])
     assert (tmp_path / "run" / "finished.json").exists()
 
 
-def test_after_a_run_the_handlers_are_those_of_before(tmp_path):
+def test_handlers_are_restored_after_a_run(tmp_path):
     before = [signal.getsignal(number) for number in NUMBERS.values()]
-    fit(written(tmp_path / "run", max_steps=1))
+    fit(write_config(tmp_path / "run", max_steps=1))
     assert [signal.getsignal(number) for number in NUMBERS.values()] == before
-    stopped(tmp_path / "stopped", signal.SIGTERM, 1, "callbacks")
+    fit_until_signal(tmp_path / "stopped", signal.SIGTERM, 1, "callbacks")
     assert [signal.getsignal(number) for number in NUMBERS.values()] == before
 
 
 @pytest.mark.slow
 def test_a_slurm_job_is_saved_and_queued_again_at_the_end_of_a_step(whole, tmp_path, monkeypatch):
-    """A job gets SIGUSR1 before its time is over, and SIGTERM when it is queued again. A script stands for scontrol."""
+    """A job gets SIGUSR1 before its time limit, and SIGTERM when it is queued again. A script replaces scontrol."""
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queued\n')
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -173,13 +173,13 @@ def test_a_slurm_job_is_saved_and_queued_again_at_the_end_of_a_step(whole, tmp_p
     folder, name = tmp_path / "run", f"{__name__}.Signal"
     requeue = {"number": int(signal.SIGUSR1), "step": 2, "where": "first micro-batch"}
     end = {"number": int(signal.SIGTERM), "step": 3, "where": "first micro-batch"}
-    path = written(folder, *({"class_path": name, "init_args": given} for given in (requeue, end)))
+    path = write_config(folder, *({"class_path": name, "init_args": given} for given in (requeue, end)))
     with pytest.raises(SystemExit) as caught:
         fit(path)
     assert caught.value.code == 143
     assert (tmp_path / "queued").read_text() == "requeue 7\n"
     assert torch.load(folder / "hpc_ckpt_1.ckpt", weights_only=True)["global_step"] == 3
-    after = fit(written(folder))  # Lightning finds the checkpoint of the job
+    after = fit(write_config(folder))  # Lightning finds the checkpoint of the job
     assert_same(after, whole[1][6:])
     assert_same_end(folder, whole[0])
 
@@ -208,10 +208,10 @@ def test_all_processes_stop_after_the_same_step(tmp_path, strategy, accumulate, 
 
     def start(run: str, *arguments: str) -> subprocess.Popen:
         given = {"strategy": strategy, "devices": devices, "max_steps": 60, "val_check_interval": 20}
-        path = written(tmp_path / run, *witness, **given, accumulate_grad_batches=accumulate)
+        path = write_config(tmp_path / run, *witness, **given, accumulate_grad_batches=accumulate)
         content = yaml.safe_load(path.read_text())
-        kept = [one for one in content["trainer"]["callbacks"] if "test_resume" not in one["class_path"]]
-        content["trainer"]["callbacks"] = kept
+        callbacks = [one for one in content["trainer"]["callbacks"] if "test_resume" not in one["class_path"]]
+        content["trainer"]["callbacks"] = callbacks
         path.write_text(yaml.safe_dump(content))
         command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(path), "--data.num_workers", "1"]
         with open(tmp_path / "errors", "w") as errors:
@@ -246,12 +246,12 @@ def test_all_processes_stop_after_the_same_step(tmp_path, strategy, accumulate, 
 
 
 def second_of(parent: int) -> int:
-    """The process of rank 1 that a `fit` has started."""
+    """Return the process id of rank 1, which a `fit` has started."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             started_by = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             environment = (path / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if started_by == parent and b"LOCAL_RANK=1" in environment:
             return int(path.name)

@@ -1,4 +1,4 @@
-"""A run killed by SIGKILL, at a moment of no one's choice, and continued is the run that was not: bit for bit."""
+"""Tests that a run that SIGKILL ends at a random moment resumes bit-exactly."""
 
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ from test_resume import assert_same_end, config, metrics
 
 from lit_transfusion.prepare.command import prepare
 
-STEPS, EVERY = 40, 3  # EVERY: steps from one checkpoint to the next
+STEPS, EVERY = 40, 3  # EVERY: number of steps from one checkpoint to the next
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
@@ -30,7 +30,7 @@ ENVIRONMENT = os.environ | {
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Shards of two dozen pictures, and texts of which some are several documents."""
+    """A mix of shards of 24 pictures, and of texts, some of which are several documents."""
     folder, noise = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     (folder / "pictures").mkdir()
     for i in range(24):
@@ -47,10 +47,10 @@ def mixed(tmp_path_factory):
 
 
 @pytest.fixture
-def written(tmp_path, mixed):
-    """The config of a run in `tmp_path / name`: that of test_resume.py, on the mix, for longer."""
+def write_config(tmp_path, mixed):
+    """Writes the config of a longer run on the mix in `tmp_path / name`, and returns its path."""
 
-    def written(name: str, **trainer) -> str:
+    def write_config(name: str, **trainer) -> str:
         content = config(tmp_path / name, None)
         callbacks = [c for c in content["trainer"]["callbacks"] if not c["class_path"].endswith("Witness")]
         for callback in callbacks:
@@ -63,11 +63,11 @@ def written(tmp_path, mixed):
         path.write_text(yaml.safe_dump(content))
         return str(path)
 
-    return written
+    return write_config
 
 
-def going_on(folder: Path) -> list[str]:
-    """What the README says; before there is a checkpoint, the run begins anew."""
+def resume_options(folder: Path) -> list[str]:
+    """Return the options that resume a run; without a checkpoint, it starts again."""
     return ["--ckpt_path", "last"] if any((folder / "checkpoints").glob("*.ckpt")) else []
 
 
@@ -80,7 +80,7 @@ def wait_for_step(folder: Path, step: int, alive) -> None:
 
 
 def assert_same_runs(killed: Path, whole: Path, ranks: int = 1) -> None:
-    """What was learned in each step, however often; what is left at the end; and what the log says."""
+    """Compare the batches of each step, also repeated ones, the state at the end, and the log."""
     for rank in range(ranks):
         expected = {step: seen for step, *seen in steps(whole, rank)}
         assert list(expected) == list(range(1, STEPS + 1))
@@ -88,21 +88,21 @@ def assert_same_runs(killed: Path, whole: Path, ranks: int = 1) -> None:
             assert seen == expected[step], (rank, step)
         assert {step for step, *_ in steps(killed, rank)} == expected.keys()
     assert_same_end(killed, whole)
-    kept, expected = metrics(killed), metrics(whole)
-    # Lightning logs a step after its checkpoint: killed in between, that row is lost, for the next start is behind it.
-    lost = expected.keys() - kept.keys()
+    logged, expected = metrics(killed), metrics(whole)
+    # Lightning logs a step after its checkpoint. If the run is killed in between, that row is lost.
+    lost = expected.keys() - logged.keys()
     assert all((step + 1) % EVERY == 0 for step in lost)
-    assert kept == {step: row for step, row in expected.items() if step not in lost}
+    assert logged == {step: row for step, row in expected.items() if step not in lost}
 
 
 @pytest.mark.slow
-def test_killed_in_the_midst_and_continued_equals_an_uninterrupted_one(written, tmp_path):
-    """Processes forked from one that has imported all, so that they start at once."""
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(write_config, tmp_path):
+    """The processes are forked from one that has imported everything, so that they start fast."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killed_run"])
 
     def start(name: str, *arguments: str):
-        process = context.Process(target=killed_run.fit, args=(["--config", written(name), *arguments],))
+        process = context.Process(target=killed_run.fit, args=(["--config", write_config(name), *arguments],))
         process.start()
         return process
 
@@ -124,8 +124,8 @@ def test_killed_in_the_midst_and_continued_equals_an_uninterrupted_one(written, 
     ("strategy", "num_workers", "devices"),
     [("auto", 0, 1), ("auto", 2, 1), ("ddp", 0, 2), ("ddp", 2, 2), ("fsdp2", 2, 2)],
 )
-def test_command_killed_again_and_again_equals_an_uninterrupted_one(written, tmp_path, strategy, num_workers, devices):
-    """The whole group of processes, after a step and some milliseconds more, and while it starts."""
+def test_run_killed_several_times_equals_an_uninterrupted_one(write_config, tmp_path, strategy, num_workers, devices):
+    """The whole process group is killed: three times some milliseconds after a step, and once while it starts."""
     errors = tmp_path / "errors"
 
     def start(name: str, *arguments: str) -> subprocess.Popen:
@@ -135,7 +135,7 @@ def test_command_killed_again_and_again_equals_an_uninterrupted_one(written, tmp
             "lit_transfusion",
             "fit",
             "--config",
-            written(name, strategy=strategy, devices=devices),
+            write_config(name, strategy=strategy, devices=devices),
             *arguments,
         ]
         command += ["--data.num_workers", str(num_workers)]
@@ -150,16 +150,16 @@ def test_command_killed_again_and_again_equals_an_uninterrupted_one(written, tmp
     assert whole.wait(timeout=600) == 0, errors.read_text()[-3000:]
     folder, moment = tmp_path / "killed", random.Random(f"{num_workers} {devices}")
     done = 0
-    for most in (10, 20, 30):  # of the steps after which it is killed
-        process = start("killed", *going_on(folder))
+    for most in (10, 20, 30):  # the last step after which it is killed
+        process = start("killed", *resume_options(folder))
         done = moment.randint(done + 1, most)
         wait_for_step(folder, done, lambda process=process: process.poll() is None)
         time.sleep(moment.uniform(0, 0.05))
         kill(process)
         done = max(step for step, *_ in steps(folder))
-    process = start("killed", *going_on(folder))
+    process = start("killed", *resume_options(folder))
     time.sleep(moment.uniform(0, 10))
     kill(process)
-    again = start("killed", *going_on(folder))
+    again = start("killed", *resume_options(folder))
     assert again.wait(timeout=600) == 0, errors.read_text()[-3000:]
     assert_same_runs(folder, tmp_path / "whole", devices)

@@ -1,4 +1,4 @@
-"""The training step against formulas, batches that lack a modality, the average, and checkpoints that do not fit."""
+"""Tests of the LightningModule: losses against formulas, batches that lack a modality, logs, and the average."""
 
 import math
 from collections import Counter
@@ -16,14 +16,14 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.model import LinearPatcher, UNetPatcher
 
 
-class Ears:
-    """Notes what a net is given, and what it answers, call by call."""
+class CallRecorder:
+    """Records inputs and outputs of each call of a net."""
 
     def __init__(self, net: torch.nn.Module) -> None:
         self.noisy_images, self.timesteps, self.logit_positions, self.outputs = [], [], [], []
-        net.register_forward_hook(self.listen, with_kwargs=True)
+        net.register_forward_hook(self.record, with_kwargs=True)
 
-    def listen(self, net, args, kwargs, output):
+    def record(self, net, args, kwargs, output):
         self.noisy_images.append(args[4].detach().clone())
         self.timesteps.append(args[5].clone())
         self.logit_positions.append(kwargs["logit_positions"])
@@ -31,7 +31,7 @@ class Ears:
 
 
 def alpha_bar(timesteps: torch.Tensor, T: int = 1000) -> torch.Tensor:
-    """The cosine schedule of Nichol & Dhariwal, Equation 17, each β at most 0.999."""
+    """Compute ᾱ_t of the cosine schedule of Nichol & Dhariwal, Equation 17, with each β at most 0.999."""
 
     def f(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -49,13 +49,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_noise_in_the_target_is_the_noise_in_the_input(make_module, make_batch, prediction_type):
+def test_target_contains_the_noise_of_the_input(make_module, make_batch, prediction_type):
     module, batch = make_module(noise=DDPM(prediction_type=prediction_type)), make_batch()
-    ears = Ears(module.net)
+    calls = CallRecorder(module.net)
     terms, timesteps = module.losses(module.net, batch, generator())
-    assert len(batch.images) == 3 and torch.equal(timesteps, ears.timesteps[0])
+    assert len(batch.images) == 3 and torch.equal(timesteps, calls.timesteps[0])
 
-    x_0, x_t, signal = batch.images, ears.noisy_images[0], alpha_bar(timesteps)
+    x_0, x_t, signal = batch.images, calls.noisy_images[0], alpha_bar(timesteps)
     noise = (x_t - signal.sqrt() * x_0) / (1 - signal).sqrt()
     assert abs(noise.mean()) < 0.3 and noise.std() == pytest.approx(1, abs=0.2)
     target = {
@@ -63,44 +63,44 @@ def test_noise_in_the_target_is_the_noise_in_the_input(make_module, make_batch, 
         "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * x_0,
         "sample": x_0,
     }[prediction_type]
-    expected = (ears.outputs[0].image_prediction - target).square().mean((1, 2, 3))
+    expected = (calls.outputs[0].image_prediction - target).square().mean((1, 2, 3))
     torch.testing.assert_close(terms.per_image, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_cap_of_an_image_holds_in_training(make_module, make_batch):
+def test_max_timestep_of_an_image_limits_training(make_module, make_batch):
     module = make_module()
     drawn = torch.stack(
         [module.losses(module.net, make_batch(max_timestep=50), generator(seed))[1] for seed in range(40)]
     )
-    assert drawn[:, 1].max() <= 50 < drawn[:, 0].min() + 500  # the second image is the one before its caption
+    assert drawn[:, 1].max() <= 50 < drawn[:, 0].min() + 500  # the second image is before its caption
     assert drawn[:, 0].max() > 500 and drawn[:, 2].max() > 500
 
 
-def test_logits_are_asked_for_where_a_label_is_and_nowhere_else(make_module, make_batch):
+def test_logits_are_computed_only_at_labels(make_module, make_batch):
     module, batch = make_module(), make_batch()
-    ears = Ears(module.net)
+    calls = CallRecorder(module.net)
     terms, _ = module.losses(module.net, batch, generator())
     labels = batch.labels.flatten()
-    assert torch.equal(ears.logit_positions[0], (labels != IGNORE_INDEX).nonzero().squeeze(1))
-    expected = torch.nn.functional.cross_entropy(ears.outputs[0].logits, labels[labels != IGNORE_INDEX])
+    assert torch.equal(calls.logit_positions[0], (labels != IGNORE_INDEX).nonzero().squeeze(1))
+    expected = torch.nn.functional.cross_entropy(calls.outputs[0].logits, labels[labels != IGNORE_INDEX])
     torch.testing.assert_close(terms.text, expected)
 
 
-def test_padding_changes_no_loss(make_module, make_batch):
+def test_padding_does_not_change_the_loss(make_module, make_batch):
     module = make_module()
     short, long = (module.losses(module.net, make_batch(length=n), generator())[0] for n in (32, 64))
     torch.testing.assert_close(short, long)
 
 
-def test_each_step_and_micro_batch_has_noise_of_its_own_and_a_second_run_the_same(
+def test_noise_differs_between_micro_batches_and_is_the_same_in_a_second_run(
     make_module, make_batch, make_trainer, loader
 ):
     def drawn():
         module = make_module()
-        ears = Ears(module.net)
+        calls = CallRecorder(module.net)
         batches = loader(*[make_batch()] * 6)
         make_trainer(accumulate_grad_batches=2).fit(module, batches)
-        return [tuple(t.tolist()) for t in ears.timesteps]
+        return [tuple(t.tolist()) for t in calls.timesteps]
 
     first = drawn()
     torch.manual_seed(1)
@@ -108,15 +108,15 @@ def test_each_step_and_micro_batch_has_noise_of_its_own_and_a_second_run_the_sam
     assert len(set(first)) == 6
 
 
-def test_validation_has_the_same_noise_each_time(make_module, make_batch, make_trainer, loader):
+def test_each_validation_has_the_same_noise(make_module, make_batch, make_trainer, loader):
     module = make_module()
-    ears = Ears(module.ema)
+    calls = CallRecorder(module.ema)
     results = [
         make_trainer().validate(module, loader(make_batch(), make_batch(seed=1)), verbose=False) for _ in range(2)
     ]
     assert results[0] == results[1]
-    assert all(map(torch.equal, ears.noisy_images[:2], ears.noisy_images[2:]))
-    assert not torch.equal(ears.timesteps[0], ears.timesteps[1])  # but not the same for all batches
+    assert all(map(torch.equal, calls.noisy_images[:2], calls.noisy_images[2:]))
+    assert not torch.equal(calls.timesteps[0], calls.timesteps[1])  # different batches differ
 
 
 # Batches that lack a modality
@@ -124,7 +124,7 @@ def test_validation_has_the_same_noise_each_time(make_module, make_batch, make_t
 
 @pytest.mark.parametrize("patcher", [LinearPatcher, UNetPatcher])
 @pytest.mark.parametrize("kind", ["text", "image", "mixed"])
-def test_every_parameter_has_a_gradient_whatever_the_batch_lacks(make_module, make_batch, kind, patcher):
+def test_every_parameter_has_a_gradient_without_one_modality(make_module, make_batch, kind, patcher):
     module, batch = make_module(patcher=patcher), make_batch(kind)
     terms, _ = module.losses(module.net, batch, generator())
     terms.total.backward()
@@ -153,13 +153,13 @@ def test_run_without_one_modality_trains_and_validates(make_module, make_batch, 
 # What is logged
 
 
-def test_validation_means_over_tokens_and_images_and_not_over_batches(make_module, make_batch, make_trainer, loader):
+def test_validation_losses_are_means_over_tokens_and_images(make_module, make_batch, make_trainer, loader):
     module = make_module()
     batches = [make_batch("text"), make_batch("mixed", seed=1), make_batch("image", seed=2)]
-    ears = Ears(module.ema)
+    calls = CallRecorder(module.ema)
     (result,) = make_trainer().validate(module, loader(*batches), verbose=False)
     nats, targets, errors = 0.0, 0, []
-    for batch, output, noisy, t in zip(batches, ears.outputs, ears.noisy_images, ears.timesteps, strict=True):
+    for batch, output, noisy, t in zip(batches, calls.outputs, calls.noisy_images, calls.timesteps, strict=True):
         labels = batch.labels[batch.labels != IGNORE_INDEX]
         nats += torch.nn.functional.cross_entropy(output.logits, labels, reduction="sum").item()
         targets += len(labels)
@@ -170,8 +170,8 @@ def test_validation_means_over_tokens_and_images_and_not_over_batches(make_modul
     assert result["val/loss_image"] == pytest.approx(sum(errors) / len(errors), rel=1e-3)
 
 
-class Notebook(DummyLogger):
-    """Keeps what is logged, step by step."""
+class MemoryLogger(DummyLogger):
+    """Records the logged values with their step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,28 +189,26 @@ def bucket_of(timestep: int) -> str:
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_losses_by_timestep_are_of_the_step_that_they_are_logged_at(
-    make_module, make_batch, make_trainer, loader, every
-):
-    """Not of one before, and nothing for timesteps that were not drawn."""
-    module, notebook = make_module(), Notebook()
-    ears = Ears(module.net)
+def test_losses_by_timestep_are_of_the_logged_step(make_module, make_batch, make_trainer, loader, every):
+    """They are not of an earlier step, and timesteps that were not drawn have no value."""
+    module, logger = make_module(), MemoryLogger()
+    calls = CallRecorder(module.net)
     batches = loader(*(make_batch(seed=seed) for seed in range(9)))
-    make_trainer(logger=notebook, log_every_n_steps=every).fit(module, batches)
+    make_trainer(logger=logger, log_every_n_steps=every).fit(module, batches)
     rows: dict[int, dict] = {}
-    for step, metrics in notebook.rows:
+    for step, metrics in logger.rows:
         if any(name.startswith("train/loss") for name in metrics):
             rows[step] = rows.get(step, {}) | metrics
     assert sorted(rows) == list(range(every - 1, 9, every))
     for step, metrics in rows.items():
-        drawn = Counter(bucket_of(t) for t in ears.timesteps[step].tolist())
+        drawn = Counter(bucket_of(t) for t in calls.timesteps[step].tolist())
         logged = {name.removeprefix(BY_TIMESTEP): v for name, v in metrics.items() if name.startswith(BY_TIMESTEP)}
         assert logged.keys() == drawn.keys(), step
         mean = sum(logged[bucket] * count for bucket, count in drawn.items()) / drawn.total()
         assert mean == pytest.approx(metrics["train/loss_image"], rel=1e-4), step
 
 
-def test_gradient_is_clipped_by_norm_and_logged_as_it_was(make_module, make_batch, make_trainer, loader):
+def test_gradient_is_clipped_by_norm_and_its_norm_before_is_logged(make_module, make_batch, make_trainer, loader):
     clip = 1e-3
     module = make_module(optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0))
     module.scheduler = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -231,17 +229,17 @@ def test_gradient_is_clipped_by_norm_and_logged_as_it_was(make_module, make_batc
         ({"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "gradient_clip_algorithm.*norm"),
     ],
 )
-def test_steps_that_would_not_be_alike_are_an_error(make_module, make_batch, make_trainer, loader, options, message):
+def test_settings_that_make_steps_unequal_are_an_error(make_module, make_batch, make_trainer, loader, options, message):
     with pytest.raises(InputError, match=message):
         make_trainer(**options).fit(make_module(), loader(*[make_batch()] * 8))
 
 
-def test_loss_of_a_step_without_images_is_not_that_of_an_earlier_one(make_module, make_batch, make_trainer, loader):
-    notebook = Notebook()
+def test_step_without_images_logs_no_image_loss(make_module, make_batch, make_trainer, loader):
+    logger = MemoryLogger()
     batches = loader(make_batch("mixed"), make_batch("text"), make_batch("image"))
-    make_trainer(logger=notebook, log_every_n_steps=1).fit(make_module(), batches)
-    rows = {step: {} for step, _ in notebook.rows}
-    for step, metrics in notebook.rows:
+    make_trainer(logger=logger, log_every_n_steps=1).fit(make_module(), batches)
+    rows = {step: {} for step, _ in logger.rows}
+    for step, metrics in logger.rows:
         rows[step] |= metrics
     present = [[name for name in ("train/loss_text", "train/loss_image") if name in rows[step]] for step in range(3)]
     assert present == [["train/loss_text", "train/loss_image"], ["train/loss_text"], ["train/loss_image"]]
@@ -250,7 +248,7 @@ def test_loss_of_a_step_without_images_is_not_that_of_an_earlier_one(make_module
 
 
 def test_validation_loss_is_the_sum_of_its_two_parts(make_module, make_batch, make_trainer, loader):
-    """Over all batches, also where some have no image."""
+    """This also holds if some batches have no image."""
     batches = loader(make_batch("text"), make_batch("mixed", seed=1), make_batch("image", seed=2))
     (result,) = make_trainer().validate(make_module(), batches, verbose=False)
     assert result["val/loss"] == pytest.approx(result["val/loss_text"] + 5 * result["val/loss_image"])
@@ -270,7 +268,7 @@ class WeightsByStep(lightning.Callback):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("decay", [0.2, 0.999])
-def test_average_is_its_recursion(make_module, make_batch, make_trainer, loader, accumulate, decay):
+def test_average_equals_its_recursion(make_module, make_batch, make_trainer, loader, accumulate, decay):
     module, steps = make_module(ema_decay=decay), WeightsByStep()
     expected = [p.detach().clone() for p in module.net.parameters()]
     assert all(map(torch.equal, module.ema.parameters(), expected))
@@ -284,7 +282,7 @@ def test_average_is_its_recursion(make_module, make_batch, make_trainer, loader,
     assert not torch.equal(module.ema.head.weight, module.net.head.weight)
 
 
-def test_average_is_not_trained_and_is_what_samples(make_module):
+def test_average_is_not_trained_and_is_used_for_sampling(make_module):
     module = make_module()
     assert not any(p.requires_grad for p in module.ema.parameters())
     assert module.pipeline.net is module.ema
@@ -302,11 +300,11 @@ def test_without_an_average(make_module, make_batch, make_trainer, loader, tmp_p
     assert names and all(name.startswith("net.") for name in names)
 
 
-# Images that are not learned: the input of an edit
+# Images without a loss: the input of an edit
 
 
 def test_only_images_that_are_learned_have_a_loss(make_module, make_batch):
-    """The rest is as it would be without the loss of the others: same noise, same predictions."""
+    """Noise and predictions do not depend on which images are learned."""
     module, batch = make_module(), make_batch()
     everything, timesteps = module.losses(module.net, batch, generator())
     learned = torch.tensor([0, 2])
@@ -316,7 +314,7 @@ def test_only_images_that_are_learned_have_a_loss(make_module, make_batch):
     assert torch.equal(its_timesteps, timesteps[learned]) and terms.text == everything.text
 
 
-def test_batch_none_of_whose_images_is_learned_has_all_gradients(make_module, make_batch):
+def test_batch_without_learned_images_has_all_gradients(make_module, make_batch):
     module, batch = make_module(), make_batch("image")
     unlearned = batch._replace(learned_images=batch.learned_images[:0])
     terms, timesteps = module.losses(module.net, unlearned, generator())
@@ -325,17 +323,17 @@ def test_batch_none_of_whose_images_is_learned_has_all_gradients(make_module, ma
     assert all(p.grad is not None and not p.grad.any() for p in module.net.parameters())
 
 
-def test_clean_input_is_seen_at_timestep_nought(make_module, make_batch):
-    """As the sampler reads a finished image, but for the trace of noise there."""
-    module, batch = make_module(), make_batch(max_timestep=0)  # of the second image, which has its caption after it
-    ears = Ears(module.net)
+def test_clean_input_has_timestep_zero(make_module, make_batch):
+    """The sampler also uses timestep 0 for a finished image; only the small noise of t = 0 differs."""
+    module, batch = make_module(), make_batch(max_timestep=0)  # of the second image, which is before its caption
+    calls = CallRecorder(module.net)
     for seed in range(5):
         module.losses(module.net, batch, generator(seed))
-        assert ears.timesteps[-1][1] == 0
-        assert (ears.noisy_images[-1][1] - batch.images[1]).abs().mean() < 2 / 255
+        assert calls.timesteps[-1][1] == 0
+        assert (calls.noisy_images[-1][1] - batch.images[1]).abs().mean() < 2 / 255
 
 
-def test_curves_by_timestep_leave_out_what_is_not_learned(make_module, make_batch, make_trainer, loader):
+def test_losses_by_timestep_omit_images_that_are_not_learned(make_module, make_batch, make_trainer, loader):
     module, batch = make_module(), make_batch(max_timestep=0)
     batch = batch._replace(learned_images=torch.tensor([0, 2]))
     (results,) = make_trainer().validate(module, loader(batch), verbose=False)

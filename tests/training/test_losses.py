@@ -1,4 +1,4 @@
-"""L = L_LM + λ · L_DDPM: means that do not depend on how much of anything there is (paper, Equation 4)."""
+"""Tests of L = L_LM + λ · L_DDPM (paper, Equation 4), whose means do not depend on the number of elements."""
 
 import math
 
@@ -15,8 +15,8 @@ def images(*values: float, shape=(3, 4, 4)) -> torch.Tensor:
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, *shape)
 
 
-def test_by_hand():
-    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])  # chances 1/2 1/2 and 1/4 3/4
+def test_small_example():
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])  # probabilities 1/2 1/2 and 1/4 3/4
     targets = torch.tensor([1, 0])
     prediction, target = images(1.0, 2.0), images(0.0, 5.0)  # errors 1 and 9
     loss = transfusion_loss(logits, targets, prediction, target, image_loss_weight=5.0)
@@ -26,7 +26,7 @@ def test_by_hand():
     assert loss.total == pytest.approx(math.log(8) / 2 + 5 * 5)
 
 
-def test_error_is_meaned_over_the_elements_of_an_image():
+def test_error_is_the_mean_over_the_elements_of_an_image():
     target = torch.zeros(1, 2, 2, 2)
     prediction = torch.arange(8.0).view(1, 2, 2, 2)
     loss = transfusion_loss(torch.zeros(1, 4), torch.tensor([0]), prediction, target, 1.0)
@@ -41,11 +41,11 @@ def test_does_not_depend_on_channels_or_sides(shape):
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
 def test_does_not_depend_on_the_patch_size(patch_size):
-    """Any patcher's prediction comes back as pixels, so that the layout of patches has no say."""
+    """The loss compares pixels, so that it does not depend on the layout of the patches."""
     torch.manual_seed(0)
     pixels, target = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     patcher = LinearPatcher(latent_channels=3, dim=3 * patch_size**2, patch_size=patch_size)
-    with torch.no_grad():  # patches themselves
+    with torch.no_grad():  # identity: patches are vectors of pixels
         for layer in (patcher.proj_in, patcher.proj_out):
             layer.weight.copy_(torch.eye(3 * patch_size**2))
             layer.bias.zero_()
@@ -55,7 +55,7 @@ def test_does_not_depend_on_the_patch_size(patch_size):
     torch.testing.assert_close(loss.image, (pixels - target).square().mean())
 
 
-def test_more_of_the_same_changes_nothing():
+def test_repeated_data_do_not_change_the_losses():
     torch.manual_seed(0)
     logits, targets = torch.randn(5, 7), torch.randint(7, (5,))
     prediction, target = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
@@ -64,7 +64,7 @@ def test_more_of_the_same_changes_nothing():
     torch.testing.assert_close(twice[:3], once[:3])
 
 
-def test_weight_is_that_of_the_image_loss_alone():
+def test_weight_applies_to_the_image_loss_only():
     one, five = (
         transfusion_loss(torch.zeros(1, 4), torch.tensor([0]), images(1.0), images(3.0), weight) for weight in (1, 5)
     )
@@ -73,8 +73,8 @@ def test_weight_is_that_of_the_image_loss_alone():
 
 
 @pytest.mark.parametrize("empty", ["text", "images", "both"])
-def test_modality_that_is_missing_costs_nothing_and_keeps_its_gradients(empty):
-    """Under DDP each rank has to have all gradients, whatever its batch lacks."""
+def test_missing_modality_has_zero_loss_and_gradients(empty):
+    """With DDP each rank must have all gradients, also if its batch lacks a modality."""
     num_text, num_images = (0 if empty in (name, "both") else 2 for name in ("text", "images"))
     logits = torch.randn(num_text, 4, requires_grad=True)
     prediction = torch.randn(num_images, 3, 4, 4, requires_grad=True)
@@ -96,9 +96,9 @@ def test_losses_are_computed_in_float32():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [0, 1, 8, 29])
-def test_cross_entropy_in_place_is_torchs(monkeypatch, count, dtype):
-    """Also beyond the eight rows that it works on at once here."""
-    monkeypatch.setitem(cross_entropy.AT_ONCE, "cpu", 8 * 11)
+def test_cross_entropy_in_place_equals_that_of_torch(monkeypatch, count, dtype):
+    """Here a piece has eight rows, so that there are several pieces."""
+    monkeypatch.setitem(cross_entropy.PIECE, "cpu", 8 * 11)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(11, 5, generator=generator, dtype=dtype).requires_grad_()
     hidden = torch.randn(count, 5, generator=generator, dtype=dtype).requires_grad_()
@@ -113,16 +113,16 @@ def test_cross_entropy_in_place_is_torchs(monkeypatch, count, dtype):
     assert results[0][0].dtype == torch.float32
 
 
-def test_cross_entropy_in_place_cannot_be_gone_back_through_twice():
-    """The logits are gone: torch must say so, and not give other gradients."""
+def test_second_backward_pass_through_cross_entropy_in_place_is_an_error():
+    """The logits are overwritten, so torch must raise an error instead of wrong gradients."""
     loss = SumOfCrossEntropy.apply(torch.randn(3, 4, requires_grad=True) * 1, torch.tensor([0, 1, 2]))
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
-def test_sums_by_timestep_by_hand():
-    """Of T = 20, which eight does not divide: eighths of it begin at 0, 2.5, 5, …, 17.5."""
+def test_sums_by_timestep():
+    """T = 20 is not a multiple of eight: its eighths start at 0, 2.5, 5, …, 17.5."""
     losses, timesteps = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([3, 4, 2, 19])
     sums, counts = sums_by_timestep(losses, timesteps, 20)
     assert sums.tolist() == [4, 3, 0, 0, 0, 0, 0, 8] and counts.tolist() == [1, 2, 0, 0, 0, 0, 0, 1]
@@ -130,8 +130,8 @@ def test_sums_by_timestep_by_hand():
     assert not sums_by_timestep(losses[:0], timesteps[:0], 20).any()
 
 
-def test_counts_of_a_step_divide_each_of_its_micro_batches():
-    """Three targets and two images in one batch, or in three of which one has no image and one no text."""
+def test_losses_of_micro_batches_add_up_to_that_of_one_batch():
+    """The batch has three targets and two images. One of its three parts has no image, and one no text."""
     torch.manual_seed(0)
     logits, targets = torch.randn(3, 7), torch.randint(7, (3,))
     prediction, target = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 4, 4)

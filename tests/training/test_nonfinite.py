@@ -1,4 +1,4 @@
-"""A step that is not finite ends the run before anything is written, or is skipped, up to a limit."""
+"""Tests of steps that are not finite: they end the run and write nothing, or are skipped, up to a limit."""
 
 import math
 from itertools import pairwise
@@ -8,7 +8,7 @@ import lightning
 import pytest
 import torch
 import yaml
-from kept_runs import SMALLEST_DATA, SMALLEST_MODEL, read
+from small_run import SMALLEST_DATA, SMALLEST_MODEL, read
 
 from lit_transfusion.cli import main
 from lit_transfusion.errors import InputError
@@ -18,19 +18,19 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class Spoil(lightning.Callback):
-    """In the fourth step, and in `more` steps after it, makes a picture, or the gradient, not finite."""
+    """Makes a picture or the gradient not finite, in the fourth step and in `more` steps after it."""
 
     def __init__(self, what: str, more: int = 0) -> None:
         self.what = what
         self.more = more
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.now = 3 <= trainer.global_step <= 3 + self.more
-        if self.now and self.what == "picture":
+        self.active = 3 <= trainer.global_step <= 3 + self.more
+        if self.active and self.what == "picture":
             batch.images[0, 0, 0, 0] = math.nan
 
     def on_after_backward(self, trainer, pl_module):
-        if self.now and self.what == "gradient":
+        if self.active and self.what == "gradient":
             pl_module.net.head.weight.grad[0, 0] = math.inf
 
 
@@ -67,7 +67,7 @@ def fit(tmp_path):
 
 
 @pytest.mark.parametrize(("what", "loss"), [("picture", "loss_image"), ("gradient", "grad_norm")])
-def test_run_ends_and_its_last_checkpoint_is_kept(fit, tmp_path, capsys, what, loss):
+def test_run_ends_and_its_last_checkpoint_does_not_change(fit, tmp_path, capsys, what, loss):
     with pytest.raises(SystemExit) as ended:
         fit(what)
     assert ended.value.code == 2
@@ -79,43 +79,43 @@ def test_run_ends_and_its_last_checkpoint_is_kept(fit, tmp_path, capsys, what, l
     assert last["global_step"] == 2
     assert all(weight.isfinite().all() for weight in last["state_dict"].values())
     (saved,) = (tmp_path / "run" / "nonfinite").iterdir()
-    kept = torch.load(saved, weights_only=True)
-    assert kept["step"] == 4 and not math.isfinite(kept["values"][loss])
+    content = torch.load(saved, weights_only=True)
+    assert content["step"] == 4 and not math.isfinite(content["values"][loss])
     if what == "picture":
-        (batch,), (row,) = kept["batches"], kept["pieces"][0]
-        assert batch["images"][0].isnan().any() and str(row[0][1]) in kept["documents"][0]
+        (batch,), (row,) = content["batches"], content["pieces"][0]
+        assert batch["images"][0].isnan().any() and str(row[0][1]) in content["documents"][0]
 
 
-def test_steps_that_may_be_skipped_leave_the_weights_as_they_were(fit):
+def test_weights_stay_finite_if_steps_may_be_skipped(fit):
     folder = fit("gradient", "--model.skip_nonfinite", "2", more=1)
     checkpoints = {c["global_step"]: c for c in map(read, (folder / "checkpoints").glob("*.ckpt"))}
     assert checkpoints[6]["skipped_steps"] == 2
     assert all(weight.isfinite().all() for weight in checkpoints[6]["state_dict"].values())
 
 
-def test_more_steps_than_may_be_skipped_end_the_run(fit, capsys):
+def test_run_ends_after_more_steps_than_may_be_skipped(fit, capsys):
     with pytest.raises(SystemExit):
         fit("gradient", "--model.skip_nonfinite", "1", more=1)
     assert "step 5" in capsys.readouterr().err
 
 
-def test_skipped_step_moves_no_weight(make_module, make_batch, make_trainer, loader):
-    """Nor do the momenta and the decay of AdamW."""
+def test_skipped_step_changes_no_weight(make_module, make_batch, make_trainer, loader):
+    """The moments and the weight decay of AdamW do not change them, either."""
     module = make_module(skip_nonfinite=1)
     weights = []
 
-    class Keep(lightning.Callback):
+    class RecordWeights(lightning.Callback):
         def on_train_batch_end(self, *_):
             weights.append({name: weight.clone() for name, weight in module.net.state_dict().items()})
 
     batches = [make_batch(seed=seed) for seed in range(3)]
     batches[1].images[0] = math.nan
-    make_trainer(callbacks=[Keep()]).fit(module, loader(*batches))
+    make_trainer(callbacks=[RecordWeights()]).fit(module, loader(*batches))
     moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(weights)]
     assert moved == [False, True]
 
 
-def test_model_whose_weights_are_not_finite_is_no_model(make_module, tmp_path):
+def test_loading_a_model_whose_weights_are_not_finite_is_an_error(make_module, tmp_path):
     module = make_module()
     module.ema.head.weight.data[0, 0] = math.nan
     module.pipeline.save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The objective of an optimiser step does not depend on how its rows are split into micro-batches and among ranks."""
+"""Tests that the objective of a step does not depend on how rows are split into micro-batches and ranks."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import objective_run
 import pytest
 import torch
-from kept_runs import ENVIRONMENT
+from small_run import ENVIRONMENT
 
 from lit_transfusion.data.tokenizer import Tokenizer
 
@@ -26,8 +26,8 @@ def assert_same(result, expected):
     assert {"train/loss", "train/loss_text", "train/loss_image", "train/grad_norm"} <= result[1].keys()
 
 
-def test_the_rows_differ_in_what_they_teach():
-    """So that a mean of the means of micro-batches would be another number."""
+def test_rows_have_different_numbers_of_targets():
+    """A mean of the means of micro-batches would therefore be another number."""
     tokenizer = Tokenizer.train(["a red circle", "two blue squares above"], 300)
     batches = objective_run.batches_of(objective_run.four_rows(tokenizer), 4, tokenizer)
     counts = [(len(batch.target_positions), len(batch.learned_images)) for batch in batches]
@@ -46,7 +46,7 @@ def test_micro_batches(one_batch, micro_batches):
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks(one_batch, strategy, micro_batches, tmp_path):
-    """Of which the first has the only long text, and one the most images."""
+    """The first rank has the only long text."""
     output = tmp_path / "result.pt"
     command = [sys.executable, objective_run.__file__, strategy, "2", str(micro_batches), str(output)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The learning rate at every step, and which parameters decay (paper, 4.1)."""
+"""Tests of the learning rate at every step, and of the parameters with weight decay (paper, 4.1)."""
 
 import math
 from itertools import pairwise
@@ -19,7 +19,7 @@ def make(warmup_steps, total_steps, lr=PEAK, floor=FLOOR):
 
 
 def rates(optimizer, scheduler, steps):
-    """The learning rate of each of the next steps."""
+    """Return the learning rate of each of the next steps."""
     taken = []
     for _ in range(steps):
         taken.append(optimizer.param_groups[0]["lr"])
@@ -36,7 +36,7 @@ def closed_form(step, warmup_steps, total_steps):
 
 
 @pytest.mark.parametrize(("warmup_steps", "total_steps"), [(10, 100), (1, 20), (2, 3), (5, 6), (100, 1000)])
-def test_schedule_is_its_closed_form(warmup_steps, total_steps):
+def test_schedule_equals_its_closed_form(warmup_steps, total_steps):
     taken = rates(*make(warmup_steps, total_steps), total_steps + 1)
     expected = [closed_form(step, warmup_steps, total_steps) for step in range(total_steps + 1)]
     assert taken == pytest.approx(expected, rel=1e-6)
@@ -44,28 +44,28 @@ def test_schedule_is_its_closed_form(warmup_steps, total_steps):
 
 def test_first_step_peak_and_floor():
     taken = rates(*make(10, 100), 101)
-    assert taken[0] == pytest.approx(PEAK / 10)  # not nought: the first step is not wasted
+    assert taken[0] == pytest.approx(PEAK / 10)  # not zero, so that the first step has an effect
     assert taken[9] == taken[10] == pytest.approx(PEAK) == max(taken)
     assert taken[100] == pytest.approx(FLOOR) == pytest.approx(min(taken))
     assert all(a < b for a, b in pairwise(taken[:10]))
     assert all(a > b for a, b in pairwise(taken[10:]))
 
 
-def test_paper_has_4000_steps_of_warm_up_and_250000_in_all():
+def test_defaults_are_those_of_the_paper():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
     taken = rates(optimizer, WarmupCosine(optimizer), 4001)
     assert taken[0] == pytest.approx(PEAK / 4000) and taken[3999] == pytest.approx(PEAK)
     assert taken[4000] == pytest.approx(closed_form(4000, 4000, 250_000))
 
 
-def test_no_warm_up_starts_at_the_peak_and_ends_at_the_floor():
+def test_without_warm_up_the_schedule_starts_at_the_peak():
     taken = rates(*make(0, 50), 51)
     assert taken[0] == pytest.approx(PEAK)
     assert taken[50] == pytest.approx(FLOOR, rel=0.05)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 9, 10, 11, 12, 30, 59])
-def test_schedule_goes_on_exactly_where_it_stopped(stop):
+def test_schedule_resumes_bit_exactly(stop):
     whole = rates(*make(10, 60), 60)
     optimizer, scheduler = make(10, 60)
     before = rates(optimizer, scheduler, stop)
@@ -86,13 +86,13 @@ PATCHERS = {
 
 
 @pytest.mark.parametrize("patcher", PATCHERS)
-def test_matrices_decay_and_nothing_else(patcher):
+def test_only_matrices_decay(patcher):
     net = Transfusion(40, SIZE, PATCHERS[patcher](), Bidirectional())
     name_of = {id(p): name for name, p in net.named_parameters()}
     optimizer = torch.optim.AdamW(decay_groups(net), weight_decay=0.1)
     decay, rest = ({name_of[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(name_of)  # each exactly once
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(name_of)  # each parameter exactly once
     assert decay | rest == set(name_of.values()) and not decay & rest
 
     owner = {f"{path}.{leaf}": m for path, m in net.named_modules() for leaf, _ in m.named_parameters(recurse=False)}

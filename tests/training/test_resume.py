@@ -1,4 +1,4 @@
-"""A run that was stopped and continued is the run that was not, bit for bit: the whole command, real callbacks."""
+"""Tests that a stopped and resumed run equals an uninterrupted one bit for bit, with the whole command."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ import lightning
 import pytest
 import torch
 import yaml
-from kept_runs import SMALLEST_DATA, SMALLEST_MODEL, read
+from small_run import SMALLEST_DATA, SMALLEST_MODEL, read
 
 from lit_transfusion.cli import main
 
@@ -21,7 +21,7 @@ STEPS = 8
 
 
 class Witness(lightning.Callback):
-    """Notes each micro-batch: what was in it, what it cost, and the learning rate."""
+    """Records each micro-batch: its content, its loss, and the learning rate."""
 
     seen: ClassVar[list] = []
 
@@ -31,17 +31,17 @@ class Witness(lightning.Callback):
 
 
 class StopAt(lightning.Callback):
-    """Something happens to the run when `step` steps are done."""
+    """Stops the run after `step` steps, at the place `where`."""
 
     def __init__(self, step: int, where: str) -> None:
         self.step = step
         self.where = where
 
     def on_before_backward(self, trainer, *_):
-        self.stop(trainer, "midst of the next step")
+        self.stop(trainer, "during the next step")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.stop(trainer, "callbacks")  # such as the one that draws samples, which takes seconds
+        self.stop(trainer, "callbacks")  # for example while samples are drawn, which takes seconds
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             self.stop(trainer, "between the batches of the next step")
 
@@ -59,11 +59,11 @@ class StopAt(lightning.Callback):
 
 
 class Killed(BaseException):
-    """As when the power fails: nothing is saved."""
+    """Ends the run without saving anything, like a power failure."""
 
 
 def config(folder: Path, stop: tuple[int, str] | None) -> dict:
-    """The smallest run there is, with the callbacks of configs/default.yaml and ShowSamples."""
+    """Make the config of the smallest run, with the callbacks of configs/default.yaml and ShowSamples."""
     callbacks = yaml.safe_load((CONFIGS / "default.yaml").read_text())["trainer"]["callbacks"]
     callbacks = [c for c in callbacks if not c["class_path"].endswith(("Progress", "ShowSamples"))]
     (checkpoint,) = (c for c in callbacks if c["class_path"] == "ModelCheckpoint")
@@ -92,12 +92,12 @@ def config(folder: Path, stop: tuple[int, str] | None) -> dict:
             "scheduler": {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 3}},
             "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1.0e-2}},
         },
-        "data": dict(SMALLEST_DATA),  # tests put other sources in
+        "data": dict(SMALLEST_DATA),  # a copy, because tests change the source
     }
 
 
 def fit(folder: Path, *arguments: str, stop: tuple[int, str] | None = None) -> list:
-    """Runs `fit` in `folder`, and returns what Witness saw."""
+    """Run `fit` in `folder`, and return what Witness saw."""
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config(folder, stop)))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -105,7 +105,7 @@ def fit(folder: Path, *arguments: str, stop: tuple[int, str] | None = None) -> l
     with nullcontext() if stop is None else pytest.raises((SystemExit, Killed)):
         main(["fit", "--config", str(path), *arguments])
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # Lightning ignores SIGINT from the first one on
+        signal.signal(number, handler)  # Lightning ignores SIGINT after the first one
     return list(Witness.seen)
 
 
@@ -124,7 +124,7 @@ def folder(tmp_path):
 
 
 def assert_same(first, second, where=""):
-    """Equal bit for bit, however it is nested."""
+    """Assert that two nested values are equal bit for bit."""
     assert type(first) is type(second), where
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second), where
@@ -146,7 +146,7 @@ def newest(folder: Path) -> dict:
 
 
 def metrics(folder: Path) -> dict[int, dict[str, str]]:
-    """What metrics.csv says of the losses and rates of each step."""
+    """Read losses and learning rates of each step from metrics.csv."""
     rows: dict[int, dict[str, str]] = {}
     for path in sorted((folder / "metrics").glob("version_*/metrics.csv")):
         for row in csv.DictReader(path.open(newline="")):
@@ -156,7 +156,7 @@ def metrics(folder: Path) -> dict[int, dict[str, str]]:
 
 
 def assert_same_end(first: Path, second: Path) -> None:
-    """Weights, average, optimiser, schedule, and where the data stands."""
+    """Compare weights, average, optimiser, schedule, and data position of the newest checkpoints."""
     first, second = newest(first), newest(second)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "lit_transfusion"):
         assert_same(first[key], second[key], key)
@@ -164,8 +164,8 @@ def assert_same_end(first: Path, second: Path) -> None:
     assert_same(*states)
 
 
-@pytest.mark.parametrize("where", ["midst of the next step", "callbacks", "validation"])
-def test_run_continued_after_ctrl_c_equals_an_uninterrupted_one(whole, folder, where):
+@pytest.mark.parametrize("where", ["during the next step", "callbacks", "validation"])
+def test_run_resumed_after_ctrl_c_equals_an_uninterrupted_one(whole, folder, where):
     before = fit(folder, stop=(3, where))
     assert len(before) == 3
     after = fit(folder, "--ckpt_path", "last")
@@ -173,7 +173,7 @@ def test_run_continued_after_ctrl_c_equals_an_uninterrupted_one(whole, folder, w
     assert_same_end(folder, whole[0])
 
 
-def test_run_continued_after_a_crash_goes_back_to_its_last_checkpoint(whole, folder):
+def test_run_resumed_after_a_crash_starts_at_its_last_checkpoint(whole, folder):
     before = fit(folder, stop=(5, "killed"))
     after = fit(folder, "--ckpt_path", "last")
     assert [step for step, *_ in after] == [5, 6, 7, 8]  # a checkpoint every two steps
@@ -182,8 +182,8 @@ def test_run_continued_after_a_crash_goes_back_to_its_last_checkpoint(whole, fol
 
 
 @pytest.mark.parametrize("call", ["remove", "symlink"])
-def test_run_killed_while_last_is_moved_goes_on_from_the_newest_checkpoint(whole, folder, monkeypatch, call):
-    """Lightning removes the one before, then the link to it, and then makes the link anew."""
+def test_run_killed_while_last_is_replaced_resumes_from_the_newest_checkpoint(whole, folder, monkeypatch, call):
+    """Lightning removes the earlier checkpoint and the link last.ckpt, and then creates a new link."""
     original, last = getattr(os, call), "last.ckpt"
 
     def die(*arguments, **options):
@@ -211,7 +211,7 @@ def test_preempted_run_is_saved(whole, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 4, 6, 7])
-def test_any_step_will_do_with_workers_and_accumulated_gradients(folder, tmp_path, stop):
+def test_run_stopped_at_any_step_resumes_with_workers_and_accumulated_gradients(folder, tmp_path, stop):
     options = ("--data.num_workers", "2", "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6")
     uninterrupted = fit(tmp_path / "uninterrupted", *options)
     assert len(uninterrupted) == 2 * STEPS
@@ -231,9 +231,9 @@ def accumulated(tmp_path_factory):
     return folder, fit(folder, *ACCUMULATE)
 
 
-@pytest.mark.parametrize("where", ["midst of the next step", "between the batches of the next step"])
+@pytest.mark.parametrize("where", ["during the next step", "between the batches of the next step"])
 def test_run_stopped_within_a_step_resumes_with_that_step(accumulated, folder, where):
-    """Its gradients so far are in no checkpoint, so that their documents must come again."""
+    """The checkpoint does not contain its gradients, so its documents must be read again."""
     before = fit(folder, *ACCUMULATE, stop=(3, where))
     after = fit(folder, *ACCUMULATE, "--ckpt_path", "last")
     assert_same(before[:6] + after, accumulated[1])
@@ -241,7 +241,7 @@ def test_run_stopped_within_a_step_resumes_with_that_step(accumulated, folder, w
 
 
 def test_checkpoint_of_a_validation_within_a_step_resumes_with_that_step(folder, tmp_path):
-    """The third batch, after which the validation comes, is the first of the second step."""
+    """The validation is after the third batch, which is the first of the second step."""
 
     def run(where, *options, stop=None):
         return fit(where, *ACCUMULATE, "--trainer.max_steps", "4", *options, stop=stop)
@@ -262,7 +262,7 @@ def test_checkpoint_of_a_validation_within_a_step_resumes_with_that_step(folder,
 
 @pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2), (2, 3)])
 def test_number_of_batches_in_a_step_may_change(folder, first, second):
-    """The documents go on where they were, and each step has as many batches as it now should."""
+    """The data resume at the same document, and each step has the new number of batches."""
     fit(folder, "--trainer.accumulate_grad_batches", str(first), stop=(3, "callbacks"))
     after = fit(folder, "--trainer.accumulate_grad_batches", str(second), "--ckpt_path", "last")
     steps = [step for step, *_ in after]
@@ -270,15 +270,15 @@ def test_number_of_batches_in_a_step_may_change(folder, first, second):
     assert ends == [4, 5, 6, 7, 8] and len(steps) == 5 * second
 
 
-def test_refused_continuation_leaves_the_run_as_it_is(whole, folder, capsys):
-    """As with a source that has other examples: on_exception would save its place in those, the beginning."""
+def test_resume_with_an_error_does_not_change_the_run(whole, folder, capsys):
+    """Here the source has other examples. No checkpoint may be saved, as its data position would be the start."""
     before = fit(folder, stop=(3, "callbacks"))
     names = "checkpoints/last.ckpt", "config.yaml", "tokenizer.model"
     written = [(folder / name).read_bytes() for name in names]
     tokenizer = ("--data.tokenizer_model", str(folder / "tokenizer.model"))
     with pytest.raises(SystemExit):
         fit(folder, "--ckpt_path", "last", *tokenizer, "--data.source.init_args.num_examples", "11")
-    assert "where this run has 11 examples" in capsys.readouterr().err
+    assert "11 examples" in capsys.readouterr().err
     assert [(folder / name).read_bytes() for name in names] == written
     after = fit(folder, "--ckpt_path", "last")
     assert_same(before + after, whole[1])
@@ -286,16 +286,16 @@ def test_refused_continuation_leaves_the_run_as_it_is(whole, folder, capsys):
 
 
 @pytest.mark.parametrize("stop", [(1, "callbacks"), (3, "killed")])
-def test_last_checkpoint_of_a_continued_run_is_its_newest(folder, stop):
-    """Not that of the run it continues, beside which the new ones get names of their own."""
+def test_last_checkpoint_of_a_resumed_run_is_its_newest(folder, stop):
+    """There is no second file such as last-v1.ckpt."""
     fit(folder, stop=stop)
     fit(folder, "--ckpt_path", "last")
     assert [path.name for path in (folder / "checkpoints").glob("last*")] == ["last.ckpt"]
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
 
 
-def test_last_step_is_kept_though_it_is_no_multiple_of_the_interval(folder):
-    """So that what is evaluated is what was trained."""
+def test_last_step_is_saved_if_it_is_no_multiple_of_the_interval(folder):
+    """Otherwise the evaluation would use weights of an earlier step."""
     fit(folder, "--trainer.max_steps", "5")
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
     assert [torch.load(path, weights_only=True)["global_step"] for path in checkpoints] == [5, 5]  # and the link
@@ -303,25 +303,25 @@ def test_last_step_is_kept_though_it_is_no_multiple_of_the_interval(folder):
     assert [step for step, *_ in again] == [6]
 
 
-def test_run_that_is_given_more_steps_equals_one_that_had_them_from_the_start(whole, folder):
-    """Its last checkpoint holds the average of its last step, too."""
+def test_run_extended_by_more_steps_equals_one_that_had_them_from_the_start(whole, folder):
+    """Its last checkpoint therefore also contains the average of its last step."""
     schedule = "--model.scheduler.total_steps", str(STEPS)
     fit(folder, "--trainer.max_steps", "5", *schedule)
     fit(folder, "--ckpt_path", "last", *schedule)
     assert_same_end(whole[0], folder)
 
 
-def test_continued_run_keeps_its_log(whole, folder):
+def test_resumed_run_keeps_its_log(whole, folder):
     fit(folder, stop=(3, "callbacks"))
     fit(folder, "--ckpt_path", "last")
-    kept, expected = metrics(folder), metrics(whole[0])
-    assert kept.keys() == expected.keys()
-    kept.pop(2), expected.pop(2)  # Lightning logs a step after its callbacks, in the midst of which it was stopped
-    assert kept == expected
+    logged, expected = metrics(folder), metrics(whole[0])
+    assert logged.keys() == expected.keys()
+    logged.pop(2), expected.pop(2)  # Lightning logs a step after its callbacks, during which the run was stopped
+    assert logged == expected
 
 
-def test_finished_run_that_is_prolonged_follows_the_longer_schedule(whole, folder):
-    """torch's cosine would go up again after its end."""
+def test_extended_run_follows_the_longer_schedule(whole, folder):
+    """The cosine of torch would rise again after its end."""
     shutil.copytree(whole[0], folder, symlinks=True)
     longer = fit(folder, "--ckpt_path", "last", "--trainer.max_steps", str(2 * STEPS))
     assert [step for step, *_ in longer] == list(range(STEPS + 1, 2 * STEPS + 1))
@@ -330,8 +330,8 @@ def test_finished_run_that_is_prolonged_follows_the_longer_schedule(whole, folde
     assert max(rates) < max(rate for *_, rate in whole[1])
 
 
-def test_one_seed_moves_weights_data_and_noise(folder):
-    """Each against the same run with the seed 0 for this part alone."""
+def test_one_seed_changes_weights_data_and_noise(folder):
+    """Compares with runs that have seed 0 for one of these parts only."""
 
     def first_step(number, *words):
         one_step = ["--trainer.max_steps", "1", "--seed_everything", "1"]
@@ -346,15 +346,15 @@ def test_one_seed_moves_weights_data_and_noise(folder):
 
 def test_new_run_moves_an_earlier_one_aside(whole, folder):
     shutil.copytree(whole[0], folder, symlinks=True)
-    (folder.with_name("run.1")).mkdir()  # from an earlier time
+    (folder.with_name("run.1")).mkdir()  # from an earlier run
     fit(folder, "--model.seed", "1", "--trainer.max_steps", "1")
     aside = folder.with_name("run.2")
     assert sorted(path.name for path in aside.iterdir()) == sorted(path.name for path in whole[0].iterdir())
     assert newest(aside)["global_step"] == STEPS and newest(folder)["global_step"] == 1
 
 
-def test_run_on_texts_and_pictures_continued_equals_an_uninterrupted_one(folder, tmp_path):
-    """In the midst of an epoch of each, and of a text that is several documents."""
+def test_resumed_run_on_texts_and_pictures_equals_an_uninterrupted_one(folder, tmp_path):
+    """It is stopped during an epoch of each source, and within a text of several documents."""
     for number in range(12):
         (tmp_path / f"{number}.txt").write_text(f"text {number} of some words\n" * (number + 1))
     sources = {"text": {"class_path": "TextCorpus", "init_args": {"path": str(tmp_path), "val_fraction": 0.1}}}

@@ -1,4 +1,4 @@
-"""Ways in and out of the Transformer for images: a line in YAML chooses one, a subclass of `Patcher` adds one."""
+"""Patchers convert images to patch vectors and back. YAML chooses one; a subclass of `Patcher` adds one."""
 
 from lit_transfusion.model.patchers.base import Patcher
 from lit_transfusion.model.patchers.linear import LinearPatcher

@@ -1,4 +1,4 @@
-"""What a patcher has to offer: the only part of the net that knows both pixels and patches."""
+"""The base class of patchers, the only part of the net that handles both pixels and patches."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from lit_transfusion.errors import InputError
 class Patcher(nn.Module):
     """Turns noisy images into patch vectors for the Transformer, and hidden states back into images (paper, 3.2).
 
-    A subclass is a new way in and out; nothing else in the project needs to know about it. It must accept an empty
-    batch (N = 0), so that a step without any image still reaches its parameters on every rank.
+    A subclass is a new patcher; no other code needs to change. It must accept an empty batch (N = 0), so that its
+    parameters have gradients on every rank in a step without images.
 
     Args:
         latent_channels: Channels C of the images (set by the data module's codec).
@@ -28,7 +28,7 @@ class Patcher(nn.Module):
         self.patch_size = patch_size
 
     def patchify(self, noisy_images: Tensor, t_emb: Tensor) -> tuple[Tensor, Any]:
-        """(N, C, H, W), (N, D) → patches (N, P, D) in raster order, and what `unpatchify` wants to see again."""
+        """(N, C, H, W), (N, D) → patches (N, P, D) in raster order, and any value that is passed to `unpatchify`."""
         raise NotImplementedError
 
     def unpatchify(self, hidden: Tensor, t_emb: Tensor, skips: Any, grid: tuple[int, int]) -> Tensor:
@@ -36,13 +36,13 @@ class Patcher(nn.Module):
         raise NotImplementedError
 
     def learn_positions(self, positions: int) -> None:
-        """Make the parameters of `add_positions`: a vector for each row and one for each column of patches.
+        """Create the parameters of `add_positions`: a vector for each row and one for each column of patches.
 
         Args:
             positions: Largest number of patches in a row or column; 0 for no learned positions.
         """
         if positions < 0:
-            raise InputError(f"positions {positions} of the patcher is less than 0")
+            raise InputError(f"model.patcher: positions {positions} must be at least 0; 0 learns none")
         self.positions = positions
         if positions:
             self.row_positions = nn.Embedding(positions, self.dim)
@@ -51,21 +51,28 @@ class Patcher(nn.Module):
             nn.init.normal_(self.column_positions.weight, std=self.dim**-0.5)
 
     def add_positions(self, patches: Tensor) -> Tensor:
-        """(N, rows, columns, D) → the same plus the vectors of its row and its column, if positions are learned.
+        """Add the vectors of row and column to (N, rows, columns, D) patches, if positions are learned.
 
-        This departs from the paper, which states no position of a patch but its place in the sequence.
+        This departs from the paper, which gives a patch no position except its place in the sequence.
         """
         if not self.positions:
             return patches
         rows, columns = patches.shape[1:3]
         if max(rows, columns) > self.positions:
             raise InputError(
-                f"positions {self.positions} of the patcher is too small for an image of {rows}x{columns} patches; "
+                f"model.patcher: positions {self.positions} is too small for an image of {rows}x{columns} patches; "
                 f"use at least {max(rows, columns)}"
             )
         return patches + self.row_positions.weight[:rows, None] + self.column_positions.weight[:columns]
 
     def check(self, height: int, width: int) -> None:
-        """Refuses an image that does not fall into whole patches."""
+        """Check that an image consists of whole patches.
+
+        Raises:
+            InputError: Height or width is not a multiple of `patch_size`.
+        """
         if height % self.patch_size or width % self.patch_size:
-            raise InputError(f"image {height}x{width} is not divisible by patch_size {self.patch_size}")
+            raise InputError(
+                f"image {height}x{width} is not divisible by patch_size {self.patch_size}; change data.image_size or "
+                "patch_size of model.patcher"
+            )

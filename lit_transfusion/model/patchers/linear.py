@@ -6,7 +6,7 @@ from lit_transfusion.model.patchers.base import Patcher
 
 
 class LinearPatcher(Patcher):
-    """k × k latent pixels ↔ one vector by a linear layer (paper, 3.2; "Linear" in its Tables 5–7).
+    """Maps k × k latent pixels to one vector and back by linear layers (paper, 3.2; "Linear" in its Tables 5–7).
 
     The timestep embedding is added at width D, after the linear layer: the paper's footnote 6 adds it "before the
     linear layer", but its parameter counts (Table 7: 0.3–0.5 %) fit an embedding of width D and nothing smaller.
@@ -27,7 +27,7 @@ class LinearPatcher(Patcher):
 
     def patchify(self, noisy_images: Tensor, t_emb: Tensor) -> tuple[Tensor, None]:
         self.check(*noisy_images.shape[2:])
-        k = self.patch_size  # by hand, since torch's pixel_unshuffle returns an empty batch in its old shape
+        k = self.patch_size  # not pixel_unshuffle, which does not reshape an empty batch
         patches = noisy_images.unflatten(3, (-1, k)).unflatten(2, (-1, k))  # (N, C, rows, k, columns, k)
         patches = self.proj_in(patches.permute(0, 2, 4, 1, 3, 5).flatten(3))  # (N, rows, columns, D)
         return self.add_positions(patches).flatten(1, 2) + t_emb[:, None], None  # (N, P, D), raster order

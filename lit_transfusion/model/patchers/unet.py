@@ -10,38 +10,39 @@ from torch import Tensor, nn
 from lit_transfusion.errors import InputError
 from lit_transfusion.model.patchers.base import Patcher
 
-# Feature maps are (N, F, H, W), where F is the features of their level. They lie in memory as channels_last: there a
-# pixel's features are neighbours, so that the permutes to (N, H, W, F) below, for norm and attention, copy nothing.
-# The weights stay contiguous, since FSDP2 shards no others.
+# Feature maps are (N, F, H, W), where F is the number of features of their level. They are stored as channels_last: the
+# features of a pixel are then adjacent, and the permutes to (N, H, W, F) for norm and attention copy nothing. The
+# weights stay contiguous, because FSDP2 only shards contiguous ones.
 
 
 class UNetPatcher(Patcher):
-    """Images ↔ patch vectors through the down and the up path of a U-Net (paper, 3.2; "U-Net" in its Tables 5–9).
+    """Maps images to patch vectors and back by the two halves of a U-Net (paper, 3.2; "U-Net" in its Tables 5–9).
 
         h_in = UNet-Down(x_t, t)         ε = UNet-Up(h_out, t, h_in)         (LMFusion, arXiv 2412.15188, Eq. 6 and 14)
 
     A patch of 1, 2, 4 or 8 pixels takes 0, 1, 2 or 3 halvings of the resolution, so 1, 2, 3 or 4 levels. The features
-    double with each halving, up to `channels` at the last level, however many there are: each level has a quarter of
-    the next one's parameters and costs the same convolutions, and patch sizes 2, 4 and 8 have almost as many in all.
+    double with each halving; the last level always has `channels`. Each level has a quarter of the next one's
+    parameters and the same cost of convolutions, so patch sizes 2, 4 and 8 have almost the same number of parameters.
 
-    The paper counts 0.27B parameters at every size of the Transformer and does not say how they are laid out. With
-    `latent_channels: 8, channels: 1024, num_res_blocks: 4, head_dim: 64` and patch 2 it is 0.263B (dim 768) to 0.272B
-    (dim 4096), and with patch 4 and 8 0.281B and 0.285B (dim 1536). The defaults are for the CPU.
+    The paper reports 0.27B parameters at every size of the Transformer, without the layout. With `latent_channels: 8,
+    channels: 1024, num_res_blocks: 4, head_dim: 64` this class has 0.263B (dim 768) to 0.272B (dim 4096) at patch 2,
+    and 0.281B and 0.285B (dim 1536) at patch 4 and 8. The defaults are for the CPU.
 
-    From the paper: blocks of Nichol & Dhariwal (2021) with LayerNorm for AdaLayerNorm (fn 7) and attention within them.
-    From LMFusion, "same as Transfusion": two blocks (our levels) at patch 2, t in both halves, the long skip of h_in.
-    Our choice: that h_in is the feature map before the projection to `dim`; that the finer levels send their output
-    across as well, as in any U-Net; and that t is added in the blocks, with no scale and no shift.
+    From the paper: blocks of Nichol & Dhariwal (2021), with LayerNorm for AdaLayerNorm (fn 7) and attention in them.
+    From LMFusion ("same as Transfusion"): two blocks (our levels) at patch 2, t in both halves, the long skip of h_in.
+    Our choice: h_in is the feature map before the projection to `dim`; the finer levels have skips, too, as in any
+    U-Net; t is added in the blocks, without scale or shift.
 
     Args:
         latent_channels: Channels C of the images (set by the data module's codec).
         dim: Width D of the Transformer (set by the model's size).
         patch_size: Side of a patch in latent pixels, 1, 2, 4 or 8; height and width must be multiples of it.
-        channels: Features of the coarsest level, the one at the Transformer; each finer level has half as many.
+        channels: Features of the coarsest level, which is next to the Transformer; each finer level has half as many.
         num_res_blocks: Residual blocks per level, in each half.
-        head_dim: Features of an attention head; a level whose width is no multiple of it takes their common divisor.
-        attention_levels: How many levels, from the coarsest on, have attention. Its cost at a level grows with the
-            square of the level's pixels, so on raw pixels 1 is several times cheaper than all.
+        head_dim: Features of an attention head; if a level is not a multiple of it, the greatest common
+            divisor is used.
+        attention_levels: Number of levels with attention, from the coarsest. The cost at a level grows with the square
+            of its number of pixels, so on raw pixels 1 is several times cheaper than all.
         positions: Largest number of patches in a row or column that have a learned position (see `add_positions`),
             added to the vectors that enter the Transformer; 0 for none, as in the paper.
     """
@@ -63,16 +64,20 @@ class UNetPatcher(Patcher):
         self.head_dim = head_dim
         self.attention_levels = attention_levels
         if patch_size not in (1, 2, 4, 8):
-            raise InputError(f"patch_size {patch_size} is not one of 1, 2, 4, 8: a U-Net halves the resolution")
+            raise InputError(
+                f"UNetPatcher: patch_size {patch_size} is not one of 1, 2, 4, 8: a U-Net halves the resolution"
+            )
         if channels % patch_size:
-            raise InputError(f"channels {channels} is not divisible by patch_size {patch_size}")
+            raise InputError(
+                f"UNetPatcher: channels {channels} is not divisible by patch_size {patch_size}; use a multiple of it"
+            )
         widths = [channels // patch_size * 2**level for level in range(patch_size.bit_length())]  # fine to coarse
 
-        # t comes in through a narrow layer, lest the blocks' own projections grow with D.
+        # t passes a narrow layer first, so that the projections in the blocks do not grow with D.
         time_dim = channels // 2
         self.time_proj = nn.Linear(dim, time_dim)
 
-        # Down: each level is entered by a convolution, the first at full resolution, the others at a stride of 2.
+        # Down: a convolution before each level, the first at full resolution, the others with a stride of 2.
         self.down_convs = nn.ModuleList([nn.Conv2d(latent_channels, widths[0], 3, padding=1)])
         for fine, coarse in pairwise(widths):
             self.down_convs.append(nn.Conv2d(fine, coarse, 3, stride=2, padding=1))
@@ -82,7 +87,7 @@ class UNetPatcher(Patcher):
         )
         self.proj_in = nn.Linear(channels, dim)
 
-        # Up: the mirror image. Each level takes a skip beside what comes from below, and is left by a convolution.
+        # Up: the reverse. The input of each level is concatenated with a skip; a convolution follows each level.
         self.proj_out = nn.Linear(dim, channels)
         self.up_levels = nn.ModuleList(
             Level(2 * w, w, time_dim, num_res_blocks, h) for w, h in zip(reversed(widths), reversed(heads), strict=True)
@@ -90,8 +95,8 @@ class UNetPatcher(Patcher):
         self.up_convs = nn.ModuleList()
         for coarse, fine in pairwise(reversed(widths)):
             self.up_convs.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(coarse, fine, 3, padding=1)))
-        # Not zero at the start: that would begin at a loss of exactly 1 (here: about 1.1), but with no gradient for
-        # anything before this layer, and it stayed behind in a small run at three seeds (0.071 to 0.063, 400 steps).
+        # Not initialised to zero: the loss would start at exactly 1 (here: about 1.1), but no layer before this one
+        # would have a gradient. Zero was worse in a small run at three seeds (loss 0.071, not 0.063, after 400 steps).
         conv_out = nn.Conv2d(widths[0], latent_channels, 3, padding=1)
         self.up_convs.append(nn.Sequential(ChannelNorm(widths[0]), nn.SiLU(), conv_out))
         self.learn_positions(positions)
@@ -112,13 +117,15 @@ class UNetPatcher(Patcher):
         features = self.proj_out(hidden).unflatten(1, grid).permute(0, 3, 1, 2)  # (N, F, rows, columns)
         for level, conv, skip in zip(self.up_levels, self.up_convs, reversed(skips), strict=True):
             features = torch.cat([features, skip], dim=1)  # (N, 2F, H, W)
-            features = conv(level(features, time))  # (N, F/2, 2H, 2W), at last (N, C, H, W)
+            features = conv(level(features, time))  # (N, F/2, 2H, 2W), in the end (N, C, H, W)
         return features
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each with attention behind it unless `head_dim` is None. The first may change
-    the features."""
+    """Residual blocks at one resolution. Attention follows each of them unless `head_dim` is None.
+
+    The first block may change the number of features.
+    """
 
     def __init__(
         self, in_features: int, features: int, time_dim: int, num_res_blocks: int, head_dim: int | None
@@ -137,7 +144,7 @@ class Level(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Twice norm, SiLU and convolution; the timestep is added between the two (Nichol & Dhariwal, 2021)."""
+    """Two times norm, SiLU and convolution; the timestep is added in between (Nichol & Dhariwal, 2021)."""
 
     def __init__(self, in_features: int, features: int, time_dim: int) -> None:
         super().__init__()
@@ -156,7 +163,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Each pixel of a feature map attends to all of its image, whatever mask the Transformer has (paper, 3.2)."""
+    """Attention of each pixel to all pixels of its image. The mask of the Transformer does not apply (paper, 3.2)."""
 
     def __init__(self, features: int, head_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a config can have done beside training. Each is named by its short class name."""
+"""Callbacks that a config can add, by their short class names."""
 
 from lit_transfusion.training.callbacks.predictions import WritePredictions
 from lit_transfusion.training.callbacks.progress import RunProgress

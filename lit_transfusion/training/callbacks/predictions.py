@@ -1,4 +1,4 @@
-"""What `predict` leaves behind."""
+"""The callback that writes the results of `predict`."""
 
 import logging
 from pathlib import Path
@@ -14,7 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes what `predict` makes to `predictions/` of the run: a grid of drawings, and one of written captions."""
+    """Writes the results of `predict` to `predictions/` in the run directory.
+
+    Each batch has a grid of drawn pictures, and a grid of pictures with written captions.
+    """
 
     def __init__(self) -> None:
         super().__init__("batch")

@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, and lines in a log."""
+"""The progress of a run, as a bar on a terminal or as lines in a log."""
 
 import time
 from typing import Any
@@ -10,14 +10,14 @@ from lit_transfusion.progress import Pace, Progress, Row
 
 LOSSES = {"train/loss_text": "text", "train/loss_image": "image"}
 RATES = {"throughput/images_per_second": "images/s", "throughput/tokens_per_second": "tokens/s"}
-SECONDS = 1.0  # between two refreshes, at each of which a GPU is waited for
+SECONDS = 1.0  # between two refreshes, each of which synchronises the GPU
 
 
 class RunProgress(ProgressBar):
     """Shows the optimiser steps, the two losses, images per second and the time left, on standard error.
 
-    On a terminal, or in a notebook, that is a bar. Elsewhere it is a line soon after the start, then each minute, or
-    each hundredth part of a run that takes longer; there, validations and checkpoints are mentioned, too.
+    On a terminal, or in a notebook, it is a bar. Otherwise it prints lines: the first soon after the start, then one
+    each minute, or one for each percent of a longer run. The lines also report validations and checkpoints.
     """
 
     def __init__(self) -> None:
@@ -101,8 +101,8 @@ class RunProgress(ProgressBar):
             return
         losses = {name: value for name, value in trainer.callback_metrics.items() if is_loss(name)}
         if losses:
-            said = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-            self.progress.say(f"validation at step {trainer.global_step}: {said}")
+            text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            self.progress.say(f"validation at step {trainer.global_step}: {text}")
             self.validations.printed(self.steps.expected)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -112,5 +112,5 @@ class RunProgress(ProgressBar):
 
 
 def is_loss(name: str) -> bool:
-    """Whether this is one of the held-out losses of a part or of the whole, not of a range of timesteps."""
+    """Whether this is a validation loss: of text, of images, or their sum, but not of a range of timesteps."""
     return name.startswith("val/") and name.rpartition("/")[2] in ("loss", "loss_text", "loss_image")

@@ -1,4 +1,4 @@
-"""Where a run leaves things, and what is said of it at its beginning and its end."""
+"""The callback that writes the run directory, and prints a summary at the end of a run."""
 
 import json
 import logging
@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class RunDirectory(lightning.Callback):
-    """Keeps the tokenizer with the run, writes finished.json when all its steps are done, and says at the end where
-    everything is and what to do next."""
+    """Saves the tokenizer, writes finished.json after the last step, and prints where the results are.
+
+    It also prints commands for the next step.
+    """
 
     def __init__(self) -> None:
         self.began: float | None = None
@@ -30,7 +32,7 @@ class RunDirectory(lightning.Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / run_folder.TOKENIZER).write_bytes(pl_module.tokenizer.model)
-        (folder / run_folder.FINISHED).unlink(missing_ok=True)  # of an earlier start, with fewer steps
+        (folder / run_folder.FINISHED).unlink(missing_ok=True)  # from an earlier run with fewer steps
         self.began = time.monotonic()
         net = pl_module.net
         millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in net.named_children()}
@@ -74,14 +76,17 @@ class RunDirectory(lightning.Callback):
 
 
 def finish_again(folder: Path, trainer: lightning.Trainer) -> None:
-    """Nothing was left to train. A run that was killed after its last checkpoint lacks finished.json."""
+    """Report that the run has no steps left, and write finished.json if it is missing.
+
+    It is missing if the run was killed after its last checkpoint.
+    """
     step = trainer.global_step
     if not 0 <= trainer.max_steps <= step:
         return
     if run_folder.read_json(folder / run_folder.FINISHED).get("step") != step:
         run_folder.write_text(folder / run_folder.FINISHED, json.dumps({"step": step}) + "\n")
     log.info(
-        "the run in %s is finished: %d steps; to train on, raise --trainer.max_steps %d",
+        "the run in %s is finished: %d steps; to train more steps, raise --trainer.max_steps %d",
         folder,
         step,
         trainer.max_steps,

@@ -1,4 +1,4 @@
-"""Pictures of what a run has learned so far, while it goes on."""
+"""Callbacks that draw pictures during a run, to show what the model has learned."""
 
 from itertools import islice
 from pathlib import Path
@@ -24,11 +24,12 @@ Kind = TypeVar("Kind")
 
 
 class Show(lightning.Callback):
-    """Shows what the averaged weights can do, in `samples/` of the run and in TensorBoard.
+    """Base class: saves pictures of the averaged weights in `samples/` of the run directory and in TensorBoard.
 
     Args:
-        every_n_steps: Optimiser steps between two showings; there is one more at the end.
-        sampling: How pictures are drawn, if any are; what the noise process cannot do is refused before training.
+        every_n_steps: Optimiser steps from one set of pictures to the next; there is one more set at the end.
+        sampling: Settings for drawing, or None. It is an error before training if the noise process cannot use
+            them.
     """
 
     def __init__(self, every_n_steps: int, sampling: Sampling | None = None) -> None:
@@ -37,7 +38,7 @@ class Show(lightning.Callback):
         self.last_step = -1
 
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
-        """What to show, by name. `source` holds what training does not see."""
+        """Return the pictures to show, by name. `source` is the validation split."""
         raise NotImplementedError
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -56,14 +57,14 @@ class Show(lightning.Callback):
             self._show(trainer, pl_module)
 
     def _show(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """On every rank, since a sharded net needs them all; rank 0 writes. In the precision of training."""
+        """Draw in the precision of training, on every rank, because a sharded net runs on all of them."""
         self.last_step = trainer.global_step
         with trainer.precision_plugin.forward_context():
             pictures = self.pictures(trainer.datamodule.source.pictures.split("val"), pl_module.pipeline)
-        self._keep(trainer, pictures)
+        self._save(trainer, pictures)
 
     @rank_zero_only
-    def _keep(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:
+    def _save(self, trainer: lightning.Trainer, pictures: dict[str, Image.Image]) -> None:
         for name, picture in pictures.items():
             save(picture, Path(trainer.default_root_dir) / "samples" / f"{name}_{trainer.global_step:06d}.png")
             for logger in trainer.loggers:
@@ -72,26 +73,26 @@ class Show(lightning.Callback):
 
 
 def first_of(source: Source, kind: type[Kind], count: int) -> list[Kind]:
-    """The first examples of a source that can be read, if they are of this kind."""
+    """Return up to `count` examples of class `kind` from the start of a source, without those that cannot be read."""
     examples = (source[i] for i in range(min(len(source), 4 * count)))
     return list(islice((example for example in examples if isinstance(example, kind)), count))
 
 
 class ShowSamples(Show):
-    """Draws pictures for held-out captions, and writes captions for held-out pictures, with the averaged weights.
+    """Draws pictures for captions of the validation split, and writes captions for its pictures.
 
-    Each time there are three pictures, in `samples/` of the run and in TensorBoard: the drawn pictures beside their
-    captions, how four of them came out of noise, and the held-out pictures with the captions that the model writes.
+    It uses the averaged weights. Each set has three grids, in `samples/` of the run directory and in TensorBoard: the
+    drawn pictures with their captions, the denoising of four of them, and validation pictures with written captions.
 
     Args:
-        every_n_steps: Optimiser steps between two showings; there is one more at the end.
-        num_samples: Pictures and captions each time.
-        prompts: What to draw; null takes captions of the held-out split. One that has no room in a row is an error
-            before training; captions are cut as training cuts them.
+        every_n_steps: Optimiser steps from one set of pictures to the next; there is one more set at the end.
+        num_samples: Number of pictures and of captions in a set.
+        prompts: Texts to draw; null uses captions of the validation split. A prompt that does not fit in a row is an
+            error before training; captions are cut as in training.
         sampler: ddpm, ddim or dpm++.
         num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the prompt against no prompt; 1 is none.
-        max_new_tokens: Length of a written caption at most.
+        guidance_scale: Scale of classifier-free guidance by the prompt; 1 is no guidance.
+        max_new_tokens: Maximum length of a written caption.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class ShowSamples(Show):
 
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
         held_out = first_of(source, Example, self.num_samples)
-        # Each example tells its captions in the same order; taking another one each time shows more wordings.
+        # The captions of each example may be in the same order; a different index for each shows more wordings.
         prompts = self.prompts or [e.captions[i % len(e.captions)] for i, e in enumerate(held_out)]
         if not prompts:
             return {}
@@ -137,14 +138,16 @@ class ShowSamples(Show):
 
 
 class ShowEdits(Show):
-    """Does held-out edits with the averaged weights: input, output and truth, in `samples/` and in TensorBoard.
+    """Makes edits of the validation split with the averaged weights, and shows input, output and target.
+
+    The grids are in `samples/` of the run directory and in TensorBoard.
 
     Args:
-        every_n_steps: Optimiser steps between two showings; there is one more at the end.
-        num_samples: Edits each time.
+        every_n_steps: Optimiser steps from one grid to the next; there is one more grid at the end.
+        num_samples: Number of edits in a grid.
         sampler: ddpm, ddim or dpm++.
         num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the instruction against none; 1 is none.
+        guidance_scale: Scale of classifier-free guidance by the instruction; 1 is no guidance.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How many CPU threads a run takes."""
+"""The callback that limits the CPU threads of a run."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ import torch
 
 
 class LimitThreads(lightning.Callback):
-    """Keeps torch to a number of CPU threads in each process: a small net gains nothing from more, and loses much when
-    another process takes one of their cores.
+    """Limits the CPU threads of torch in each process.
+
+    A small net is not faster with more threads, and much slower if another process uses one of their cores.
 
     Args:
-        threads: Of each process.
+        threads: Number of threads of each process.
     """
 
     def __init__(self, threads: int = 1) -> None:

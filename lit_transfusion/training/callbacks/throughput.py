@@ -1,4 +1,4 @@
-"""What training does per second, and what that takes."""
+"""The callback that logs the speed, memory and FLOP/s of training."""
 
 import sys
 import time
@@ -13,13 +13,15 @@ from lit_transfusion.model.flops import Flops, peak_bf16
 
 
 class Throughput(lightning.Callback):
-    """Logs what training does per second on this device, over the steps since it was last written down.
+    """Logs the throughput of training on this device, over the steps since the last log.
 
-    Tokens and patches without padding, images, milliseconds that a step waits for its data, the most memory so far, and
-    the operations per second that could not be avoided (`model/flops.py`); under bf16 on a GPU whose peak is known,
-    also their share of it (MFU). Validation, drawing samples and writing checkpoints are not counted as time.
-    Also the share of the rows that is filled (`data/fill`) and, of a mix of sources, the share that each has had in the
-    positions since the start of this process, or since the weights changed (`data/share_NAME`).
+    It logs tokens and patches (without padding) and images per second, the time in milliseconds that a step waits for
+    data, the peak memory, and model FLOP/s (minimum FLOPs, see `model/flops.py`). With bf16 on a GPU whose peak is
+    known it also logs their ratio to the peak (MFU). Validation, drawing samples and writing checkpoints are not
+    included in the time.
+
+    It also logs the share of the rows that is not padding (`data/fill`) and, for a mix of sources, the share of each in
+    the positions since this process started or the weights changed (`data/share_NAME`).
     """
 
     def __init__(self) -> None:
@@ -27,7 +29,7 @@ class Throughput(lightning.Callback):
         self._restart()
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        if self.flops is None:  # before a net is shared out among processes
+        if self.flops is None:  # before a net is sharded
             self.flops = Flops.count(pl_module.net, pl_module.pipeline.latent_shape)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -84,7 +86,7 @@ class Throughput(lightning.Callback):
 
 
 def peak_rss() -> int | None:
-    """Bytes of memory that this process has held at most. (macOS counts bytes, Linux kilobytes, Windows nothing.)"""
+    """Return the peak memory of this process in bytes. (macOS reports bytes, Linux kilobytes, Windows nothing.)"""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""When things are shown where gradients are accumulated, and what is refused before anything is trained."""
+"""Tests of when pictures are shown if gradients are accumulated, and of settings that are errors before training."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from lit_transfusion.training.callbacks import Show, ShowEdits, ShowSamples
 
 
 class Times(Show):
-    """Keeps the steps at which it would show something."""
+    """Records the steps at which it would show something."""
 
     def __init__(self, every_n_steps):
         super().__init__(every_n_steps)
@@ -18,7 +18,7 @@ class Times(Show):
         self.steps.append(trainer.global_step)
 
 
-def test_shows_each_nth_step_once_and_never_what_has_learned_nothing(make_module, make_batch, make_trainer, loader):
+def test_shows_each_nth_step_once_and_not_before_the_first_step(make_module, make_batch, make_trainer, loader):
     batches = loader(*[make_batch("mixed", seed) for seed in range(10)])
     each, second, none_but_the_last = Times(1), Times(2), Times(100)
     trainer = make_trainer(callbacks=[each, second, none_but_the_last], accumulate_grad_batches=2)
@@ -29,7 +29,7 @@ def test_shows_each_nth_step_once_and_never_what_has_learned_nothing(make_module
 
 
 @pytest.mark.parametrize("kind", [ShowSamples, ShowEdits])
-def test_steps_that_the_noise_process_does_not_have_are_refused_at_once(
+def test_number_of_steps_that_is_too_large_is_an_error_before_training(
     make_module, make_batch, make_trainer, loader, kind
 ):
     trainer = make_trainer(callbacks=[kind(num_inference_steps=1001)])

@@ -1,4 +1,4 @@
-"""What the Throughput callback logs, against what was trained."""
+"""Tests that the Throughput callback logs what was trained."""
 
 import time
 
@@ -11,14 +11,14 @@ from lit_transfusion.training.callbacks import Throughput
 
 
 class Nap(lightning.Callback):
-    """As long as drawing samples may take."""
+    """Takes as long as drawing samples may take."""
 
     def on_train_batch_end(self, *_):
         time.sleep(0.2)
 
 
 class Slow(torch.utils.data.DataLoader):
-    """A loader that training has to wait for, and which says so."""
+    """A slow loader that counts the seconds that training waits for it."""
 
     seconds = 0.0
 
@@ -29,7 +29,7 @@ class Slow(torch.utils.data.DataLoader):
             yield batch
 
 
-def test_counts_what_was_trained_and_nothing_else(make_module, make_batch, make_trainer):
+def test_counts_only_training(make_module, make_batch, make_trainer):
     batches = [make_batch("mixed", seed) for seed in range(4)]
     module = make_module()
     trainer = make_trainer(callbacks=[Throughput(), Nap()], log_every_n_steps=2)
@@ -38,14 +38,14 @@ def test_counts_what_was_trained_and_nothing_else(make_module, make_batch, make_
     wall = time.perf_counter() - began
     logged = {name.removeprefix("throughput/"): float(value) for name, value in trainer.callback_metrics.items()}
 
-    window = batches[2:]  # since it was logged last
+    window = batches[2:]  # the steps since the last log
     tokens, images = sum(int(b.lengths.sum()) for b in window), sum(len(b.images) for b in window)
     seconds = tokens / logged["tokens_per_second"]
     assert 0 < logged["data/fill"] < 1 and logged["data/fill"] == pytest.approx(
         tokens / sum(b.tokens.numel() for b in window)
     )
     assert logged["images_per_second"] == pytest.approx(images / seconds, rel=1e-4)
-    assert 0.1 < seconds < wall - 4 * 0.2  # the wait for data is in it, the naps are not
+    assert 0.1 < seconds < wall - 4 * 0.2  # includes the wait for data, but not the naps
     assert logged["data_wait_ms"] == pytest.approx(50, rel=0.01)
     flops = Flops.count(module.net, (3, 4, 4))
     operations = 0
@@ -56,10 +56,10 @@ def test_counts_what_was_trained_and_nothing_else(make_module, make_batch, make_
         operations += flops.training_step(batch.lengths.sum(), pairs, targets, len(batch.images))
     assert logged["gflops_per_second"] == pytest.approx(float(operations) / seconds / 1e9, rel=1e-4)
     assert 0.05 < logged["peak_memory_gb"] < 64
-    assert "mfu" not in logged  # of a GPU
+    assert "mfu" not in logged  # only on a GPU
 
 
-def test_windows_are_steps_where_gradients_are_accumulated(make_module, make_batch, make_trainer):
+def test_log_interval_counts_steps_if_gradients_are_accumulated(make_module, make_batch, make_trainer):
     batches = [make_batch("mixed", seed) for seed in range(4)]
     trainer = make_trainer(callbacks=[Throughput()], log_every_n_steps=2, accumulate_grad_batches=2)
     trainer.fit(make_module(), Slow(batches, batch_size=None))

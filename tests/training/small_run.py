@@ -1,4 +1,4 @@
-"""What tests know of runs that were started as commands."""
+"""Settings of the smallest run, and functions that read its checkpoints."""
 
 import os
 from pathlib import Path
@@ -25,13 +25,13 @@ SMALLEST_DATA = {
 
 
 def checkpoint(folder: Path, step: int) -> dict[str, Any]:
-    """The one of a step, in the run in `folder`."""
+    """Return the checkpoint of a step of the run in `folder`."""
     (path,) = (folder / "checkpoints").glob(f"*step={step}.ckpt")
     return read(path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint of one file, or of a sharded run, whose parts torch's own tool puts together, in the same form."""
+    """Read a checkpoint file or a sharded checkpoint. The result has the same form."""
     if path.is_file():
         return torch.load(path, weights_only=True)
     with TemporaryDirectory() as folder:
