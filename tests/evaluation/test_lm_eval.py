@@ -18,7 +18,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import ranked_classification
 from lit_transfusion.evaluation.likelihood import caption_alone, text_likelihoods
 from lit_transfusion.evaluation.metric import Unavailable
-from lit_transfusion.evaluation.ranked_classification import TASKS, RankedClassification, is_hub_in_reach
+from lit_transfusion.evaluation.ranked_classification import TASKS, RankedClassification, is_hub_reachable
 from lit_transfusion.generation.engine import Images, generate
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
@@ -223,12 +223,12 @@ def test_data_that_only_the_hub_has(lm_eval, make_pipeline, folder):
 
 def test_the_hub_is_asked_only_for_what_is_not_here(lm_eval, make_pipeline, folder, monkeypatch):
     write_task(folder)
-    monkeypatch.setattr(ranked_classification, "is_hub_in_reach", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(ranked_classification, "is_hub_reachable", lambda: pytest.fail("asked"))
     assert "endings" in ask(make_pipeline(), tasks=["endings"], include_path=str(folder))
 
 
 def test_out_of_reach(folder):
-    assert not is_hub_in_reach()
+    assert not is_hub_reachable()
 
 
 def test_mistakes_in_tasks(lm_eval, make_pipeline, folder):
