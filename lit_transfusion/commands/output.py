@@ -1,4 +1,4 @@
-"""What the `generate` command leaves behind: pictures, and what was asked for and how."""
+"""Write the files of the `generate` command: pictures, and samples.json with prompts, seeds and settings."""
 
 import json
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from lit_transfusion.generation.sample_state import Generated
 
 
 class Exhibit(NamedTuple):
-    """One sample as people see it."""
+    """One decoded sample."""
 
     prompt: str | None
     seed: int
-    text: str  # what was written, [image] where an image stands
-    pictures: list[Tensor]  # those that were drawn, (3, S, S) in [-1, 1]
+    text: str  # the generated text, with [image] in place of each image
+    pictures: list[Tensor]  # the drawn pictures, (3, S, S) in [-1, 1]
     stop_reason: str
 
     @property
     def whole_text(self) -> str:
-        """From the prompt on."""
+        """The prompt and the generated text."""
         return f"{self.prompt or ''} {self.text}".strip()
 
 
@@ -42,28 +42,27 @@ def exhibit(pipeline: Pipeline, sample: Generated, prompt: str | None, seed: int
 
 
 class Gallery:
-    """Where things are kept: one picture file, or a directory for all there is.
+    """Writes samples to one picture file, or to a directory.
 
     Args:
-        output: A .png (or the like) for the grid, or a directory for the grid, each picture by itself and
-            samples.json.
+        output: A picture file, such as .png, for the grid; or a directory for the grid, each picture and samples.json.
     """
 
     def __init__(self, output: str) -> None:
         self.path = Path(output)
         self.is_directory = self.path.is_dir() or not self.path.suffix
         if not self.is_directory:
-            picture_path(output, otherwise="is no directory, and ")
+            picture_path(output, otherwise="is not a directory and ")
 
     def open(self) -> None:
-        """Make the directory, so that what cannot be written is found out before anything is drawn."""
+        """Create the directory, so that an invalid path is an error before anything is drawn."""
         try:
             (self.path if self.is_directory else self.path.parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output {self.path} cannot be written: {error.strerror}") from None
+            raise InputError(f"--output {self.path} cannot be written: {error.strerror}; use another path") from None
 
     def keep(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
-        """Write everything, in the grid after the picture (3, S, S) that was given; returns what to look at."""
+        """Write all samples and return the paths of the main files. The grid starts with `given`, (3, S, S), if any."""
         tiles = [(picture, shown.whole_text.replace("[image]", "")) for shown in exhibits for picture in shown.pictures]
         kept = []
         if tiles:
