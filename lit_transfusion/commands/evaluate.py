@@ -111,7 +111,7 @@ def evaluate(
         "skipped": skipped,
         "seconds": round(time.monotonic() - began, 1),
     }
-    kept = None if output is None else keep(result, subject, Path(output))  # before anything is printed
+    saved = None if output is None else save_result(result, subject, Path(output))  # before anything is printed
     if any(by_scale.values()):
         Console().print(table_of(by_scale, baselines, f"{ckpt}, {len(subject.examples)} examples"))
     cut = sum(caption_read(pipeline, prompt) != prompt for prompt in subject.prompts)
@@ -119,8 +119,8 @@ def evaluate(
         print(f"{cut} of {len(subject.prompts)} captions were too long for a training row and were cut")
     for name, reason in skipped.items():
         print(f"{name} was left out: {reason}")
-    if kept is not None:
-        print(kept)
+    if saved is not None:
+        print(saved)
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def table_of(by_scale: dict[float, Columns], baselines: dict[str, Columns], titl
     return table
 
 
-def keep(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
+def save_result(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
     """Write the result and the first drawn pictures, and return the path of the result."""
     folder.mkdir(parents=True, exist_ok=True)
     if "drawn" in vars(subject):  # a metric has drawn pictures

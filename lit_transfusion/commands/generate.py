@@ -113,15 +113,15 @@ def generate(
                 exhibits.append(exhibit(pipeline, sample, requests[number].prompt, seed))
             on_progress(doing, start + len(batch), len(orders))
 
-    kept = gallery.keep(exhibits, given, {"ckpt": ckpt, "image": file, "settings": asdict(settings)})
+    paths = gallery.save_samples(exhibits, given, {"ckpt": ckpt, "image": file, "settings": asdict(settings)})
     if frames.columns:
-        kept.append(gallery.keep_picture(to_pil_image(frames.sheet()), "denoising"))
+        paths.append(gallery.save_picture(to_pil_image(frames.sheet()), "denoising"))
     for shown in exhibits:  # printed last, so that the files are written even if printing fails
         if images is not Images.FORCED:
             print(shown.whole_text)
         if images is Images.CHOSEN:
             print(f"(stopped by: {shown.stop_reason}{'' if shown.pictures else '; the model began no image'})")
-    for path in kept:
+    for path in paths:
         print(path)
 
 

@@ -61,28 +61,28 @@ class Gallery:
         except OSError as error:
             raise InputError(f"--output {self.path} cannot be written: {error.strerror}; use another path") from None
 
-    def keep(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
+    def save_samples(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
         """Write all samples and return the paths of the main files. The grid starts with `given`, (3, S, S), if any."""
         tiles = [(picture, shown.whole_text.replace("[image]", "")) for shown in exhibits for picture in shown.pictures]
-        kept = []
+        paths = []
         if tiles:
             tiles = tiles if given is None else [(given, "(given)"), *tiles]
             pictures, captions = zip(*tiles, strict=True)
-            kept.append(self.keep_picture(captioned_grid(torch.stack(pictures), captions), "grid"))
+            paths.append(self.save_picture(captioned_grid(torch.stack(pictures), captions), "grid"))
         if self.is_directory:
-            samples = [self._keep_sample(number, shown) for number, shown in enumerate(exhibits)]
-            kept.append(self.path / "samples.json")
-            kept[-1].write_text(
+            samples = [self._save_sample(number, shown) for number, shown in enumerate(exhibits)]
+            paths.append(self.path / "samples.json")
+            paths[-1].write_text(
                 json.dumps(settings | {"samples": samples}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-        return kept
+        return paths
 
-    def keep_picture(self, picture: Image.Image, name: str) -> Path:
+    def save_picture(self, picture: Image.Image, name: str) -> Path:
         if self.is_directory:
             return save(picture, self.path / f"{name}.png")
         return save(picture, self.path if name == "grid" else self.path.with_stem(f"{self.path.stem}_{name}"))
 
-    def _keep_sample(self, number: int, shown: Exhibit) -> dict[str, Any]:
+    def _save_sample(self, number: int, shown: Exhibit) -> dict[str, Any]:
         names = [f"{number:04d}.png" if i == 0 else f"{number:04d}_{i}.png" for i in range(len(shown.pictures))]
         for picture, name in zip(shown.pictures, names, strict=True):
             save(to_pil(picture), self.path / name)

@@ -74,7 +74,7 @@ def train_tokenizer(
         progress.say(f"training on {len(passages):,} captions and passages of {size:,} characters")
         on_progress("training", 0, None)
         tokenizer = Tokenizer.train(passages, vocab_size, source.has_texts, character_coverage)
-        keep(tokenizer, path, overwrite)
+        save(tokenizer, path, overwrite)
         measured = {
             name or type(part).__name__: measure(tokenizer, part.split("val"), on_progress)
             for name, part in source.parts.items()
@@ -142,7 +142,7 @@ def texts_of(example: Example | EditExample | TextExample | Skipped) -> tuple[st
             return ()
 
 
-def keep(tokenizer: Tokenizer, path: Path, overwrite: bool) -> None:
+def save(tokenizer: Tokenizer, path: Path, overwrite: bool) -> None:
     """Write the file; an error if it already contains another tokenizer, without `overwrite`."""
     if path.exists() and not overwrite:
         if path.read_bytes() != tokenizer.model:

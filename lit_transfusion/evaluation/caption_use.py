@@ -50,18 +50,18 @@ def others_captions(examples: Sequence[Example], captions: Sequence[str], seed: 
     """
     random, own = Random(seed), [set(example.captions) for example in examples]
     for _ in range(100):  # swaps rarely fail to fix a permutation; then the next one is independent
-        dealt = random.sample(list(captions), len(captions))
-        for i in range(len(dealt)):
-            if dealt[i] not in own[i]:
+        permuted = random.sample(list(captions), len(captions))
+        for i in range(len(permuted)):
+            if permuted[i] not in own[i]:
                 continue
-            for j in random.sample(range(len(dealt)), len(dealt)):
-                if dealt[i] not in own[j] and dealt[j] not in own[i]:
-                    dealt[i], dealt[j] = dealt[j], dealt[i]
+            for j in random.sample(range(len(permuted)), len(permuted)):
+                if permuted[i] not in own[j] and permuted[j] not in own[i]:
+                    permuted[i], permuted[j] = permuted[j], permuted[i]
                     break
             else:
                 break  # nothing to swap this one with
         else:
-            return dealt
+            return permuted
     raise Unavailable(
         "the held-out captions are too similar: not every picture can get a caption that is not its own; use more or "
         "other examples"

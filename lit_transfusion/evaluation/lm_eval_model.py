@@ -120,8 +120,8 @@ class TransfusionLM(TemplateLM):
         """BOS and the last tokens, as many as leave `room` positions in a training row."""
         tokens = tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
         longest = self.pipeline.sequence_length
-        kept = tokens if longest is None else tokens[max(0, len(tokens) - max(0, longest - 1 - room)) :]
-        return [self.prefix_token_id, *kept]
+        last = tokens if longest is None else tokens[max(0, len(tokens) - max(0, longest - 1 - room)) :]
+        return [self.prefix_token_id, *last]
 
     def _continuation(self, context: list[int], added: list[int]) -> str:
         """The text of the added tokens, with a leading space if there is one."""

@@ -64,7 +64,7 @@ class Subject:
             found = counted(len(examples), "captioned picture")
             raise InputError(
                 f"the held-out split of data.source {type(self.source).__name__} has {found}, but at least 2 are "
-                "needed; hold out more"
+                "needed; use a larger held-out split"
             )
         return examples
 

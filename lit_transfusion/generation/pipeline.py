@@ -139,7 +139,7 @@ class Pipeline(
         return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # that of ModelHubMixin knows no checkpoints, which are a `path` too
+    def from_pretrained(  # type: ignore[override]  # in ModelHubMixin, `path` cannot be a checkpoint
         cls,
         path: str | Path,
         *,
