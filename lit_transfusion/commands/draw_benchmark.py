@@ -21,7 +21,7 @@ from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents.base import hash_weights
 from lit_transfusion.progress import reporting
 
-RECORD = "settings.json"
+SETTINGS = "settings.json"
 
 
 def draw_benchmark(
@@ -70,7 +70,7 @@ def draw_benchmark(
     pipeline = open_pipeline(ckpt, device, ema, compile, dtype)
     check_before_drawing(pipeline, benchmark, settings, prompts)
     folder = Path(output)
-    prepare_folder(folder, benchmark, record(pipeline, benchmark, settings, ckpt, num_samples))
+    prepare_folder(folder, benchmark, inputs_of(pipeline, benchmark, settings, ckpt, num_samples))
 
     missing = [i for i in range(len(benchmark.orders))[own] if not (folder / benchmark.orders[i].path).exists()]
     with reporting("pictures") as on_progress:
@@ -113,10 +113,10 @@ def check_before_drawing(pipeline: Pipeline, benchmark: Benchmark, settings: Sam
     check_lengths(pipeline, documents, True, f"prompts {prompts}: the prompt")
 
 
-def record(
+def inputs_of(
     pipeline: Pipeline, benchmark: Benchmark, settings: Sampling, ckpt: str, num_samples: int | None
 ) -> dict[str, Any]:
-    """All that the pictures depend on, as it looks after JSON; and the name of the checkpoint, for people."""
+    """Everything that the pictures depend on, as plain JSON data, and the name of the checkpoint, for people."""
     inputs = {
         "ckpt": ckpt,
         "num_samples": num_samples,
@@ -143,19 +143,19 @@ def prepare_folder(folder: Path, benchmark: Benchmark, inputs: dict[str, Any]) -
     Several processes may do this at the same time. Partial files are hidden, so that no process mistakes them for files
     of something else.
     """
-    files = [path for path in folder.glob("*") if not path.name.startswith(".")]  # listed before RECORD is looked for
-    if not (folder / RECORD).exists():
+    files = [path for path in folder.glob("*") if not path.name.startswith(".")]  # listed before the check for SETTINGS
+    if not (folder / SETTINGS).exists():
         if files:
             raise InputError(
-                f"--output {folder} is not empty and was not created by draw_benchmark (it has no {RECORD}); "
+                f"--output {folder} is not empty and was not created by draw_benchmark (it has no {SETTINGS}); "
                 "use a new folder"
             )
-        write(folder / RECORD, (json.dumps(inputs, indent=2) + "\n").encode())
+        write(folder / SETTINGS, (json.dumps(inputs, indent=2) + "\n").encode())
     try:
-        before = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         differing = [key for key in inputs if key != "ckpt" and before.get(key) != inputs[key]]
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / RECORD} cannot be read ({error}); use a new folder for --output") from None
+        raise InputError(f"{folder / SETTINGS} cannot be read ({error}); use a new folder for --output") from None
     if differing:
         key = differing[0]
         described = {"model": f"another model, {before.get('ckpt')}", "prompts": "other prompts"}
@@ -174,7 +174,7 @@ def write(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        raise InputError(f"{path} cannot be written: {error.strerror}; check --output") from None
 
 
 def png(picture: Tensor) -> bytes:

@@ -10,7 +10,7 @@ from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 
 
 class CaptionUseGap(Metric):
-    """How much higher the diffusion loss of pictures is after the caption of another picture than after their own.
+    """Increase of the diffusion loss if each picture follows the caption of another picture instead of its own.
 
     `caption_use_gap` is L_DDPM after wrong captions minus L_DDPM after the right ones, with the same noise and
     timesteps (see `DiffusionLoss`); `caption_use_gap_relative` is the same in per cent of the loss after the right

@@ -52,7 +52,7 @@ def image_length(pipeline: Pipeline) -> int:
 def check_lengths(
     pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool, name: str = "the prompt"
 ) -> list[float]:
-    """How many positions may follow each prompt, since the net cannot use positions beyond those of training.
+    """Number of positions that may follow each prompt, since the net cannot use positions beyond those of training.
 
     Args:
         pipeline: Has the length of the training rows.

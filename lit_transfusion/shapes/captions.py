@@ -9,7 +9,7 @@ from lit_transfusion.shapes.source import Shapes
 
 
 class ShapeCaptions(Metric):
-    """How often written captions of held-out `Shapes` name exactly the objects of the picture.
+    """Share of the written captions of held-out `Shapes` that name exactly the objects of the picture.
 
     The columns compare the colours, the shapes, and the pairs of colour and shape. Size,
     place and relation are ignored.

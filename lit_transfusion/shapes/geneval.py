@@ -174,7 +174,7 @@ def true_picture(prompt: GenEvalPrompt, image_size: int, seed: int = 0) -> Tenso
 
 
 class GenEvalShapes(Metric):
-    """How often pictures show what held-out prompts ask for, in the six categories of GenEval; for `Shapes`.
+    """Share of pictures that show what held-out prompts ask for, in the six categories of GenEval; for `Shapes`.
 
     Args:
         prompts_per_category: Number of prompts for each category, 1 to 48 (GenEval has 80 to 100).

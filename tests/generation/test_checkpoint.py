@@ -77,7 +77,7 @@ def test_a_file_that_is_not_a_checkpoint(tmp_path, content):
 
 
 def test_a_truncated_checkpoint(make_pipeline, save_checkpoint, tmp_path):
-    """As after a full disk."""
+    """A full disk leaves such a file."""
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline())
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(InputError, match=r"\.ckpt cannot be read"):
@@ -153,7 +153,7 @@ def test_a_checkpoint_without_weights(make_pipeline, tmp_path, sharded):
 
 
 def test_a_checkpoint_whose_weights_do_not_fit(make_pipeline, save_checkpoint, tmp_path):
-    """As after a change of a class that the run used."""
+    """A change of a class after the run leads to this."""
     description = make_pipeline("unet").describe()
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline("linear"), **{KEY: description})
     with pytest.raises(InputError, match=r"run\.ckpt: its weights .*Missing") as error:

@@ -111,7 +111,7 @@ def test_rare_shapes_are_not_recorded():
 
 
 def test_results_are_copies(monkeypatch):
-    """Also if the function returns its input, as the net does with an empty batch of images."""
+    """Results are copies also if the function returns its input, as the net does with an empty batch of images."""
     monkeypatch.setattr(cuda_graph, "RARE", 0)
     recorded = Recorded(lambda a: (a,))
     first = recorded(torch.ones(2))

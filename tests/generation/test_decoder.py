@@ -167,7 +167,7 @@ def test_a_users_own_mask_applies_to_decoding(make_pipeline, read):
 
 @torch.no_grad()
 def test_under_autocast_keys_and_values_have_its_precision(make_pipeline, read):
-    """As when a run in bf16-mixed shows samples or predicts."""
+    """A run in bf16-mixed shows samples and predicts under autocast."""
     pipeline, noisy = make_pipeline(), torch.stack([picture(row) for row in range(4)])
     expected = read(pipeline, PROMPTS)
     with torch.autocast("cpu", torch.bfloat16):

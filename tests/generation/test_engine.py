@@ -389,7 +389,7 @@ def test_the_seed_determines_the_text(pipeline):
         (["boi"], {"max_new_tokens": 0}, [], StopReason.TOKEN_LIMIT),
     ],
 )
-def test_each_reason_to_stop(pipeline, script, plan, limits, added, stop_reason):
+def test_each_stop_reason(pipeline, script, plan, limits, added, stop_reason):
     """If no image was drawn, `images` is empty."""
     script([getattr(pipeline.tokenizer, token) if isinstance(token, str) else token for token in plan])
     sampling = Sampling(num_inference_steps=1, **limits)
@@ -408,7 +408,7 @@ def test_each_reason_to_stop(pipeline, script, plan, limits, added, stop_reason)
         (["boi", "eos"], {"max_images": 2}, ["image", "image"], StopReason.END_OF_TEXT),
     ],
 )
-def test_each_reason_to_stop_after_an_image_that_was_forced(pipeline, script, plan, limits, added, stop_reason):
+def test_each_stop_reason_after_a_forced_image(pipeline, script, plan, limits, added, stop_reason):
     script([getattr(pipeline.tokenizer, token) if isinstance(token, str) else token for token in plan])
     prompts, sampling = [prompt_document(pipeline, "two")], Sampling(num_inference_steps=1, **limits)
     sample = generate(pipeline, prompts, sampling, images=Images.FORCED)[0]

@@ -164,7 +164,7 @@ def test_all_files_have_the_same_permissions(with_vae, tmp_path):
 
 
 def test_an_exported_model_can_be_exported_again(with_vae, assert_same_outputs, tmp_path):
-    """Also to the same folder."""
+    """The second export may go to the same folder."""
     with_vae.save_pretrained(tmp_path / "model")
     Pipeline.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "model")
     assert_same_outputs(with_vae, Pipeline.from_pretrained(tmp_path / "model"))
