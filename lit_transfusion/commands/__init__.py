@@ -1,1 +1,1 @@
-"""The commands that need no trainer. Nothing but `cli.py` imports them."""
+"""The commands that need no trainer. Only `cli.py` imports them."""

@@ -1,4 +1,4 @@
-"""The prompt files of public benchmarks, and how their public scorers want the pictures laid out."""
+"""Read the prompt files of public benchmarks, and lay out the pictures as their public scorers expect."""
 
 import json
 from collections import defaultdict
@@ -8,51 +8,54 @@ from typing import Any, NamedTuple
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import is_encodable, read_text, split_lines
 
-CAPTIONS = "captions.jsonl"  # beside the pictures of COCO
-PICTURES_OF_GENEVAL = 4  # of each prompt
-PICTURES_OF_COCO = 30_000  # on which the FID of text-to-image models is reported, the paper's too
+CAPTIONS = "captions.jsonl"  # list of the pictures for COCO
+PICTURES_OF_GENEVAL = 4  # for each prompt
+PICTURES_OF_COCO = 30_000  # papers on text-to-image models, and the Transfusion paper, report FID on this many
 
 
 class Order(NamedTuple):
     """A picture to draw."""
 
     prompt: str
-    path: str  # within the folder of the benchmark
+    path: str  # relative to the folder of the benchmark
 
 
 class Benchmark(NamedTuple):
-    """What a benchmark wants in its folder."""
+    """The pictures and the other files that a benchmark needs in its folder."""
 
     orders: list[Order]
-    texts: dict[str, str]  # files beside the pictures, by path
+    texts: dict[str, str]  # path → content of the other files
 
     @property
     def is_of_captions(self) -> bool:
-        """Whether the prompts are captions of data, which are cut as in training; else each is drawn whole."""
+        """Whether the prompts are captions of data, which are cut as in training. Other prompts are never cut."""
         return CAPTIONS in self.texts
 
 
 def read_benchmark(path: str, num_samples: int | None, seed: int) -> Benchmark:
-    """What to draw for a file of prompts, which is known by its content.
+    """Read a file of prompts; its content determines the format.
 
-    GenEval's evaluation_metadata.jsonl has {"tag": …, "include": […], "prompt": …} a line. The pictures of line 7 are
-    00006/samples/00000.png, 00001.png, …, beside 00006/metadata.jsonl with the line itself.
+    GenEval's evaluation_metadata.jsonl has {"tag": …, "include": […], "prompt": …} on each line. The pictures of line 7
+    are 00006/samples/00000.png, 00001.png, …, and 00006/metadata.jsonl contains the line itself.
 
-    COCO's captions have {"annotations": [{"image_id": …, "id": …, "caption": …}, …]}. Each picture is of one caption of
-    another image, and is pictures/<image_id>.png; captions.jsonl says for each its file, ids and caption.
+    COCO's captions have {"annotations": [{"image_id": …, "id": …, "caption": …}, …]}. Each picture is drawn for a
+    caption of a different image, as pictures/<image_id>.png; captions.jsonl lists file, ids and caption of each.
 
     Args:
         path: The file.
-        num_samples: Pictures of each prompt of GenEval (None: 4), or of COCO in all (None: 30,000, or one of each
+        num_samples: Pictures for each prompt of GenEval (None: 4), or for COCO in total (None: 30,000, or one for each
             image if there are fewer).
-        seed: Which captions of COCO.
+        seed: Determines which captions of COCO are used.
+
+    Raises:
+        InputError: The file has another format, or too few captions for `num_samples`.
     """
     if num_samples is not None and num_samples < 1:
-        raise InputError(f"num_samples {num_samples} is less than 1")
+        raise InputError(f"num_samples {num_samples} is invalid: it must be at least 1")
     text = read_text(path, f"prompts {path}")
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError:  # several lines of it, perhaps
+    except json.JSONDecodeError:  # perhaps JSON lines
         whole = None
     if isinstance(whole, dict) and "annotations" in whole:
         return coco(whole["annotations"], num_samples, seed, f"prompts {path}")
@@ -66,21 +69,25 @@ def geneval(text: str, num_samples: int | None, place: str) -> Benchmark:
         prompt = prompt_of(line)
         if prompt is None and index == 0:
             raise InputError(
-                f'{place} is neither metadata of GenEval, {{"tag": ..., "include": ..., "prompt": ...}} a line, nor '
-                'captions of COCO, {"annotations": [{"image_id": ..., "id": ..., "caption": ...}, ...]}'
+                f"{place} has an unknown format; use metadata of GenEval, "
+                '{"tag": ..., "include": ..., "prompt": ...} on each line, or captions of COCO, '
+                '{"annotations": [{"image_id": ..., "id": ..., "caption": ...}, ...]}'
             )
         if prompt is None:
-            raise InputError(f'{place}, line {number} is not of the form {{"tag": ..., "include": ..., "prompt": ...}}')
+            raise InputError(
+                f"{place}, line {number} is invalid: it must have the form "
+                '{"tag": ..., "include": ..., "prompt": ...}'
+            )
         texts[f"{index:05d}/metadata.jsonl"] = line.strip() + "\n"
         for i in range(num_samples or PICTURES_OF_GENEVAL):
             orders.append(Order(prompt, f"{index:05d}/samples/{i:05d}.png"))
     if not orders:
-        raise InputError(f"{place} holds no prompt")
+        raise InputError(f"{place} contains no prompts; use a file with at least one")
     return Benchmark(orders, texts)
 
 
 def prompt_of(line: str) -> str | None:
-    """The prompt in a line of GenEval's metadata, if it is one."""
+    """The prompt in a line of GenEval's metadata; None if the line is not in this format."""
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:
@@ -99,15 +106,17 @@ def coco(annotations: Any, num_samples: int | None, seed: int, place: str) -> Be
                 of_image[image].append((identity, " ".join(caption.split())))  # some end in a line break
             case _:
                 raise InputError(
-                    f'{place}: annotation {number} is not of the form {{"image_id": 1, "id": 2, "caption": "..."}}'
+                    f"{place}: annotation {number} is invalid: it must have the form "
+                    '{"image_id": 1, "id": 2, "caption": "..."}'
                 )
     wanted = num_samples or min(PICTURES_OF_COCO, len(of_image))
     if not 1 <= wanted <= len(of_image):
         raise InputError(
-            f"{place} has captions of {len(of_image)} images, and each is drawn once at most; num_samples is {wanted}"
+            f"num_samples {wanted} is invalid: {place} has captions of {len(of_image)} images, and each image is used "
+            "at most once"
         )
     random, orders, lines = Random(seed), [], []
-    for image in random.sample(sorted(of_image), len(of_image))[:wanted]:  # fewer are the first of more
+    for image in random.sample(sorted(of_image), len(of_image))[:wanted]:  # fewer pictures are the first of more
         identity, caption = random.choice(sorted(of_image[image]))
         file = f"{image:012d}.png"
         orders.append(Order(caption, f"pictures/{file}"))

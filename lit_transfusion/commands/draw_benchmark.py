@@ -1,4 +1,4 @@
-"""`draw_benchmark`: the pictures that a public benchmark asks for, where its own scorer looks for them."""
+"""`draw_benchmark`: draw the pictures of a public benchmark, in the layout that its own scorer reads."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents.base import hash_weights
 from lit_transfusion.progress import reporting
 
-RECORD = "settings.json"
+SETTINGS = "settings.json"
 
 
 def draw_benchmark(
@@ -43,33 +43,34 @@ def draw_benchmark(
     evaluate_images.py. COCO's captions_val2014.json gives DIR/pictures/<image_id>.png, a flat folder for tools that
     measure FID, and DIR/captions.jsonl. Pictures are as large as the model draws them.
 
-    The same command goes on where it was interrupted. Picture i depends on seed + i alone, so that shards and batches
-    of any size draw the same.
+    After an interruption, run the same command again: it draws only the missing pictures. Picture i depends only on
+    seed + i, so shards and batches of any size draw the same pictures.
 
     Args:
         ckpt: Checkpoint of a run; or a folder that `export` wrote, or its name on the Hugging Face hub.
-        prompts: The benchmark's file. Its format is known by its content.
+        prompts: The benchmark's file. Its content determines its format.
         output: Folder for the pictures.
-        num_samples: Pictures of each prompt of GenEval (null: 4), or of COCO in all, each of another image (null:
-            30,000, or all images if they are fewer).
-        shard: i/n draws the i-th of n parts, such as 1/4, …, 4/4 in four processes at once; null draws all.
-        batch_size: Pictures at once.
+        num_samples: Pictures for each prompt of GenEval (null: 4), or for COCO in total, each for a different image
+            (null: 30,000, or one for each image if there are fewer).
+        shard: i/n draws the i-th of n parts, such as 1/4, …, 4/4 in four parallel processes; null draws all.
+        batch_size: Number of pictures to draw together.
         ema: Use the averaged weights, if the checkpoint has them.
-        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
-        dtype: Of the net; bfloat16 is for GPUs: half the memory, faster products, some rounding.
-        compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, since it has
-            to be compiled first. On a CPU it brings nothing.
+        device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
+        dtype: Type of the net's weights and arithmetic; bfloat16, on GPUs, needs half the memory, and is faster and
+            less exact.
+        compile: Compile the net's blocks and replay its steps as CUDA graphs. Compilation takes time first, so it is
+            for many samples on a GPU; it is not faster on a CPU.
         sampling: How to sample; see Sampling.
     """
     settings = Sampling(**sampling)
     if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} is less than 1")
+        raise InputError(f"batch_size {batch_size} is invalid: it must be at least 1")
     own = part_of(shard)
     benchmark = read_benchmark(prompts, num_samples, settings.seed)
     pipeline = open_pipeline(ckpt, device, ema, compile, dtype)
     check_before_drawing(pipeline, benchmark, settings, prompts)
     folder = Path(output)
-    begin(folder, benchmark, record(pipeline, benchmark, settings, ckpt, num_samples))
+    prepare_folder(folder, benchmark, inputs_of(pipeline, benchmark, settings, ckpt, num_samples))
 
     missing = [i for i in range(len(benchmark.orders))[own] if not (folder / benchmark.orders[i].path).exists()]
     with reporting("pictures") as on_progress:
@@ -90,90 +91,94 @@ def draw_benchmark(
 
 
 def part_of(shard: str | None) -> slice:
-    """Which of the pictures "2/4" draws: every fourth, from the second on."""
+    """The pictures of a shard: "2/4" is every fourth, starting with the second."""
     if shard is None:
         return slice(None)
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"--shard {shard} is not of the form i/n with i from 1 to n, such as 1/4")
+        raise InputError(f"--shard {shard} is invalid: use the form i/n with i from 1 to n, such as 1/4")
     return slice(int(match[1]) - 1, None, int(match[2]))
 
 
 def check_before_drawing(pipeline: Pipeline, benchmark: Benchmark, settings: Sampling, prompts: str) -> None:
-    """Refuses at once what would be refused hours later."""
+    """Report invalid settings and prompts now rather than after hours of drawing."""
     pipeline.noise.sampler(settings.sampler, settings.num_inference_steps)
     wanted = dict.fromkeys(order.prompt for order in benchmark.orders)
     if benchmark.is_of_captions:
         cut = sum(caption_read(pipeline, prompt) != prompt for prompt in wanted)
         if cut:
-            print(f"{cut} of {len(wanted)} captions are cut to what a row of training has room for")
+            print(f"{cut} of {len(wanted)} captions are too long for a training row and are cut")
         return
     documents = [prompt_document(pipeline, prompt) for prompt in wanted]
     check_lengths(pipeline, documents, True, f"prompts {prompts}: the prompt")
 
 
-def record(
+def inputs_of(
     pipeline: Pipeline, benchmark: Benchmark, settings: Sampling, ckpt: str, num_samples: int | None
 ) -> dict[str, Any]:
-    """All that the pictures depend on, as JSON reads it again; and the name of the checkpoint, for people."""
-    made_of = {
+    """Everything that the pictures depend on, as plain JSON data, and the name of the checkpoint, for people."""
+    inputs = {
         "ckpt": ckpt,
         "num_samples": num_samples,
         **asdict(settings),
         "model": fingerprint(pipeline),
         "prompts": hashlib.sha256(json.dumps(benchmark).encode()).hexdigest(),
     }
-    return json.loads(json.dumps(made_of))
+    return json.loads(json.dumps(inputs))
 
 
 def fingerprint(pipeline: Pipeline) -> str:
-    """A name for a model by its parts and weights: the same on all devices, and wherever its file lies."""
-    elsewhere = ("codec", "sequence_length")  # the one has paths, and the other changes no picture
-    parts = {name: part for name, part in pipeline.describe().items() if name not in elsewhere}
+    """A hash of a model's parts and weights, which does not depend on the device or the location of its file."""
+    left_out = ("codec", "sequence_length")  # the first contains paths, and the second does not change pictures
+    parts = {name: part for name, part in pipeline.describe().items() if name not in left_out}
     digest = hashlib.sha256(repr([parts, type(pipeline.codec).__name__]).encode())
     hash_weights(pipeline.net, digest)
     hash_weights(pipeline.codec, digest)
     return digest.hexdigest()
 
 
-def begin(folder: Path, benchmark: Benchmark, made_of: dict[str, Any]) -> None:
-    """Make the folder and all in it that is no picture, or go on in one that was made of the same.
+def prepare_folder(folder: Path, benchmark: Benchmark, inputs: dict[str, Any]) -> None:
+    """Create the folder and all its files except the pictures; or check that an existing one has the same inputs.
 
-    Several processes may do so at once. What one is about to write is hidden, so that none takes it for a stranger's.
+    Several processes may do this at the same time. Partial files are hidden, so that no process mistakes them for files
+    of something else.
     """
-    strangers = [path for path in folder.glob("*") if not path.name.startswith(".")]  # looked for before the record
-    if not (folder / RECORD).exists():
-        if strangers:
-            raise InputError(f"--output {folder} holds files, but no {RECORD} that says what of; give a new folder")
-        write(folder / RECORD, (json.dumps(made_of, indent=2) + "\n").encode())
+    files = [path for path in folder.glob("*") if not path.name.startswith(".")]  # listed before the check for SETTINGS
+    if not (folder / SETTINGS).exists():
+        if files:
+            raise InputError(
+                f"--output {folder} is not empty and was not created by draw_benchmark (it has no {SETTINGS}); "
+                "use a new folder"
+            )
+        write(folder / SETTINGS, (json.dumps(inputs, indent=2) + "\n").encode())
     try:
-        before = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        differing = [key for key in made_of if key != "ckpt" and before.get(key) != made_of[key]]
+        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        differing = [key for key in inputs if key != "ckpt" and before.get(key) != inputs[key]]
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / RECORD} cannot be read ({error})") from None
+        raise InputError(f"{folder / SETTINGS} cannot be read ({error}); use a new folder for --output") from None
     if differing:
         key = differing[0]
-        said = {"model": f"another model, that of {before.get('ckpt')}", "prompts": "other prompts"}
-        what = said.get(key, f"{key} {before.get(key)}, not {made_of[key]}")
-        raise InputError(f"--output {folder} was begun with {what}; go on with that, or give a new folder")
+        described = {"model": f"another model, {before.get('ckpt')}", "prompts": "other prompts"}
+        what = described.get(key, f"{key} {before.get(key)}, not {inputs[key]}")
+        raise InputError(f"--output {folder} was started with {what}; use the same again, or a new folder")
     for path, text in benchmark.texts.items():
         if not (folder / path).exists():
             write(folder / path, text.encode())
 
 
 def write(path: Path, content: bytes) -> None:
-    """Whole or not at all, whenever the process may be killed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # no scorer takes it for a picture
+    """Write a file so that it is complete or missing, even if the process is killed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # hidden, so that scorers ignore it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        raise InputError(f"{path} cannot be written: {error.strerror}; check --output") from None
 
 
 def png(picture: Tensor) -> bytes:
-    """(3, H, W) in [-1, 1] → the content of a file."""
+    """Encode (3, H, W) in [-1, 1] as the bytes of a PNG file."""
     buffer = io.BytesIO()
     to_pil(picture).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""`evaluate`: from a checkpoint to the numbers of a table."""
+"""`evaluate`: measure a checkpoint with metrics and print a table."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ from lit_transfusion.shapes.captions import ShapeCaptions
 from lit_transfusion.shapes.geneval import GenEvalShapes
 
 Columns = dict[str, float]
-SHOWN = 8  # pictures that are kept
+SHOWN = 8  # number of pictures to save
 
 
 def evaluate(
@@ -61,38 +61,39 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on held-out examples: losses and likelihoods, pictures and captions.
 
-    --metrics NAME NAME ... chooses; without it, all that download nothing are measured. One that cannot be measured
-    here is left out with its reason. --guidance_scale 1,1.5,3,5 measures those that draw once for each.
+    --metrics NAME NAME ... chooses the metrics; the default is all that download nothing. A metric that cannot be
+    measured is left out, and the reason is printed. --guidance_scale 1,1.5,3,5 repeats the metrics that sample at each
+    scale.
 
     Args:
         ckpt: Checkpoint of a run, a folder that `export` wrote, or its name on the Hugging Face hub.
         metrics: Short class names, or in a --config file with arguments; your own classes by their full path.
-        data: config.yaml of a run, whose `data.source` holds the examples; null takes the one of the checkpoint's run.
-        num_examples: Held-out examples that are judged on.
-        guidance_scale: Weight of the prompt against no prompt, 1 is none; several to compare them.
-        num_inference_steps: Denoising steps (paper: 250 with ddpm).
+        data: config.yaml of a run, whose `data.source` has the examples; null uses the config of the checkpoint's run.
+        num_examples: Number of held-out examples, at least 2.
+        guidance_scale: Weight of the prompt against the null prompt; 1 is no guidance. Give several to compare them.
+        num_inference_steps: Number of denoising steps (paper: 250 with ddpm).
         sampler: ddpm, ddim or dpm++.
-        seed: Of noise.
-        batch_size: Samples at once.
-        output: Directory for evaluation.json and the first pictures that were drawn; null keeps nothing.
+        seed: Seed for noise.
+        batch_size: Number of samples to process together.
+        output: Directory for evaluation.json and the first drawn pictures; null writes no files.
         ema: Use the averaged weights, if the checkpoint has them.
-        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
-        compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, since it has
-            to be compiled first. On a CPU it brings nothing.
+        device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
+        compile: Compile the net's blocks and replay its steps as CUDA graphs. Compilation takes time first, so it is
+            for many samples on a GPU; it is not faster on a CPU.
     """
     began = time.monotonic()
-    # All of them, so that a scale which cannot be is refused before anything is measured; the first is the subject's.
+    # Make the settings of all scales, so that an invalid scale is an error now; the subject uses the first.
     settings, *_ = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
     if metrics == []:
-        raise InputError("--metrics names no metric")
+        raise InputError("--metrics is empty: name at least one metric")
     for name, number, least in (("num_examples", num_examples, 2), ("batch_size", batch_size, 1)):
         if number < least:
-            raise InputError(f"{name} {number} is less than {least}")
+            raise InputError(f"{name} {number} is invalid: it must be at least {least}")
     pipeline = open_pipeline(ckpt, device, ema, compile)
-    pipeline.noise.sampler(sampler, num_inference_steps)  # refuses what it cannot do, before anything is measured
+    pipeline.noise.sampler(sampler, num_inference_steps)  # reports invalid settings before anything is measured
     if data:
         source = source_of(Path(data), pipeline.image_size)
-    else:  # nobody passed this one: it came with the checkpoint
+    else:  # the user did not pass this config: it was found next to the checkpoint
         with importing_only_what_is_allowed():
             source = source_of(config_beside(ckpt), pipeline.image_size, passed=False)
     metrics = default_metrics() if metrics is None else metrics
@@ -110,21 +111,21 @@ def evaluate(
         "skipped": skipped,
         "seconds": round(time.monotonic() - began, 1),
     }
-    kept = None if output is None else keep(result, subject, Path(output))  # before anything is printed
+    saved = None if output is None else save_result(result, subject, Path(output))  # before anything is printed
     if any(by_scale.values()):
         Console().print(table_of(by_scale, baselines, f"{ckpt}, {len(subject.examples)} examples"))
     cut = sum(caption_read(pipeline, prompt) != prompt for prompt in subject.prompts)
     if cut:
-        print(f"{cut} of {len(subject.prompts)} captions were cut to what a row of training has room for")
+        print(f"{cut} of {len(subject.prompts)} captions were too long for a training row and were cut")
     for name, reason in skipped.items():
         print(f"{name} was left out: {reason}")
-    if kept is not None:
-        print(kept)
+    if saved is not None:
+        print(saved)
 
 
 @contextmanager
 def quiet_backends() -> Iterator[None]:
-    """Each length of a prompt chooses its attention anew, and would say so."""
+    """Mute the log of attention backends, which would repeat the choice for each prompt length."""
     log = logging.getLogger("lit_transfusion.model.attention")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -137,8 +138,10 @@ def quiet_backends() -> Iterator[None]:
 def measure(
     metrics: list[Metric], subject: Subject, scales: list[float]
 ) -> tuple[dict[float, Columns], dict[str, str]]:
-    """Guidance scale → columns, and metric → reason for those that cannot be measured. What does not depend on
-    sampling is measured once, and stands in each."""
+    """Measure all metrics: guidance scale → columns, and metric → reason for those that cannot be measured.
+
+    Metrics that do not sample are measured once, and their columns are the same at each scale.
+    """
     once: Columns = {}
     skipped: dict[str, str] = {}
 
@@ -155,7 +158,7 @@ def measure(
             add(metric, subject, once)
     by_scale = {}
     for scale in scales:
-        judged = subject  # has the first scale; its pictures and the scores of each are kept
+        judged = subject  # has the first scale; its pictures and scores are saved
         if scale != scales[0]:
             judged = replace(subject, sampling=replace(subject.sampling, guidance_scale=scale), each={})
         by_scale[scale] = dict(once)
@@ -166,7 +169,7 @@ def measure(
 
 
 def baselines_of(metrics: list[Metric], subject: Subject) -> dict[str, Columns]:
-    """Baseline → columns, of all metrics that have some."""
+    """Collect the baselines of all metrics: name of the baseline → columns."""
     baselines: dict[str, Columns] = {}
     for metric in metrics:
         for name, columns in metric.baselines(subject).items():
@@ -175,7 +178,7 @@ def baselines_of(metrics: list[Metric], subject: Subject) -> dict[str, Columns]:
 
 
 def table_of(by_scale: dict[float, Columns], baselines: dict[str, Columns], title: str) -> Table:
-    """A row for each column of the metrics: the model at each scale, then the baselines."""
+    """Make a table with a row for each column of the metrics: the model at each scale, then the baselines."""
     heads = [f"guidance {scale:g}" for scale in by_scale] + list(baselines)
     table = Table("", *heads, title=title, show_header=len(heads) > 1)
     for column in next(iter(by_scale.values())):
@@ -184,10 +187,10 @@ def table_of(by_scale: dict[float, Columns], baselines: dict[str, Columns], titl
     return table
 
 
-def keep(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
-    """Write the result, and the pictures that were drawn for it; returns the file of the result."""
+def save_result(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
+    """Write the result and the first drawn pictures, and return the path of the result."""
     folder.mkdir(parents=True, exist_ok=True)
-    if "drawn" in vars(subject):  # a metric asked for pictures
+    if "drawn" in vars(subject):  # a metric has drawn pictures
         for i, image in enumerate(subject.drawn[:SHOWN]):
             save(to_pil(image), folder / "samples" / f"{i}.png")
         result["prompts"] = subject.prompts[:SHOWN]
@@ -199,36 +202,40 @@ def keep(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
 
 def check_scales(scales: list[float]) -> list[float]:
     if not scales or len(set(scales)) < len(scales):
-        raise InputError(f"guidance_scale {scales}: name at least one, and each once")
+        raise InputError(f"guidance_scale {scales} is invalid: give at least one scale, and each only once")
     return scales
 
 
 def config_beside(ckpt: str) -> Path:
-    """config.yaml of the run that wrote a checkpoint: RUN/checkpoints/NAME.ckpt → RUN/config.yaml."""
+    """The config.yaml of the run that wrote a checkpoint: RUN/checkpoints/NAME.ckpt → RUN/config.yaml."""
     path = Path(ckpt).absolute().parent.parent / "config.yaml"
     if not path.is_file():
         raise InputError(
-            f"{ckpt} is not in a run's folder, so what to judge it on is not known: give --data CONFIG.yaml"
+            f"no config.yaml found for {ckpt}, so the held-out examples are unknown; name a config with --data "
+            "CONFIG.yaml"
         )
     return path
 
 
 def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
-    """The source that a run's config names, for pictures of this size.
+    """Build the source of a run's config, for pictures of this size.
 
-    `passed` says whether the user gave the config, and not only a checkpoint that it lies beside.
+    Args:
+        path: The config.
+        image_size: Side of the pictures in pixels.
+        passed: Whether the user named the config; false if it was found next to the checkpoint.
     """
     contents = [content["data"] for _, content in compose(path) if isinstance(content.get("data"), dict)]
     sources = [data["source"] for data in contents if data.get("source")]
     sources = [{"class_path": source} if isinstance(source, str) else source for source in sources]
     if not sources:
-        raise InputError(f"{path} names no data.source; give the config.yaml of a run")
+        raise InputError(f"{path} has no data.source; use the config.yaml of a run")
     for class_path in [] if passed else [name for source in sources for name in class_paths(source)]:
         if "." in class_path and not is_within(class_path, [PACKAGE, *named]):
             raise InputError(f"{path}: {not_allowed(class_path)}; or pass the file: --data {path}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action=SourceFile)
-    for option in ("vocab_size", "character_coverage"):  # of the tokenizer, which SourceFile hands on, too
+    for option in ("vocab_size", "character_coverage"):  # options of the tokenizer, which SourceFile passes on, too
         parser.add_argument(f"--{option}", type=Any)
     parser.add_subclass_arguments(Source, "source")
     words = ["--config", str(path), "--source.init_args.image_size", str(image_size)]
@@ -242,19 +249,23 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
             source = parser.instantiate(options).source.pictures
     except ArgumentError as error:
         raise InputError(f"{path}: {one_line(error)}") from None
-    except InputError as error:  # such as data that are not where they were
-        raise InputError(f"{path}, data.source: {error}, or give --data CONFIG.yaml") from None
+    except InputError as error:  # such as data that have been moved
+        raise InputError(f"{path}, data.source: {error}, or use another config with --data CONFIG.yaml") from None
     if source.images_per_example > 1:
         raise InputError(
-            f"{path}: {type(source).__name__} yields edits, and captioned pictures are needed; see score_edits"
+            f"{path}: data.source {type(source).__name__} yields edits, but captioned pictures are needed; use "
+            "score_edits"
         )
     if source.images_per_example < 1:
-        raise InputError(f"{path}: {type(source).__name__} has no pictures, and captioned ones are needed")
+        raise InputError(
+            f"{path}: data.source {type(source).__name__} has no pictures, but captioned pictures are needed; use "
+            "another config with --data CONFIG.yaml"
+        )
     return source
 
 
 def default_metrics() -> list[Metric]:
-    """Those that download nothing."""
+    """The metrics that download nothing."""
     return [
         Perplexity(),
         DiffusionLoss(),

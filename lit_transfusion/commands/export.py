@@ -1,4 +1,4 @@
-"""`export`: from a checkpoint to a folder that can be given away."""
+"""`export`: write the model of a checkpoint to a folder that can be shared."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,15 +9,15 @@ from lit_transfusion.progress import reporting
 
 
 def export(ckpt: str, output: str, weights: Literal["ema", "raw"] = "ema") -> None:
-    """Write a folder with all that drawing and writing need, and nothing else of a run.
+    """Write a folder with everything that generation needs, and nothing else of a run.
 
-    It holds model.safetensors, config.json, tokenizer.model, the codec's weights if it has any, and a model card. Give
-    the folder to `generate --ckpt`, to `Pipeline.from_pretrained`, or to the Hugging Face hub.
+    It contains model.safetensors, config.json, tokenizer.model, the codec's weights if it has any, and a model card.
+    Use the folder with `generate --ckpt` or `Pipeline.from_pretrained`, or upload it to the Hugging Face hub.
 
     Args:
         ckpt: Checkpoint of a run: a file, or a folder of shards.
-        output: The folder. What is in it under the same names is replaced, but for the model card.
-        weights: ema takes the averaged weights, if the checkpoint has them; raw those that the optimiser has reached.
+        output: The folder. Existing files with the same names are replaced, except the model card.
+        weights: ema takes the averaged weights, if the checkpoint has them; raw takes the weights of the optimiser.
     """
     with reporting() as on_progress:
         on_progress(f"reading {ckpt}", 0, None)
@@ -25,7 +25,7 @@ def export(ckpt: str, output: str, weights: Literal["ema", "raw"] = "ema") -> No
         try:
             Path(output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output {output} cannot be made: {error.strerror}") from None
+            raise InputError(f"--output {output} cannot be created: {error.strerror}; use another folder") from None
         on_progress(f"writing {output}", 0, None)
         pipeline.save_pretrained(output)
     print(output)

@@ -1,4 +1,4 @@
-"""`generate`: from a checkpoint to pictures and text."""
+"""`generate`: draw pictures and write text with a checkpoint."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -38,37 +38,38 @@ def generate(
     compile: bool = False,
     **sampling: Any,
 ) -> None:
-    """Draw what a prompt says, say what a picture shows, change a picture, or let the model decide what comes next.
+    """Draw a prompt, describe a picture, edit a picture, or let the model choose text and pictures.
 
-    --prompt TEXT draws TEXT. --image FILE writes a caption. --edit FILE --instruction TEXT draws FILE changed as TEXT
-    says. --interleave goes on from the prompt, the picture or nothing, and draws where the model begins an image.
+    --prompt TEXT draws TEXT. --image FILE writes a caption. --edit FILE --instruction TEXT changes FILE as TEXT says.
+    --interleave continues the prompt, the picture or nothing, and draws wherever the model begins an image.
 
     Args:
-        ckpt: Checkpoint of a run, such as runs/quickstart/checkpoints/last.ckpt, of which nothing else is needed; or a
-            folder that `export` wrote, or its name on the Hugging Face hub.
-        prompt: What to draw, or what to go on from. May be given several times.
-        prompts: File of prompts, one a line, or .jsonl with {"prompt": ..., "seed": ...} a line.
-        image: Picture to describe, or to go on from.
+        ckpt: Checkpoint of a run, such as runs/quickstart/checkpoints/last.ckpt (no other file of the run is needed);
+            or a folder that `export` wrote, or its name on the Hugging Face hub.
+        prompt: Text to draw or to continue. May be given several times.
+        prompts: File of prompts, one on each line, or .jsonl with {"prompt": ..., "seed": ...} on each line.
+        image: Picture to describe or to continue.
         edit: Picture to change.
         instruction: How to change it.
         interleave: Let the model choose between writing and drawing.
-        num_images: Samples of each prompt (or picture), with seeds that follow one another.
-        output: PNG file for what is drawn, each with its caption; or a directory, for that, each picture by itself, and
-            samples.json with prompt, seed, text and stop reason of each.
-        contact_sheet: Also show how the pictures came out of noise, a row for each.
-        batch_size: Samples at once.
+        num_images: Number of samples for each prompt (or picture), with consecutive seeds.
+        output: PNG file for a grid of the pictures with their captions; or a directory for the grid, each picture, and
+            samples.json with prompt, seed, text and stop reason of each sample.
+        contact_sheet: Also save a picture of the denoising, one row for each sample.
+        batch_size: Number of samples to process together.
         ema: Use the averaged weights, if the checkpoint has them.
-        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
-        dtype: Of the net; bfloat16 is for GPUs: half the memory, faster products, some rounding.
-        compile: Compile the net's blocks and replay its steps as CUDA graphs: for many samples on a GPU, since it has
-            to be compiled first. On a CPU it brings nothing.
+        device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
+        dtype: Type of the net's weights and arithmetic; bfloat16, on GPUs, needs half the memory, and is faster and
+            less exact.
+        compile: Compile the net's blocks and replay its steps as CUDA graphs. Compilation takes time first, so it is
+            for many samples on a GPU; it is not faster on a CPU.
         sampling: How to sample; see Sampling.
     """
     settings = Sampling(**sampling)
     check_task(prompt, prompts, image, edit, instruction, interleave, contact_sheet)
     for name, count in (("num_images", num_images), ("batch_size", batch_size)):
         if count < 1:
-            raise InputError(f"{name} {count} is less than 1")
+            raise InputError(f"{name} {count} is invalid: it must be at least 1")
     gallery = Gallery(output)
     requests = read_prompt_file(prompts) if prompts else [Request(text) for text in prompt or (instruction,)]
 
@@ -84,7 +85,7 @@ def generate(
     else:
         images, limited = Images.FORCED, settings.one_image()
     name = f"prompts {prompts}: the prompt" if prompts else "--instruction" if edit else "--prompt"
-    check_lengths(pipeline, documents, images is Images.FORCED, name)  # all of them, before the first is drawn
+    check_lengths(pipeline, documents, images is Images.FORCED, name)  # check all before the first is drawn
 
     orders = number_samples(requests, num_images, settings.seed)
     exhibits, frames = [], Frames(pipeline.codec, settings.num_inference_steps)
@@ -112,15 +113,15 @@ def generate(
                 exhibits.append(exhibit(pipeline, sample, requests[number].prompt, seed))
             on_progress(doing, start + len(batch), len(orders))
 
-    kept = gallery.keep(exhibits, given, {"ckpt": ckpt, "image": file, "settings": asdict(settings)})
+    paths = gallery.save_samples(exhibits, given, {"ckpt": ckpt, "image": file, "settings": asdict(settings)})
     if frames.columns:
-        kept.append(gallery.keep_picture(to_pil_image(frames.sheet()), "denoising"))
-    for shown in exhibits:  # only now: whatever becomes of the output, what was drawn is kept
+        paths.append(gallery.save_picture(to_pil_image(frames.sheet()), "denoising"))
+    for shown in exhibits:  # printed last, so that the files are written even if printing fails
         if images is not Images.FORCED:
             print(shown.whole_text)
         if images is Images.CHOSEN:
             print(f"(stopped by: {shown.stop_reason}{'' if shown.pictures else '; the model began no image'})")
-    for path in kept:
+    for path in paths:
         print(path)
 
 
@@ -133,36 +134,37 @@ def check_task(
     interleave: bool,
     contact_sheet: bool,
 ) -> None:
-    """What does not go together is refused, rather than that some of it is left out in silence."""
+    """Check that the options can be combined, so that none is silently ignored."""
     if (edit is None) != (instruction is None):
-        raise InputError("--edit FILE and --instruction TEXT go together: what to change, and how")
+        raise InputError("--edit and --instruction need each other: use --edit FILE --instruction TEXT")
     if prompt and prompts:
-        raise InputError("--prompt and --prompts: give one of them")
+        raise InputError("--prompt and --prompts cannot be combined: use only one of them")
     given = {"--prompt": prompt or prompts, "--image": image, "--edit": edit, "--interleave": interleave}
     asked = [name for name, value in given.items() if value]
     if not asked:
         raise InputError(
-            "nothing to do: give --prompt TEXT to draw, --image FILE to describe, --edit FILE --instruction TEXT to "
-            "change a picture, or --interleave to let the model decide"
+            "nothing to do: use --prompt TEXT to draw, --image FILE to describe, --edit FILE --instruction TEXT to "
+            "change a picture, or --interleave to let the model choose"
         )
     if edit is not None and len(asked) > 1:
-        raise InputError(f"--edit and {next(name for name in asked if name != '--edit')} do not go together")
+        other = next(name for name in asked if name != "--edit")
+        raise InputError(f"--edit and {other} cannot be combined: use only one of them")
     if contact_sheet and asked == ["--image"]:
-        raise InputError("--contact_sheet shows how pictures are drawn, and --image alone draws none")
+        raise InputError("--contact_sheet needs pictures, but --image alone draws none: remove it, or add --interleave")
     if asked == ["--prompt", "--image"]:
-        raise InputError("--prompt draws and --image describes: give one of them, or add --interleave")
+        raise InputError("--prompt draws and --image describes: use only one of them, or add --interleave")
 
 
 def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple[int, int]]:
-    """The number of the request and the seed of each sample."""
+    """The index of the request and the seed of each sample."""
     firsts = [seed + i * count if request.seed is None else request.seed for i, request in enumerate(requests)]
     return [(number, first + i) for number, first in enumerate(firsts) for i in range(count)]
 
 
 def open_picture(path: str, image_size: int) -> Tensor:
-    """(3, image_size, image_size) in [-1, 1], cropped and resized as in training."""
+    """Read a picture as (3, image_size, image_size) in [-1, 1], cropped and resized as in training."""
     if not Path(path).is_file():
-        raise InputError(f"picture {path} not found")
+        raise InputError(f"picture {path} not found; check the path")
     try:
         return read_image(path, image_size)
     except ValueError as error:

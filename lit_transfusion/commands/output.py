@@ -1,4 +1,4 @@
-"""What the `generate` command leaves behind: pictures, and what was asked for and how."""
+"""Write the files of the `generate` command: pictures, and samples.json with prompts, seeds and settings."""
 
 import json
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from lit_transfusion.generation.sample_state import Generated
 
 
 class Exhibit(NamedTuple):
-    """One sample as people see it."""
+    """One decoded sample."""
 
     prompt: str | None
     seed: int
-    text: str  # what was written, [image] where an image stands
-    pictures: list[Tensor]  # those that were drawn, (3, S, S) in [-1, 1]
+    text: str  # the generated text, with [image] in place of each image
+    pictures: list[Tensor]  # the drawn pictures, (3, S, S) in [-1, 1]
     stop_reason: str
 
     @property
     def whole_text(self) -> str:
-        """From the prompt on."""
+        """The prompt and the generated text."""
         return f"{self.prompt or ''} {self.text}".strip()
 
 
@@ -42,48 +42,47 @@ def exhibit(pipeline: Pipeline, sample: Generated, prompt: str | None, seed: int
 
 
 class Gallery:
-    """Where things are kept: one picture file, or a directory for all there is.
+    """Writes samples to one picture file, or to a directory.
 
     Args:
-        output: A .png (or the like) for the grid, or a directory for the grid, each picture by itself and
-            samples.json.
+        output: A picture file, such as .png, for the grid; or a directory for the grid, each picture and samples.json.
     """
 
     def __init__(self, output: str) -> None:
         self.path = Path(output)
         self.is_directory = self.path.is_dir() or not self.path.suffix
         if not self.is_directory:
-            picture_path(output, otherwise="is no directory, and ")
+            picture_path(output, otherwise="is not a directory and ")
 
     def open(self) -> None:
-        """Make the directory, so that what cannot be written is found out before anything is drawn."""
+        """Create the directory, so that an invalid path is an error before anything is drawn."""
         try:
             (self.path if self.is_directory else self.path.parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output {self.path} cannot be written: {error.strerror}") from None
+            raise InputError(f"--output {self.path} cannot be written: {error.strerror}; use another path") from None
 
-    def keep(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
-        """Write everything, in the grid after the picture (3, S, S) that was given; returns what to look at."""
+    def save_samples(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
+        """Write all samples and return the paths of the main files. The grid starts with `given`, (3, S, S), if any."""
         tiles = [(picture, shown.whole_text.replace("[image]", "")) for shown in exhibits for picture in shown.pictures]
-        kept = []
+        paths = []
         if tiles:
             tiles = tiles if given is None else [(given, "(given)"), *tiles]
             pictures, captions = zip(*tiles, strict=True)
-            kept.append(self.keep_picture(captioned_grid(torch.stack(pictures), captions), "grid"))
+            paths.append(self.save_picture(captioned_grid(torch.stack(pictures), captions), "grid"))
         if self.is_directory:
-            samples = [self._keep_sample(number, shown) for number, shown in enumerate(exhibits)]
-            kept.append(self.path / "samples.json")
-            kept[-1].write_text(
+            samples = [self._save_sample(number, shown) for number, shown in enumerate(exhibits)]
+            paths.append(self.path / "samples.json")
+            paths[-1].write_text(
                 json.dumps(settings | {"samples": samples}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-        return kept
+        return paths
 
-    def keep_picture(self, picture: Image.Image, name: str) -> Path:
+    def save_picture(self, picture: Image.Image, name: str) -> Path:
         if self.is_directory:
             return save(picture, self.path / f"{name}.png")
         return save(picture, self.path if name == "grid" else self.path.with_stem(f"{self.path.stem}_{name}"))
 
-    def _keep_sample(self, number: int, shown: Exhibit) -> dict[str, Any]:
+    def _save_sample(self, number: int, shown: Exhibit) -> dict[str, Any]:
         names = [f"{number:04d}.png" if i == 0 else f"{number:04d}_{i}.png" for i in range(len(shown.pictures))]
         for picture, name in zip(shown.pictures, names, strict=True):
             save(to_pil(picture), self.path / name)

@@ -1,4 +1,4 @@
-"""Prompts from a file."""
+"""Read prompts from a file."""
 
 import json
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from lit_transfusion.text_reader import is_encodable, read_text, split_lines, su
 
 class Request(NamedTuple):
     prompt: str | None = None
-    seed: int | None = None  # of its first sample; None: in its turn
+    seed: int | None = None  # seed of its first sample; None: follows from the seed of the command
 
 
 def read_prompt_file(path: str) -> list[Request]:
-    """One prompt a line; or, in a .jsonl file, one {"prompt": ..., "seed": ...} a line, with or without the seed."""
+    """Read one prompt from each line; lines of a .jsonl file are {"prompt": ..., "seed": ...} with an optional seed."""
     lines = split_lines(read_text(path, f"prompts {path}"))
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
-        raise InputError(f"prompts {path} holds no prompt")
+        raise InputError(f"prompts {path} contains no prompts; use a file with at least one")
     if suffix(path) != ".jsonl":
         return [Request(line) for _, line in numbered]
     return [read_json_line(line, f"prompts {path}, line {number}") for number, line in numbered]
@@ -27,14 +27,14 @@ def read_json_line(line: str, place: str) -> Request:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{place}: {error.msg}") from None
+        raise InputError(f"{place} is not valid JSON: {error.msg}") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-        raise InputError(f'{place} is not of the form {{"prompt": "...", "seed": 0}}')
+        raise InputError(f'{place} is invalid: it must have the form {{"prompt": "...", "seed": 0}}')
     if not is_encodable(entry["prompt"]):
-        raise InputError(f"{place}: the prompt contains half of a surrogate pair, which is no character; remove it")
+        raise InputError(f"{place}: the prompt contains half of a surrogate pair, which is not a character; remove it")
     unknown = [key for key in entry if key not in Request._fields]
     if unknown:
-        raise InputError(f"{place}: unknown key {unknown[0]!r}; known: {', '.join(Request._fields)}")
+        raise InputError(f"{place}: unknown key {unknown[0]!r}; use only {', '.join(Request._fields)}")
     if not isinstance(entry.get("seed", 0), int):
-        raise InputError(f"{place}: seed {entry['seed']!r} is not a whole number")
+        raise InputError(f"{place}: seed {entry['seed']!r} is invalid: it must be an integer")
     return Request(**entry)

@@ -1,4 +1,4 @@
-"""`rank_choices`: how often a checkpoint finds the right ending of a text the likeliest, on tasks of lm-eval."""
+"""`rank_choices`: measure how often a checkpoint finds the right ending of a text the likeliest, with lm-eval tasks."""
 
 from rich.console import Console
 from rich.table import Table
@@ -19,31 +19,31 @@ def rank_choices(
     batch_size: int = 64,
     device: str | None = None,
 ) -> None:
-    """Read the endings that tasks offer, and count how often the right one is the likeliest. No picture is involved.
+    """Measure the accuracy of choosing the likeliest of several text endings. Pictures are not used.
 
     Args:
-        ckpt: Checkpoint of a run, or what was exported from one.
+        ckpt: Checkpoint of a run, or a folder that `export` wrote.
         task: A task of lm-eval, of `include_path`, or our own `shape_language`, which needs no network. May be given
-            several times; null takes the commonsense tasks of Llama's suite (paper, 4.1), with data from the hub.
+            several times; null uses the commonsense tasks of Llama's suite (paper, 4.1), with data from the hub.
         include_path: Folder with YAML files of more tasks.
-        limit: Questions of each task at most; null for all.
-        num_fewshot: Questions shown with their answers before each; null for what the task says, or none.
-        batch_size: Texts at once.
-        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
+        limit: The most questions of each task; null for all.
+        num_fewshot: Number of example questions with answers before each question; null uses the task's number, or 0.
+        batch_size: Number of texts to process together.
+        device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} is less than 1")
+        raise InputError(f"batch_size {batch_size} is invalid: it must be at least 1")
     metric = RankedClassification(tuple(task or LLAMA_SUITE), include_path, limit, num_fewshot)
     pipeline = open_pipeline(ckpt, device)
     try:
         with reporting() as on_progress:
             on_progress("reading", 0, None)
-            found = metric.accuracies(pipeline, batch_size, on_progress)
+            accuracies = metric.accuracies(pipeline, batch_size, on_progress)
     except Unavailable as error:
         raise InputError(str(error)) from None
     table = Table("task", "accuracy")
-    for name, accuracy in found.items():
+    for name, accuracy in accuracies.items():
         table.add_row(name, f"{100 * accuracy:.1f} %")
     table.add_section()
-    table.add_row("mean", f"{100 * sum(found.values()) / len(found):.1f} %")
+    table.add_row("mean", f"{100 * sum(accuracies.values()) / len(accuracies):.1f} %")
     Console().print(table)

@@ -1,4 +1,4 @@
-"""`train_tokenizer`: from captions and texts to a tokenizer.model, and what it makes of held-out ones."""
+"""`train_tokenizer`: train a tokenizer.model on captions and texts, and measure it on held-out ones."""
 
 import os
 import random
@@ -19,17 +19,17 @@ from lit_transfusion.data.types import EditExample, Example, Skipped, TextExampl
 from lit_transfusion.errors import InputError
 from lit_transfusion.progress import OnProgress, Progress
 
-SMALLEST = 260  # the bytes, three controls, and a letter
-HELD_OUT_EXAMPLES = 500  # of each source, that it is tried on at most
+SMALLEST = 260  # 256 bytes, three control tokens and one letter
+HELD_OUT_EXAMPLES = 500  # the most held-out examples of each source
 HELD_OUT_CHARACTERS = 1_000_000
 
 
-class Found(NamedTuple):
-    """What a tokenizer makes of some texts."""
+class Measured(NamedTuple):
+    """Statistics of a tokenizer on some texts."""
 
     bytes_per_token: float
-    tokens_per_word: float  # words are what stands between spaces
-    single_bytes: float  # share of the tokens that are bytes, of letters that have no piece
+    tokens_per_word: float  # words are separated by spaces
+    single_bytes: float  # share of the tokens that are single bytes, of letters without a piece
 
 
 def train_tokenizer(
@@ -40,25 +40,25 @@ def train_tokenizer(
     character_coverage: float | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Train a SentencePiece tokenizer, as Llama 2's, on the captions and texts of a source.
+    """Train a SentencePiece tokenizer, like that of Llama 2, on the captions and texts of a source.
 
-    It is byte-pair encoding with byte fallback, so that any text can be written. Each digit is a piece, and of texts
-    each space and line is kept. Training sees the training split only; then it is tried on what is held out.
+    It uses byte-pair encoding with byte fallback, so that it can encode any text. Each digit is a piece, and the spaces
+    and line breaks of texts are kept. It is trained on the training split, and then measured on the held-out split.
 
-    --config takes the file of a run, too: its data.source and data.vocab_size are then those of this command. So are
-    --data.source and --data.vocab_size on the command line, as `fit` has them.
+    --config also accepts the config of a run: its data.source and data.vocab_size are used. --data.source and
+    --data.vocab_size work on the command line, too, as for `fit`.
 
     Args:
         source: Where captions and texts come from, as in a run's `data.source`.
-        vocab_size: Most pieces, the 256 bytes and 3 controls included (Llama 2: 32,000). There are fewer where the
-            texts do not hold as many.
+        vocab_size: The most pieces, including the 256 bytes and 3 control tokens (Llama 2: 32,000). There are fewer if
+            the texts do not have enough.
         output: File for the tokenizer.
-        characters: Of each source in a mix, about so many are trained on at most: a fair sample of larger ones. All of
-            them are in memory at once, some ten bytes for each.
-        character_coverage: Share of all characters whose letters have pieces of their own, in [0.98, 1]. Rarer letters
-            are written as bytes. Null: 0.99995 as in Llama 2, or 0.9995 where there are more than 1,000 different ones
-            (Chinese, Japanese, Korean); where these do not fit, the most frequent, in half of the room.
-        overwrite: Replace a file that holds another tokenizer.
+        characters: About the most characters to train on from each source of a mix; larger sources are sampled evenly.
+            They are all in memory at the same time, at about ten bytes each.
+        character_coverage: Share of all characters whose letters have their own pieces, in [0.98, 1]. Rarer letters are
+            encoded as bytes. Null: 0.99995 as in Llama 2, or 0.9995 if there are more than 1,000 different letters
+            (Chinese, Japanese, Korean); if these do not fit, the most frequent ones, in half of the vocabulary.
+        overwrite: Replace a file that contains another tokenizer.
     """
     path = Path(output)
     check(path, vocab_size, characters, character_coverage, overwrite)
@@ -74,37 +74,41 @@ def train_tokenizer(
         progress.say(f"training on {len(passages):,} captions and passages of {size:,} characters")
         on_progress("training", 0, None)
         tokenizer = Tokenizer.train(passages, vocab_size, source.has_texts, character_coverage)
-        keep(tokenizer, path, overwrite)
-        found = {
+        save(tokenizer, path, overwrite)
+        measured = {
             name or type(part).__name__: measure(tokenizer, part.split("val"), on_progress)
             for name, part in source.parts.items()
         }
-    report(tokenizer, path, vocab_size, found)
+    report(tokenizer, path, vocab_size, measured)
 
 
 def check(path: Path, vocab_size: int, characters: int, character_coverage: float | None, overwrite: bool) -> None:
-    """Refuse at once what would else be refused after minutes of training."""
+    """Report invalid options now rather than after minutes of training."""
     if vocab_size < SMALLEST:
-        raise InputError(f"vocab_size {vocab_size} is less than {SMALLEST}: 256 bytes, 3 controls and a letter")
+        raise InputError(
+            f"vocab_size {vocab_size} is too small: 256 bytes, 3 control tokens and a letter need at least {SMALLEST}"
+        )
     if characters < 1:
-        raise InputError(f"characters {characters} is less than 1")
-    if character_coverage is not None and not 0.98 <= character_coverage <= 1:  # what SentencePiece takes
-        raise InputError(f"character_coverage {character_coverage} is not between 0.98 and 1")
+        raise InputError(f"characters {characters} is invalid: it must be at least 1")
+    if character_coverage is not None and not 0.98 <= character_coverage <= 1:  # the range of SentencePiece
+        raise InputError(f"character_coverage {character_coverage} is invalid: it must be between 0.98 and 1")
     if path.is_dir():
-        raise InputError(f"--output {path} is a folder; give a file in it, such as {path / 'tokenizer.model'}")
+        raise InputError(f"--output {path} is a folder; use a file in it, such as {path / 'tokenizer.model'}")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"--output {path} cannot be written in {folder}")
+        raise InputError(f"--output {path} cannot be written: {folder} is not a writable folder; use another path")
     if path.exists() and not overwrite:
         try:
             Tokenizer.from_file(str(path))
         except InputError:
-            raise InputError(f"--output {path} is there and no tokenizer; give another name, or --overwrite") from None
+            raise InputError(
+                f"--output {path} exists and is not a tokenizer; use another name, or --overwrite to replace it"
+            ) from None
 
 
 def passages_for(source: Source, characters: int, on_progress: OnProgress) -> list[str]:
-    """What a source says, in passages that SentencePiece takes: all, or a fair sample of about so many characters."""
-    if source.images_per_example:  # its pictures need not be read
+    """The texts of a source as passages for SentencePiece; an even sample if there are more than about `characters`."""
+    if source.images_per_example:  # its captions can be read without its pictures
         texts = source.captions()
         size = sum(map(len, texts))
         if size > characters:
@@ -115,10 +119,10 @@ def passages_for(source: Source, characters: int, on_progress: OnProgress) -> li
 
 
 def read_texts(source: Source, most: int, characters: int, on_progress: OnProgress) -> Iterator[str]:
-    """What the examples of a source say, taken at random: of so many at most, until there are so many characters."""
+    """The texts of randomly chosen examples: at most `most` examples, until there are `characters` characters."""
     size = 0
     for index in islice(shuffled(len(source), seed=0), most):
-        for text in said_in(source[int(index)]):
+        for text in texts_of(source[int(index)]):
             yield text
             size += len(text)
         on_progress("reading", size, characters)
@@ -126,7 +130,7 @@ def read_texts(source: Source, most: int, characters: int, on_progress: OnProgre
             return
 
 
-def said_in(example: Example | EditExample | TextExample | Skipped) -> tuple[str, ...]:
+def texts_of(example: Example | EditExample | TextExample | Skipped) -> tuple[str, ...]:
     match example:
         case Example():
             return example.captions
@@ -138,12 +142,12 @@ def said_in(example: Example | EditExample | TextExample | Skipped) -> tuple[str
             return ()
 
 
-def keep(tokenizer: Tokenizer, path: Path, overwrite: bool) -> None:
-    """Write the file, unless one is there that holds another tokenizer."""
+def save(tokenizer: Tokenizer, path: Path, overwrite: bool) -> None:
+    """Write the file; an error if it already contains another tokenizer, without `overwrite`."""
     if path.exists() and not overwrite:
         if path.read_bytes() != tokenizer.model:
             raise InputError(
-                f"--output {path} holds another tokenizer than this one; give another name, or --overwrite"
+                f"--output {path} contains another tokenizer; use another name, or --overwrite to replace it"
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +155,8 @@ def keep(tokenizer: Tokenizer, path: Path, overwrite: bool) -> None:
         file.write(tokenizer.model)
 
 
-def measure(tokenizer: Tokenizer, source: Source, on_progress: OnProgress) -> Found | None:
-    """What the tokenizer makes of a source that it was not trained on; None of an empty one."""
+def measure(tokenizer: Tokenizer, source: Source, on_progress: OnProgress) -> Measured | None:
+    """Measure the tokenizer on a source that it was not trained on; None if the source is empty."""
     size = words = 0
     tokens: list[int] = []
     for text in read_texts(source, HELD_OUT_EXAMPLES, HELD_OUT_CHARACTERS, on_progress):
@@ -162,14 +166,14 @@ def measure(tokenizer: Tokenizer, source: Source, on_progress: OnProgress) -> Fo
     if not words:
         return None
     single_bytes = sum(map(tokenizer.is_byte, tokens))
-    return Found(size / len(tokens), len(tokens) / words, single_bytes / len(tokens))
+    return Measured(size / len(tokens), len(tokens) / words, single_bytes / len(tokens))
 
 
-def report(tokenizer: Tokenizer, path: Path, vocab_size: int, found: dict[str, Found | None]) -> None:
-    fewer = f" (not {vocab_size}: the texts hold no more)" if tokenizer.boi < vocab_size else ""
+def report(tokenizer: Tokenizer, path: Path, vocab_size: int, measured: dict[str, Measured | None]) -> None:
+    fewer = f" (not {vocab_size}: the texts have no more)" if tokenizer.boi < vocab_size else ""
     print(f"{path}: {tokenizer.boi} pieces{fewer}")
-    table = Table("tried on what is held out", "bytes per token", "tokens per word", "single bytes")
-    for name, one in found.items():
+    table = Table("measured on held-out texts", "bytes per token", "tokens per word", "single bytes")
+    for name, one in measured.items():
         numbers = ["nothing is held out", "", ""]
         if one is not None:
             numbers = [f"{one.bytes_per_token:.2f}", f"{one.tokens_per_word:.2f}", f"{100 * one.single_bytes:.2f} %"]

@@ -1,4 +1,4 @@
-"""Measures of a trained model. Each metric is named by its short class name, in YAML and on the command line."""
+"""Metrics of a trained model, named by their short class names in YAML and on the command line."""
 
 from lit_transfusion.evaluation.caption_use import CaptionUseGap
 from lit_transfusion.evaluation.captions import BLEU, CIDEr

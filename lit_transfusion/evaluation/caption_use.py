@@ -1,4 +1,4 @@
-"""Whether a model looks at its captions at all when it draws."""
+"""Metric of how much a model uses its captions when it draws."""
 
 from collections.abc import Sequence
 from random import Random
@@ -10,20 +10,20 @@ from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 
 
 class CaptionUseGap(Metric):
-    """How much worse pictures are denoised after another picture's caption than after their own.
+    """Increase of the diffusion loss if each picture follows the caption of another picture instead of its own.
 
-    `caption_use_gap` is L_DDPM after the wrong captions less that after the right ones, on the same noise and
+    `caption_use_gap` is L_DDPM after wrong captions minus L_DDPM after the right ones, with the same noise and
     timesteps (see `DiffusionLoss`); `caption_use_gap_relative` is the same in per cent of the loss after the right
-    ones. A model that draws whatever the caption says is at 0. Since all else is equal, the gap stands out of the noise
-    long before pictures do that anyone would call right.
+    captions. A model that ignores its captions has a gap of 0. Since everything else is equal, the gap is measurable
+    long before the drawn pictures look right.
 
-    The wrong captions are the right ones dealt anew, so that on both sides the same captions stand before the same
-    pictures, and a liking for some of them cancels out. No picture is dealt one of its own captions, word for word.
-    Another's may be true of it all the same, as "an animal" is of many; such a pair adds nothing to the gap, which is
-    smaller for it, by as much for every model that is judged on the same examples.
+    The wrong captions are a permutation of the right ones: both losses use the same captions and the same pictures, so
+    that a preference for some captions cancels out. No picture gets one of its own captions, word for word. A wrong
+    caption may still be true of a picture, as "an animal" often is. Such pairs make the gap smaller, by the same share
+    for every model that is measured on the same examples.
 
     Args:
-        seed: Of noise and timesteps, and of how the captions are dealt.
+        seed: Seed for noise, timesteps and the permutation of the captions.
     """
 
     columns: ClassVar[dict[str, str]] = {"caption_use_gap": "more", "caption_use_gap_relative": "more"}
@@ -43,23 +43,26 @@ class CaptionUseGap(Metric):
 
 
 def others_captions(examples: Sequence[Example], captions: Sequence[str], seed: int) -> list[str]:
-    """The captions dealt anew, so that no example gets one of its own.
+    """Permute the captions so that no example gets one of its own.
 
     Raises:
-        Unavailable: The examples are too alike for that.
+        Unavailable: The captions are too similar for such a permutation.
     """
     random, own = Random(seed), [set(example.captions) for example in examples]
-    for _ in range(100):  # one deal that swaps cannot mend is rare, and says nothing of the next
-        dealt = random.sample(list(captions), len(captions))
-        for i in range(len(dealt)):
-            if dealt[i] not in own[i]:
+    for _ in range(100):  # swaps rarely fail to fix a permutation; then the next one is independent
+        permuted = random.sample(list(captions), len(captions))
+        for i in range(len(permuted)):
+            if permuted[i] not in own[i]:
                 continue
-            for j in random.sample(range(len(dealt)), len(dealt)):
-                if dealt[i] not in own[j] and dealt[j] not in own[i]:
-                    dealt[i], dealt[j] = dealt[j], dealt[i]
+            for j in random.sample(range(len(permuted)), len(permuted)):
+                if permuted[i] not in own[j] and permuted[j] not in own[i]:
+                    permuted[i], permuted[j] = permuted[j], permuted[i]
                     break
             else:
-                break  # no partner for this one
+                break  # nothing to swap this one with
         else:
-            return dealt
-    raise Unavailable("the held-out captions are too alike: there is none for each picture that is not its own")
+            return permuted
+    raise Unavailable(
+        "the held-out captions are too similar: not every picture can get a caption that is not its own; use more or "
+        "other examples"
+    )

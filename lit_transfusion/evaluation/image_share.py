@@ -1,4 +1,4 @@
-"""How often a model begins an image of its own accord."""
+"""Metric of how often a model itself begins an image."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -11,24 +11,24 @@ from lit_transfusion.generation.sample_state import StopReason
 
 
 class ImageShare(Metric):
-    """The share of the prompts, in [0, 1], after which the model itself begins an image.
+    """Share of the prompts, in [0, 1], after which the model itself begins an image.
 
-    It may write text first, fewer than `max_new_tokens` tokens.
-    Other metrics make it begin one, whatever it would write; this one tells whether that was needed. Nothing is drawn.
+    It may first write text, of fewer than `max_new_tokens` tokens. Other metrics force the image; this metric shows
+    whether that is needed. No image is drawn.
 
     Args:
-        max_new_tokens: Text tokens after which it is taken to begin none.
+        max_new_tokens: A sample with this many text tokens and no image counts as one without an image.
     """
 
     columns: ClassVar[dict[str, str]] = {"image_share": "more"}
 
     def __init__(self, max_new_tokens: int = 64) -> None:
         if max_new_tokens < 1:
-            raise InputError(f"ImageShare: max_new_tokens {max_new_tokens} leaves no room to begin an image")
+            raise InputError(f"ImageShare.max_new_tokens {max_new_tokens} is invalid: it must be at least 1")
         self.max_new_tokens = max_new_tokens
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        # With room for no image a sample ends where it would begin one.
+        # With max_images=0, a sample ends where it would begin an image.
         sampling = replace(subject.sampling, max_images=0, max_new_tokens=self.max_new_tokens, guidance_scale=1.0)
         begun = 0
         for rows in subject.batches(len(subject.prompts)):

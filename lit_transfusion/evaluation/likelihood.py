@@ -1,6 +1,6 @@
-"""What a model makes of whole documents: how likely it finds their text, and how well it denoises their images.
+"""Log-likelihoods of the text and diffusion losses of the images of whole documents.
 
-Nothing is sampled. The net reads each document once, as in training, under the same visibility and the same positions.
+Nothing is sampled. The net reads each document once, with the same visibility and positions as in training.
 
     document = caption_given_image(pipeline, "a red circle", latents)
     text_likelihoods(pipeline, [document])[0].log_probability
@@ -25,15 +25,15 @@ from lit_transfusion.progress import OnProgress, silent
 
 
 class TextLikelihood(NamedTuple):
-    """Of the learned text tokens of a document, BOI and EOS among them where they are learned."""
+    """The likelihood of the learned text tokens of a document, including BOI and EOS if they are learned."""
 
-    log_probability: float  # of all of them together, in nats
+    log_probability: float  # sum over the tokens, in nats
     num_tokens: int
-    is_greedy: bool  # whether each is the likeliest token at its place
+    is_greedy: bool  # whether each token is the likeliest at its position
 
 
 class Noised(NamedTuple):
-    """How noisy the images of some documents are: an entry for each image, in the order in which they are read."""
+    """Timestep and noise for each image of some documents, in reading order."""
 
     timesteps: Tensor  # (N,) int64
     noise: Tensor  # (N, C, H, W)
@@ -47,14 +47,17 @@ def text_likelihoods(
     noised: Noised | None = None,
     on_progress: OnProgress = silent,
 ) -> list[TextLikelihood]:
-    """How likely the text of each document is, given all that stands before it there.
+    """The likelihood of each document's learned text, given everything before it in the document.
 
     Args:
         pipeline: The net and its parts.
-        documents: Their images are latents. They may be of different lengths, none longer than those of training.
-        batch_size: Documents at once; the result does not depend on it.
-        noised: How noisy the images are shown; None shows them as the sampler does, clean at t = 0.
-        on_progress: Told how many documents are read.
+        documents: Documents with latents as images, of any lengths that training allows.
+        batch_size: Number of documents to process together; the result does not depend on it.
+        noised: Timesteps and noise for the images; None shows them clean at t = 0, as the sampler does.
+        on_progress: Called with the number of documents that are done.
+
+    Raises:
+        InputError: A document is longer than a training row.
     """
     likelihoods = [TextLikelihood(0.0, 0, True)] * len(documents)
     done = 0
@@ -83,24 +86,27 @@ def image_losses(
     batch_size: int = 64,
     on_progress: OnProgress = silent,
 ) -> Tensor:
-    """L_DDPM of each image, as training computes it (paper, Equation 3), whether it is one that is learned or not.
+    """L_DDPM of each image, as in training (paper, Equation 3), including images with `learn=False`.
 
     Args:
         pipeline: The net and its parts.
-        documents: Their images are clean latents. They may be of different lengths.
-        noised: How noisy the images are shown.
-        batch_size: Documents at once; the result does not depend on it.
-        on_progress: Told how many documents are read.
+        documents: Documents with clean latents as images, of any lengths that training allows.
+        noised: Timesteps and noise for the images.
+        batch_size: Number of documents to process together; the result does not depend on it.
+        on_progress: Called with the number of documents that are done.
 
     Returns:
-        (N,) float32 on the host, in the order of `noised`.
+        (N,) float32 on the CPU, in the order of `noised`.
+
+    Raises:
+        InputError: A document is longer than a training row.
     """
     losses = torch.zeros(len(noised.timesteps))
     done = 0
     for places, batch, images, timesteps, numbers in batches(pipeline, documents, batch_size, noised):
         on_progress("denoising", done, len(documents))
         done += len(places)
-        nowhere = batch.target_positions[:0]  # the head is the widest layer, and nobody asks for text
+        nowhere = batch.target_positions[:0]  # no logits: the head is the widest layer
         prediction = predict(pipeline, batch, images, timesteps, nowhere)[1]
         noise = noised.noise[numbers].to(images.device)
         target = pipeline.noise.target(batch.images, noise, timesteps)
@@ -111,24 +117,24 @@ def image_losses(
 def batches(
     pipeline: Pipeline, documents: Sequence[Document], batch_size: int, noised: Noised | None
 ) -> Iterator[tuple[list[int], PackedBatch, Tensor, Tensor, Tensor]]:
-    """Batches with a row for each document, those of like lengths together, on the device of the net.
+    """Yield batches of documents with similar lengths, one document a row, on the device of the net.
 
-    Each with the numbers of its documents, its images (N, C, H, W) as the net is to see them, their timesteps (N,), and
-    their numbers (N,) among all images.
+    Each comes with the indices of its documents, its noised images (N, C, H, W), their timesteps (N,), and their
+    indices (N,) among all images.
     """
     device = pipeline.net.head.weight.device
     flat = [flatten(document, pipeline.tokenizer, pipeline.patches_per_image) for document in documents]
     lengths = [len(document.tokens) for document in flat]
     if pipeline.sequence_length is not None and max(lengths, default=0) > pipeline.sequence_length:
         raise InputError(
-            f"a document takes {max(lengths)} positions; the model was trained on no more than "
-            f"{pipeline.sequence_length}"
+            f"a document is too long: it needs {max(lengths)} positions, and the training rows of the model have "
+            f"{pipeline.sequence_length}; use shorter documents"
         )
     first_image = list(accumulate((len(document.images) for document in flat), initial=0))
     if noised is not None and not len(noised.timesteps) == len(noised.noise) == first_image[-1]:
         raise ValueError(
-            f"{len(noised.timesteps)} timesteps and noise for {len(noised.noise)} images, of which there are "
-            f"{first_image[-1]}"
+            f"{len(noised.timesteps)} timesteps and {len(noised.noise)} noises do not match the {first_image[-1]} "
+            "images of the documents; give one of each for each image"
         )
     order = sorted(range(len(flat)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
@@ -148,7 +154,7 @@ def batches(
 
 
 def row_length(longest: int, attention: str) -> int:
-    """Rounded up, so that rows come in few lengths; where FlexAttention is or may be chosen, to whole tiles of its."""
+    """Round a length up, so that rows have few different lengths; to FlexAttention's tile size where it may be used."""
     tile = FLEX_BLOCK if attention == "flex" or longest > 512 else 16
     return -(-longest // tile) * tile
 
@@ -156,7 +162,7 @@ def row_length(longest: int, attention: str) -> int:
 def predict(
     pipeline: Pipeline, batch: PackedBatch, images: Tensor, timesteps: Tensor, logit_positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(T, V) logits and the prediction (N, C, H, W) of a batch whose images are shown so noisy."""
+    """Run the net on a batch with these noised images. Returns logits (T, V) and the prediction (N, C, H, W)."""
     return pipeline.net(
         batch.tokens,
         batch.positions,
@@ -169,23 +175,23 @@ def predict(
 
 
 def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
-    """(T, V) logits, (T,) targets → (T,) log-softmax in float32; of a large vocabulary, some rows at a time."""
+    """Compute log-probabilities (T,) in float32 from logits (T, V) and targets (T,), in pieces to save memory."""
     pieces = (x.split(rows_at_once(logits)) for x in (logits, targets))
     found = [rows.float().log_softmax(1).gather(1, target[:, None])[:, 0] for rows, target in zip(*pieces, strict=True)]
     return torch.cat(found)
 
 
 def latents_of(pipeline: Pipeline, pictures: Tensor) -> Tensor:
-    """(N, 3, S, S) in [-1, 1] → (N, C, H, W), encoded as prompts of the sampler are: the same for the same picture."""
+    """Encode pictures (N, 3, S, S) in [-1, 1] to (N, C, H, W) like prompts: equal pictures give equal latents."""
     return torch.stack([prompt_document(pipeline, picture=picture).images[0].latents for picture in pictures])
 
 
 def caption_alone(pipeline: Pipeline, caption: str) -> Document:
-    """BOS caption, of which the caption counts. What follows it, BOI or EOS, depends on the order and is left out."""
+    """Make BOS caption, with only the caption learned. The end, BOI or EOS by the order in training, is left out."""
     return Document((TextSegment((pipeline.tokenizer.bos, *caption_tokens(pipeline, caption))),))
 
 
 def caption_given_image(pipeline: Pipeline, caption: str, latents: Tensor) -> Document:
-    """BOS [image] caption, of which the caption counts: neither the BOI before it nor the EOS after it."""
+    """Make BOS [image] caption, with only the caption learned: neither the BOI before it nor the EOS after it."""
     image = ImageSegment(latents, learn=False)
     return Document((null_prompt(pipeline.tokenizer), image, TextSegment(caption_tokens(pipeline, caption))))

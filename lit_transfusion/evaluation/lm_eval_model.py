@@ -1,4 +1,4 @@
-"""A Transfusion model as lm-eval sees language models, so that all of its tasks can be run on one."""
+"""The interface of lm-eval for Transfusion models, so that they can run all of its tasks."""
 
 from collections import defaultdict
 from typing import Any
@@ -15,7 +15,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError:  # the extra lm-eval, without which nobody makes a TransfusionLM
+except ImportError:  # without the extra lm-eval, TransfusionLM is not used
     TemplateLM = object
 
     def register_model(name: str):
@@ -24,15 +24,15 @@ except ImportError:  # the extra lm-eval, without which nobody makes a Transfusi
 
 @register_model("lit_transfusion")
 class TransfusionLM(TemplateLM):
-    """Reads and writes text alone: each text begins with BOS, as in training, and images are neither shown nor drawn.
+    """Language model for lm-eval that reads and writes text only, without images. Each text begins with BOS.
 
-    What does not fit into the positions that the model was trained on is cut off at the left, BOS aside.
+    Text that does not fit into a training row is cut at the left, after BOS.
 
     Args:
         pretrained: The model, or its checkpoint, exported folder, or name on the Hugging Face hub.
-        batch_size: Texts at once.
-        device: Where to put a model that is opened here; null takes a GPU if there is one.
-        on_progress: Told how far the reading is.
+        batch_size: Number of texts to process together.
+        device: Device for a model that is loaded here; null uses a GPU if there is one.
+        on_progress: Called with the progress of reading.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class TransfusionLM(TemplateLM):
         return tokens if add_special_tokens is False else [self.prefix_token_id, *tokens]
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Of each continuation after its context: its log-probability in nats, and whether greedy decoding writes it.
+        """The log-probability, in nats, of each continuation after its context, and whether greedy decoding writes it.
 
-        The two are encoded as one text, which is then cut where the tokens of the context end.
+        Both are encoded as one text, which is then split after the tokens of the context.
         """
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
@@ -73,7 +73,10 @@ class TransfusionLM(TemplateLM):
         return [(likelihood.log_probability, likelihood.is_greedy) for likelihood in found]
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = True) -> list[float]:
-        """Of a whole text, in windows with one token of context where it is longer than what the model can read."""
+        """The log-probability, in nats, of each text. Texts longer than a training row are split into windows.
+
+        Each window has one token of context.
+        """
         longest = self.pipeline.sequence_length
         pairs, owners = [], []
         for number, request in enumerate(requests):
@@ -88,7 +91,7 @@ class TransfusionLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = True) -> list[str]:
-        """What the model writes after each context until EOS, one of the `until` texts, or `max_gen_toks` tokens."""
+        """Write text after each context until EOS, one of the `until` texts, or `max_gen_toks` tokens."""
         written, groups = [""] * len(requests), defaultdict(list)
         for number, request in enumerate(requests):
             context, options = request.args
@@ -105,7 +108,7 @@ class TransfusionLM(TemplateLM):
         return written
 
     def _likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list:
-        """Of the second of each pair of token lists, after the first."""
+        """The likelihood of the second of each pair of token lists, after the first."""
         documents = []
         for context, continuation in pairs:
             context = self._cut(context, room=len(continuation))[1:]
@@ -114,20 +117,20 @@ class TransfusionLM(TemplateLM):
         return text_likelihoods(self.pipeline, documents, self.batch_size, on_progress=self.on_progress)
 
     def _cut(self, tokens: list[int], room: int) -> list[int]:
-        """BOS and the last of the tokens that leave this much room."""
+        """BOS and the last tokens, as many as leave `room` positions in a training row."""
         tokens = tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens
         longest = self.pipeline.sequence_length
-        kept = tokens if longest is None else tokens[max(0, len(tokens) - max(0, longest - 1 - room)) :]
-        return [self.prefix_token_id, *kept]
+        last = tokens if longest is None else tokens[max(0, len(tokens) - max(0, longest - 1 - room)) :]
+        return [self.prefix_token_id, *last]
 
     def _continuation(self, context: list[int], added: list[int]) -> str:
-        """The text of the added tokens, with the space that may stand before it."""
+        """The text of the added tokens, with a leading space if there is one."""
         decode = self.pipeline.tokenizer.decode
         return decode(context + added).removeprefix(decode(context))
 
 
 def sampling_of(options: dict[str, Any], longest: int | None) -> Sampling:
-    """lm-eval's options for writing, as far as they have a meaning here; at most half of the positions are written."""
+    """Convert the supported options of lm-eval for writing; at most half of a training row is written."""
     max_new_tokens = int(options.get("max_gen_toks", 256))
     return Sampling(
         temperature=float(options.get("temperature", 1.0)) if options.get("do_sample", False) else 0.0,
@@ -138,11 +141,11 @@ def sampling_of(options: dict[str, Any], longest: int | None) -> Sampling:
 
 
 def stops_of(options: dict[str, Any]) -> list[str]:
-    """The texts at which lm-eval ends what is written."""
+    """The stop texts of lm-eval's options."""
     stops = options.get("until") or []
     return [stops] if isinstance(stops, str) else list(stops)
 
 
 def cut_at(text: str, stops: list[str]) -> str:
-    """What stands before the first of the stops."""
+    """The text before the first stop."""
     return text[: min([text.find(stop) for stop in stops if stop and stop in text], default=len(text))]

@@ -1,4 +1,4 @@
-"""What is measured, and on what: a metric takes a subject, and says some numbers of it by name.
+"""The base class of metrics, and the subject that they measure: a metric returns named numbers for a subject.
 
 subject = Subject(pipeline, source, num_examples=200)
 Perplexity()(subject)                        # {"perplexity": 3.1, "bits_per_byte": 0.4}
@@ -25,21 +25,21 @@ from lit_transfusion.wording import counted
 
 
 class Unavailable(Exception):
-    """Why a metric cannot be measured here, such as weights that cannot be had. The others still can."""
+    """Raised with the reason if one metric cannot be measured, such as missing weights. Other metrics still can be."""
 
 
 @dataclass
 class Subject:
-    """A trained model and what it is judged on. What several metrics need is drawn and written once.
+    """A trained model and the examples to measure it on. Metrics share its pictures and captions, generated only once.
 
     Args:
         pipeline: The model.
         source: Its held-out split has the examples.
-        num_examples: Examples to judge on at most: the first that can be used.
+        num_examples: The most examples to use: the first valid ones.
         sampling: How pictures and captions are sampled.
-        batch_size: Samples, or documents, at once.
-        on_progress: Told how far the slow parts are.
-        each: Column → score of each picture or prompt, from the metrics that count.
+        batch_size: Number of samples or documents to process together.
+        on_progress: Called with the progress of the slow parts.
+        each: Column → score of each picture or prompt, set by metrics that are means of such scores.
     """
 
     pipeline: Pipeline
@@ -52,18 +52,25 @@ class Subject:
 
     @cached_property
     def examples(self) -> list[Example]:
-        """The held-out pictures with their captions, at least two."""
+        """The held-out pictures with their captions.
+
+        Raises:
+            InputError: There are fewer than two.
+        """
         held_out = [part.pictures.split("val") for part in self.source.parts.values()]
         every = (part[index] for part in held_out for index in range(len(part)))
         examples = list(islice((example for example in every if isinstance(example, Example)), self.num_examples))
         if len(examples) < 2:
             found = counted(len(examples), "captioned picture")
-            raise InputError(f"{type(self.source).__name__} holds out {found}; at least 2 are needed")
+            raise InputError(
+                f"the held-out split of data.source {type(self.source).__name__} has {found}, but at least 2 are "
+                "needed; use a larger held-out split"
+            )
         return examples
 
     @cached_property
     def pictures(self) -> Tensor:
-        """(N, 3, S, S) in [-1, 1], those of the examples."""
+        """The pictures of the examples: (N, 3, S, S) in [-1, 1]."""
         return torch.stack([example.image for example in self.examples])
 
     @cached_property
@@ -73,18 +80,18 @@ class Subject:
 
     @cached_property
     def drawn(self) -> Tensor:
-        """(N, 3, S, S) in [-1, 1]: a picture for each prompt."""
+        """A drawn picture for each prompt: (N, 3, S, S) in [-1, 1]."""
         return self.draw(self.prompts)
 
     @cached_property
     def written(self) -> list[str]:
-        """A caption for each picture of the examples."""
+        """A written caption for each picture of the examples."""
         return self.write(self.pictures)
 
     def draw(self, prompts: Sequence[str]) -> Tensor:
-        """(N, 3, S, S) in [-1, 1]: a picture for each prompt; that of prompt i depends on seed + i alone.
+        """Draw a picture for each prompt: (N, 3, S, S) in [-1, 1]. Picture i depends only on prompt i and seed + i.
 
-        A prompt that has no room in a row of training is cut as there.
+        Prompts that are too long for a training row are cut as in training.
         """
         drawn = []
         for rows in self.batches(len(prompts)):
@@ -100,7 +107,7 @@ class Subject:
         return torch.cat(drawn)
 
     def write(self, pictures: Tensor) -> list[str]:
-        """A caption for each picture (N, 3, S, S) in [-1, 1]."""
+        """Write a caption for each picture (N, 3, S, S) in [-1, 1]."""
         written = []
         for rows in self.batches(len(pictures)):
             self.on_progress("writing", rows.start, len(pictures))
@@ -114,23 +121,27 @@ class Subject:
 
 
 class Metric:
-    """One measure, named in YAML and on the command line by its short class name. To add one, write a subclass.
+    """Base class of metrics, named in YAML and on the command line by their short class names.
 
-    `columns` are the names of the numbers that it gives, each with whether "more" or "less" of it is better, or
-    "neither". `samples` says whether they depend on how pictures and captions are sampled, so that a sweep over
-    guidance measures the others once.
+    To add a metric, write a subclass. `columns` has the names of its numbers, each with whether "more" or "less" is
+    better, or "neither". `samples` is whether they depend on how pictures and captions are sampled; a sweep over
+    guidance scales measures the other metrics only once.
 
-    Where a column is the mean of a score of each picture or prompt, `subject.each[column]` should be set to those
-    scores, in an order that is the same for all models: studies need them to tell how sure a difference is.
+    If a column is the mean of a score for each picture or prompt, set `subject.each[column]` to these scores, in the
+    same order for all models: studies use them to compute the uncertainty of a difference.
     """
 
     columns: ClassVar[dict[str, str]]
     samples: ClassVar[bool] = True
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        """The numbers, by column; `Unavailable` where they cannot be had."""
+        """Measure the subject: column → number.
+
+        Raises:
+            Unavailable: The metric cannot be measured here.
+        """
         raise NotImplementedError
 
     def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
-        """What is reached without a model, such as by noise: name → column → number. None by default."""
+        """Results without a model, such as for noise: name → column → number. There are none by default."""
         return {}

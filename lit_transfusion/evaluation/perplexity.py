@@ -1,4 +1,4 @@
-"""How well the held-out captions are predicted, by themselves and beside their pictures."""
+"""Metric of the perplexity of held-out captions, with and without their pictures."""
 
 import math
 from typing import ClassVar
@@ -15,15 +15,15 @@ from lit_transfusion.generation.prompts import caption_read
 
 
 class Perplexity(Metric):
-    """Perplexity of one caption of each held-out picture, over all their tokens together: exp(-Σ log p / Σ tokens).
+    """Perplexity of one caption of each held-out picture, over all tokens together: exp(-Σ log p / Σ tokens).
 
-    `perplexity` is that of BOS caption, and `perplexity_given_image` that of BOS [image] caption with the image clean,
-    as the sampler reads a picture that it is to describe. Both count the tokens of the caption and nothing else: in
-    training BOI follows it in one order and EOS in the other, so that neither can be foreseen by more than their
-    shares. How far the second is below the first is what the model takes from the picture.
+    `perplexity` is for BOS caption, and `perplexity_given_image` for BOS [image] caption with the clean image, as the
+    sampler reads a picture to describe. Both count only the tokens of the caption, because its end cannot be predicted:
+    in training, either BOI or EOS follows, depending on the order. The difference between the two shows what the model
+    takes from the picture.
 
-    Perplexities depend on the tokenizer. `bits_per_byte`, of the text alone, can be compared between tokenizers: the
-    same log-likelihood for each byte of the captions in UTF-8.
+    Perplexity depends on the tokenizer. `bits_per_byte`, without the picture, can be compared between tokenizers: it is
+    the same log-likelihood for each byte of the captions in UTF-8.
     """
 
     columns: ClassVar[dict[str, str]] = {
@@ -52,6 +52,6 @@ class Perplexity(Metric):
 
 
 def perplexity(likelihoods: list[TextLikelihood]) -> float:
-    """Of all the tokens together; a mean of perplexities would depend on how they are grouped."""
+    """Perplexity over all tokens together; a mean of perplexities would depend on the grouping."""
     total = sum(likelihood.log_probability for likelihood in likelihoods)
     return math.exp(-total / sum(likelihood.num_tokens for likelihood in likelihoods))

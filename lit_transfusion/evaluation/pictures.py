@@ -1,4 +1,4 @@
-"""How far the pictures that a model draws are, as a set, from those of the data."""
+"""FID and KID: distances between the set of drawn pictures and the set of held-out pictures."""
 
 import warnings
 
@@ -12,15 +12,15 @@ from lit_transfusion.evaluation.metric import Metric, Subject
 class FID(Metric):
     """The Fréchet distance between drawn and held-out pictures (Heusel et al., 2017; paper, 4.1 and Table 3).
 
-    Both sets of features are taken for normal distributions, whose distance is |μ − μ'|² + tr(Σ + Σ' − 2 √(Σ Σ')).
-    It is 0 for equal sets. With no more pictures than features (2048 of Inception) Σ is mostly missing and the distance
-    far too large; it then compares models at one and the same number of pictures and nothing else, which `KID` does
-    better. The paper draws 30 000.
+    Both sets of features are modelled as normal distributions, with distance |μ − μ'|² + tr(Σ + Σ' − 2 √(Σ Σ')). It is
+    0 for equal sets. With fewer pictures than features (Inception has 2048), Σ does not have full rank and the distance
+    is much too large. It can then only compare models at the same number of pictures, and `KID` is better at that. The
+    paper draws 30,000 pictures.
 
-    It is called `fid` with Inception alone, and `fd_` and the name of the features with any other.
+    The column is `fid` with Inception, and `fd_` plus the name of the features with any other net.
 
     Args:
-        features: What describes the pictures; Inception if not given.
+        features: Computes the features of the pictures; Inception by default.
     """
 
     def __init__(self, features: FeatureExtractor | None = None) -> None:
@@ -28,10 +28,10 @@ class FID(Metric):
         self.columns = {"fid" if self.features.name == Inception.name else f"fd_{self.features.name}": "less"}
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        from torchmetrics.image.fid import FrechetInceptionDistance  # here, since it takes seconds
+        from torchmetrics.image.fid import FrechetInceptionDistance  # imported here, since it takes seconds
 
-        held_out, drawn = described(subject, self.features)
-        distance = FrechetInceptionDistance(already_described(held_out.shape[1]))
+        held_out, drawn = features_of(subject, self.features)
+        distance = FrechetInceptionDistance(identity(held_out.shape[1]))
         distance.update(held_out, real=True)
         distance.update(drawn, real=False)
         return dict.fromkeys(self.columns, float(distance.compute()))
@@ -40,16 +40,16 @@ class FID(Metric):
 class KID(Metric):
     """The kernel distance between drawn and held-out pictures (Bińkowski et al., 2018).
 
-    It is the squared maximum mean discrepancy under the kernel k(x, y) = (x·y / F + 1)³. Its expectation does not
-    depend on the number of pictures, so that it is the one to look at when they are few; it may fall below 0.
+    It is the squared maximum mean discrepancy with the kernel k(x, y) = (x·y / F + 1)³. Its expectation does not depend
+    on the number of pictures, so use it when there are few; it may be below 0.
 
-    It is called `kid` with Inception alone, and `kid_` and the name of the features with any other.
+    The column is `kid` with Inception, and `kid_` plus the name of the features with any other net.
 
     Args:
-        features: What describes the pictures; Inception if not given.
-        subset_size: Pictures of a random subset. Up to this many are taken all at once.
-        num_subsets: Subsets over which the distance is averaged, if there are more pictures than that.
-        seed: Of the subsets.
+        features: Computes the features of the pictures; Inception by default.
+        subset_size: Number of pictures in a random subset. If there are not more pictures, all are used at once.
+        num_subsets: Number of subsets to average over, if there are more pictures than `subset_size`.
+        seed: Seed for the subsets.
     """
 
     def __init__(
@@ -66,26 +66,26 @@ class KID(Metric):
         self.columns = {"kid" if self.features.name == Inception.name else f"kid_{self.features.name}": "less"}
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        from torchmetrics.image.kid import KernelInceptionDistance  # here, since it takes seconds
+        from torchmetrics.image.kid import KernelInceptionDistance  # imported here, since it takes seconds
 
-        held_out, drawn = described(subject, self.features)
+        held_out, drawn = features_of(subject, self.features)
         subset_size = min(self.subset_size, len(drawn))
         subsets = self.num_subsets if subset_size < len(drawn) else 1
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*save all extracted features.*")
-            distance = KernelInceptionDistance(already_described(held_out.shape[1]), subsets, subset_size)
+            distance = KernelInceptionDistance(identity(held_out.shape[1]), subsets, subset_size)
         distance.update(held_out, real=True)
         distance.update(drawn, real=False)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)  # from which torchmetrics draws the subsets
+            torch.default_generator.manual_seed(self.seed)  # torchmetrics draws the subsets from it
             mean, _ = distance.compute()
         return dict.fromkeys(self.columns, float(mean))
 
 
 @torch.inference_mode()
-def described(subject: Subject, features: FeatureExtractor) -> tuple[Tensor, Tensor]:
-    """The features (N, F) of the held-out and of the drawn pictures, in double precision."""
-    features.prepare()  # before anything is drawn, since that takes long
+def features_of(subject: Subject, features: FeatureExtractor) -> tuple[Tensor, Tensor]:
+    """The features (N, F) of the held-out and of the drawn pictures, in float64."""
+    features.prepare()  # before the slow drawing
     device = subject.pipeline.net.head.weight.device
     features.to(device)
     both = []
@@ -98,8 +98,8 @@ def described(subject: Subject, features: FeatureExtractor) -> tuple[Tensor, Ten
     return both[0], both[1]
 
 
-def already_described(num_features: int) -> nn.Module:
-    """What torchmetrics is to see the pictures with, when it gets features in their place."""
-    nothing = nn.Identity()
-    nothing.num_features = num_features
-    return nothing
+def identity(num_features: int) -> nn.Module:
+    """A feature extractor for torchmetrics that returns its input, since it gets features instead of pictures."""
+    module = nn.Identity()
+    module.num_features = num_features
+    return module

@@ -1,4 +1,4 @@
-"""Whether a model tells, given a picture, its caption from those of other pictures."""
+"""Metric of whether a model ranks the caption of a picture above those of other pictures."""
 
 from collections.abc import Sequence
 from random import Random
@@ -12,20 +12,20 @@ from lit_transfusion.generation.prompts import caption_read
 
 
 class RankedCaptions(Metric):
-    """Share of held-out pictures for which their own caption is the likeliest of a few. Chance: 1 / num_choices.
+    """Share of held-out pictures whose own caption is the likeliest of `num_choices`. Chance is 1 / num_choices.
 
-    The pictures are put into groups of `num_choices`, and each picture of a group is asked with the captions of all.
-    So each caption is the right answer once and a wrong one as often as there are other pictures: a model that does
-    not look at the picture gets exactly 1 / num_choices, whatever it knows of which captions are frequent. No caption
-    in a group is, word for word, one of another picture in it; pictures for which no group is left are not asked.
+    The pictures are put into groups of `num_choices`, and each picture is tested with the captions of its whole group.
+    So each caption is the right answer once, and a wrong answer for each other picture of the group: a model that
+    ignores the picture gets exactly 1 / num_choices, even if it knows which captions are frequent. In a group, no
+    caption of one picture is, word for word, a caption of another. Pictures that do not fill a group are left out.
 
-    Each caption is read after BOS and the clean image. `ranked_captions` compares log-likelihoods for each byte of the
-    text, as `acc_bytes` of lm-eval does, so that short captions do not win; `ranked_captions_unnormalised` compares
-    them as they are, as its `acc` does. Where several are equally likely, the picture counts for one over their number.
+    Each caption is read after BOS and the clean image. `ranked_captions` compares log-likelihoods divided by the bytes
+    of the text, like `acc_bytes` of lm-eval, so that short captions have no advantage; `ranked_captions_unnormalised`
+    compares log-likelihoods, like `acc`. If k captions are equally likely, the picture counts 1 / k.
 
     Args:
-        num_choices: Captions to choose from, at least 2.
-        seed: Of the groups.
+        num_choices: Number of captions to choose from, at least 2.
+        seed: Seed for the groups.
     """
 
     columns: ClassVar[dict[str, str]] = {"ranked_captions": "more", "ranked_captions_unnormalised": "more"}
@@ -33,7 +33,7 @@ class RankedCaptions(Metric):
 
     def __init__(self, num_choices: int = 4, seed: int = 0) -> None:
         if num_choices < 2:
-            raise InputError(f"RankedCaptions.num_choices {num_choices} leaves nothing to choose; give at least 2")
+            raise InputError(f"RankedCaptions.num_choices {num_choices} is invalid: it must be at least 2")
         self.num_choices = num_choices
         self.seed = seed
 
@@ -63,7 +63,7 @@ class RankedCaptions(Metric):
         return {"chance": dict.fromkeys(self.columns, 1 / self.num_choices)}
 
     def _groups(self, examples: Sequence[Example], captions: Sequence[str]) -> list[list[int]]:
-        """Numbers of examples, `num_choices` in each group; `captions` has the one of each example that is asked."""
+        """Groups of `num_choices` example indices; `captions` has the tested caption of each example."""
         order = list(range(len(examples)))
         Random(self.seed).shuffle(order)
         filling: list[list[int]] = []
@@ -83,13 +83,14 @@ class RankedCaptions(Metric):
                 groups.append(group)
         if not groups:
             raise Unavailable(
-                f"{self.num_choices} choices need as many pictures none of which has the caption of another; there are "
-                f"{len(set(captions))} different captions of {len(examples)} pictures"
+                f"num_choices {self.num_choices} is too large: it needs that many pictures without a caption in "
+                f"common, and there are {len(set(captions))} different captions of {len(examples)} pictures; use fewer "
+                "choices or more examples"
             )
         return groups
 
 
 def firsts(scores: Sequence[float], num_choices: int) -> list[float]:
-    """Of each `num_choices` scores, whether the first is the highest: 0 or 1, or 1/k if it is one of k highest."""
+    """Whether the first of each `num_choices` scores is the highest: 0 or 1, or 1/k if it is one of k highest."""
     rows = [scores[start : start + num_choices] for start in range(0, len(scores), num_choices)]
     return [(row[0] == max(row)) / row.count(max(row)) for row in rows]

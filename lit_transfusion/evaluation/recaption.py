@@ -1,4 +1,4 @@
-"""Whether a model recognises what it has drawn."""
+"""Metric of whether a model recognises what it has drawn."""
 
 from typing import ClassVar
 
@@ -7,11 +7,11 @@ from lit_transfusion.evaluation.metric import Metric, Subject
 
 
 class RecaptionConsistency(Metric):
-    """How near a model's description of its own drawing is to the prompt that it drew, by CIDEr and BLEU.
+    """Similarity between a model's description of its own drawing and the prompt of the drawing, by CIDEr and BLEU.
 
-    The prompt is the only caption that a description is compared with; see `CIDEr` and `BLEU` for the scales. It asks
-    nothing of other models or of pictures, but it is no measure of either skill alone: a model that draws a thing wrong
-    and reads it wrong in the same way scores well, and one that draws well and describes badly does not.
+    The prompt is the only reference caption; see `CIDEr` and `BLEU` for the scales. This needs no other model and no
+    other pictures, but it does not measure drawing or describing alone: a model that draws and describes a thing wrong
+    in the same way gets a high score, and a model that draws well and describes badly gets a low one.
     """
 
     columns: ClassVar[dict[str, str]] = {"recaption_cider": "more", "recaption_bleu": "more"}

@@ -1,4 +1,4 @@
-"""Writing and drawing with a trained net."""
+"""Text and image generation with a trained net."""
 
 from lit_transfusion.generation.editing import edit
 from lit_transfusion.generation.engine import Images, draw, generate, write

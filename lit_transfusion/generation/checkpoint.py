@@ -1,4 +1,4 @@
-"""A checkpoint as a run writes it: one file, or a folder of shards. Reading it executes nothing that is in it."""
+"""Read the checkpoints of a run: one file, or a folder of shards. Reading never runs code from a checkpoint."""
 
 import dataclasses
 import enum
@@ -17,31 +17,40 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from lit_transfusion.errors import InputError
 
-KEY = "lit_transfusion"  # of the description in a checkpoint
-META = "meta.pt"  # Lightning's name for all that is no tensor, beside what torch.distributed.checkpoint writes
+KEY = "lit_transfusion"  # the checkpoint's entry with the description of the model
+META = "meta.pt"  # Lightning's file, in a folder of shards, for everything that is not a tensor
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The weights, under `state_dict`, the description of the net and its parts, under KEY, and what else is there."""
+    """Read a checkpoint: the weights under `state_dict`, the description of the model under KEY, and the other entries.
+
+    Raises:
+        InputError: The file is missing, incomplete, damaged, or from another program.
+    """
     path = Path(path)
     if not path.is_file() and not is_sharded(path):
-        raise InputError(f"checkpoint {path} not found")
+        raise InputError(f"checkpoint {path} not found; check the path")
     if path.is_dir() and not is_whole(path):
-        raise InputError(f"{path} was not written to its end; take an earlier checkpoint")
+        raise InputError(f"checkpoint {path} is incomplete: writing it did not finish; use an earlier checkpoint")
     with naming(path):
         checkpoint = _read_shards(path) if path.is_dir() else _read_file(path)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
-        raise InputError(f"{path} is not a checkpoint of lit_transfusion: it has no {KEY!r} entry")
+        raise InputError(
+            f"{path} is not a checkpoint of lit_transfusion: it has no {KEY!r} entry; use a file from RUN/checkpoints"
+        )
     if not any(name.startswith("net.") for name in checkpoint.get("state_dict", {})):
-        raise InputError(f"{path} holds no weights: its 'state_dict' has no entry that begins with net.")
+        raise InputError(
+            f"checkpoint {path} contains no weights: no key of its 'state_dict' starts with 'net.'; use another "
+            "checkpoint"
+        )
     return checkpoint
 
 
 def check_resumable(path: Path, fit: bool) -> None:
-    """See that a run can use a checkpoint (for training, if `fit`), before it does anything else.
+    """Check, before a run starts, that it can use a checkpoint; with `fit`, that training can resume from it.
 
     Raises:
-        InputError: It is cut off, of another program, or has weights only.
+        InputError: The checkpoint is incomplete, is from another program, or contains only weights.
     """
     if path.is_file():
         checkpoint = read_checkpoint(path)
@@ -50,51 +59,51 @@ def check_resumable(path: Path, fit: bool) -> None:
             checkpoint = torch.load(path / META, map_location="cpu", weights_only=True)
     if fit and "lr_schedulers" not in checkpoint:
         raise InputError(
-            f"--ckpt_path {path} has weights only, so training cannot resume from it; start a new run from the weights "
-            f"with --model.init_from {path}"
+            f"--ckpt_path {path} contains only weights, so training cannot resume from it; to start a new run from the "
+            f"weights, use --model.init_from {path}"
         )
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the checkpoint in the error if it cannot be read."""
+    """Turn any error inside the block into an InputError that names the checkpoint."""
     try:
         yield
-    except Exception as error:  # of a dozen kinds, depending on where in the file torch loses the thread
+    except Exception as error:  # torch raises many types, depending on where the file is damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is not a checkpoint that can be read ({reason})") from None
+        raise InputError(f"checkpoint {path} cannot be read ({reason}); use another checkpoint") from None
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether this is a folder into which the processes of a sharded run wrote their parts (`training/fsdp.py`)."""
+    """Whether `path` is a folder of shards, as the processes of a sharded run write it (`training/fsdp.py`)."""
     return any(path.glob("*.distcp"))
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether it has what is written after all parts."""
+    """Whether a folder of shards is complete: it has the files that are written last."""
     return (folder / ".metadata").is_file() and (folder / META).is_file()
 
 
 def _read_file(path: Path) -> Any:
-    # Mapped into memory: most of the file is the optimiser's, which nobody asks for here.
+    # mmap: most of the file is the state of the optimiser, which is not needed here.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:
-    """Only the weights are put together. (Lightning's tool for that knows the folders of FSDPStrategy alone.)"""
+    """Read the weights of all shards. (Lightning's tool for this reads only folders of FSDPStrategy.)"""
     weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in shapes_of_shards(folder).items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
         try:
             dcp.load({"state_dict": weights}, checkpoint_id=folder, no_dist=True)
-        except dcp.api.CheckpointException as error:  # no Exception; has what went wrong on each rank
+        except dcp.api.CheckpointException as error:  # a BaseException, with the error of each rank
             raise next(iter(error.failures.values()))[0] from None
-    rest = torch.load(folder / META, map_location="cpu", weights_only=True)  # all that is no tensor
+    rest = torch.load(folder / META, map_location="cpu", weights_only=True)
     return {**rest, "state_dict": weights}
 
 
 def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
-    """The weights by name, as tensors that have a shape and a dtype and no values."""
+    """The weights by name, as tensors on the meta device: shape and dtype without values."""
     with open(folder / ".metadata", "rb") as file:
         index: Metadata = _Index(file).load()
     return {
@@ -105,7 +114,7 @@ def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
 
 
 class _Index(pickle.Unpickler):
-    """Reads the index of a sharded checkpoint, which is a pickle: torch's own records, and nothing that could run."""
+    """Unpickler for the index of a sharded checkpoint: allows torch's own data types, and nothing that can run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] in ("torch", "pathlib") and "." not in name:
@@ -115,4 +124,4 @@ class _Index(pickle.Unpickler):
                 return found
             if isinstance(found, torch.dtype) or found is torch.serialization._get_layout:
                 return found
-        raise pickle.UnpicklingError(f"its index names {module}.{name}")
+        raise pickle.UnpicklingError(f"its index names {module}.{name}, which is not allowed")

@@ -1,4 +1,4 @@
-"""What `Pipeline.generate` does: pictures and texts in, pictures and texts out."""
+"""The code behind `Pipeline.generate`: texts and PIL pictures in, texts and PIL pictures out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +16,12 @@ from lit_transfusion.generation.sample_state import Generated
 from lit_transfusion.generation.settings import Sampling
 
 
-def go_on(
+def continue_prompt(
     pipeline: Pipeline, prompt: Sequence[str | Image.Image], images: str, **sampling: Any
 ) -> list[str | Image.Image]:
-    """See `Pipeline.generate`."""
+    """Continue a prompt with texts and pictures; see `Pipeline.generate`."""
     if images.upper() not in Images.__members__:
-        raise InputError(f"images {images!r} is not one of {', '.join(Images.__members__).lower()}")
+        raise InputError(f"images {images!r} is invalid: use one of {', '.join(Images.__members__).lower()}")
     begin, settings = Images[images.upper()], Sampling(**sampling)
     size = pipeline.image_size
     parts = [part if isinstance(part, str) else to_unit_range(square(to_rgb(part), size)) for part in prompt]
@@ -32,7 +32,7 @@ def go_on(
 
 
 def added_parts(pipeline: Pipeline, sample: Generated) -> list[str | Image.Image]:
-    """What was written and drawn, as people read and see it."""
+    """The generated parts of a sample, decoded to strings and PIL pictures."""
     return [
         pipeline.tokenizer.decode(segment.token_ids)
         if isinstance(segment, TextSegment)

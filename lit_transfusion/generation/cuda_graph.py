@@ -1,8 +1,8 @@
-"""Work that is recorded for inputs of each shape that comes often, and then replayed.
+"""Record a function as one CUDA graph for each input shape that is frequent, and replay the graph.
 
-A forward pass is some hundreds of kernels, and for few rows a GPU is done with each before the CPU has started the
-next. A CUDA graph starts all of them at once. It is bound to shapes and to places in memory: so inputs are copied to
-where they were when it was recorded, and results are copied from where it leaves them.
+A forward pass launches some hundreds of kernels. For few rows, a GPU finishes each kernel before the CPU has launched
+the next. A CUDA graph launches all of them together. It is tied to shapes and memory addresses: inputs are copied to
+the addresses at which it was recorded, and results are copied from where it writes them.
 """
 
 import functools
@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
-RARE = 8  # calls with inputs of some shapes until they are recorded, which takes as long as some calls
+RARE = 8  # calls with the same input shapes before they are recorded, since recording takes as long as some calls
 
 
 class Recorded:
-    """A function of tensors, to be called many times with inputs of few shapes.
+    """A function of tensors that is called many times with inputs of few shapes.
 
     Args:
-        function: Of tensors, to a tuple of tensors. What else it reads or writes must stay where it is in memory; it
-            must not wait for the GPU; and to call it twice must change no more than to call it once.
+        function: Takes tensors and returns a tuple of tensors. Everything else that it reads or writes must stay at the
+            same memory address. It must not wait for the GPU, and calling it twice must have the same effect as
+            calling it once.
     """
 
     def __init__(self, function: Function) -> None:
         self.function = function
-        self.calls: Counter[tuple[torch.Size, ...]] = Counter()  # by shapes, as what follows
+        self.calls: Counter[tuple[torch.Size, ...]] = Counter()  # input shapes → calls
         self.recordings: dict[tuple[torch.Size, ...], tuple[list[Tensor], Function]] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -44,14 +45,14 @@ class Recorded:
 
 
 def record(function: Function, places: Sequence[Tensor]) -> Function:
-    """What computes `function` of whatever stands in `places` by then. (On a CPU that is the function itself.)"""
+    """A callable that computes `function` of the current contents of `places`. (On a CPU, it calls the function.)"""
     device = places[0].device
     if device.type != "cuda":
         return functools.partial(function, *places)
     graph, aside = torch.cuda.CUDAGraph(), side_stream(device)
-    with torch.cuda.device(device):  # whose streams are meant in what follows
+    with torch.cuda.device(device):  # the device of the streams below
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what libraries set up for a stream is then no part of the recording
+        with torch.cuda.stream(aside):  # warm up: what libraries set up for a stream must not be in the recording
             function(*places)
         torch.cuda.current_stream().wait_stream(aside)
         with torch.cuda.graph(graph, stream=aside):
@@ -67,5 +68,5 @@ def record(function: Function, places: Sequence[Tensor]) -> Function:
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Where a device records; nothing can be recorded on the stream that everything else runs on."""
+    """The stream on which a device records, since CUDA cannot record on the default stream."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""A batch of documents being read and written, with the keys and values of all that stands already."""
+"""A batch of documents during generation, with the cached keys and values of all their positions so far."""
 
 import functools
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.model import Transfusion, TransfusionOutput
 from lit_transfusion.model.kv_cache import KVCache
 
-BUCKET = 256  # a recorded pass looks at a multiple of so many slots, so that few are recorded while rows grow
+BUCKET = 256  # recorded passes use a multiple of this many cache slots, so that growing rows need few recordings
 
 
 class Decoder:
-    """One row for each document, of a length of its own.
+    """A batch with one row for each document; each row has its own length.
 
     Args:
         pipeline: The net and its parts.
-        batch_size: Rows R.
-        capacity: Positions that a row may come to have.
+        batch_size: Number of rows R.
+        capacity: The most positions that a row can hold.
     """
 
     def __init__(self, pipeline: Pipeline, batch_size: int, capacity: int) -> None:
@@ -30,12 +30,12 @@ class Decoder:
         self.device = pipeline.net.head.weight.device
         self.cache = pipeline.net.new_cache(batch_size, whole_buckets(capacity) if pipeline.recording else capacity)
         self.capacity = capacity
-        self.recorded: dict[int, Recorded] = {}  # passes that come again and again, by the slots that they look at
-        self.logits = torch.zeros(0)  # (R, V) of what comes next in each row, as far as it was read last
-        self.lengths = [0] * batch_size  # positions of each row; on the host, since they decide the size of tensors
+        self.recorded: dict[int, Recorded] = {}  # number of cache slots → the recorded pass
+        self.logits = torch.zeros(0)  # (R, V) for the next token of each row, from the last read
+        self.lengths = [0] * batch_size  # positions of each row; on the host, since they determine tensor sizes
 
     def read(self, pieces: Sequence[FlatDocument]) -> None:
-        """Read a piece of a document into each of the first rows, its images clean, at t = 0."""
+        """Read one piece of a document into each of the first rows. Images are clean, at t = 0."""
         added = [len(piece.tokens) for piece in pieces]
         length = max(added)
         tokens, image_ids = [], []
@@ -56,7 +56,7 @@ class Decoder:
         self._grow(added)
 
     def read_tokens(self, token_ids: Sequence[int | None]) -> None:
-        """Read one token into each row, None into those that wait; their logits mean nothing from then on."""
+        """Read one token into each row. A row with None does not grow, and its logits are invalid afterwards."""
         pad = self.pipeline.tokenizer.pad
         tokens = torch.tensor([[pad if token is None else token] for token in token_ids], device=self.device)  # (R, 1)
         self.logits = self._forward(
@@ -70,8 +70,10 @@ class Decoder:
         self._grow([int(token is not None) for token in token_ids])
 
     def predict_images(self, noisy_images: Tensor, timestep: int) -> Tensor:
-        """What the net makes of (N, C, H, W) images after the first N rows. They are not kept: the next step comes
-        instead."""
+        """Predict for noisy images (N, C, H, W), one after each of the first N rows.
+
+        The images are not added to the rows, since the next denoising step replaces them.
+        """
         shape = len(noisy_images), self.pipeline.patches_per_image
         image_ids = torch.arange(shape[0], device=self.device)[:, None].expand(shape)
         return self._forward(
@@ -84,9 +86,9 @@ class Decoder:
         ).image_prediction
 
     def branch(self, rows: Sequence[int], null: "Decoder | None", room: int) -> "Decoder":
-        """A decoder whose rows are copies of `rows`, and then all rows of `null`, one for each, with `room` to go on.
+        """Copy `rows`, then the same number of rows of `null`, into a new decoder with room for `room` more positions.
 
-        For images, which only some rows may be about to draw, and to leave rows behind that have ended.
+        It is used to draw images in some of the rows, and to drop rows that have ended.
         """
         parts = [(self, rows)] if null is None else [(self, rows), (null, range(len(rows)))]
         lengths = [part.lengths[row] for part, taken in parts for row in taken]
@@ -97,7 +99,7 @@ class Decoder:
         return branch
 
     def merge(self, rows: Sequence[int], branch: "Decoder") -> None:
-        """Go on in `rows` from where the first rows of a branch have come to."""
+        """Copy the first rows of a branch back into `rows`."""
         self.cache.take_over(rows, branch.cache, list(range(len(rows))))
         for i, row in enumerate(rows):
             self.lengths[row] = branch.lengths[i]
@@ -112,22 +114,24 @@ class Decoder:
         logit_positions: Tensor,
         repeated: bool = False,
     ) -> TransfusionOutput:
-        """What the net says to (B, L) new positions, one after another, of the first B rows. A pass that is `repeated`
-        comes again and again in these shapes, and may be recorded."""
+        """Run the net on (B, L) new positions that follow each of the first B rows.
+
+        `repeated` passes come many times with the same shapes, and may be recorded.
+        """
         B, L = tokens.shape
         starts = self.lengths[:B]
         end = max(starts) + L
         if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
+            raise ValueError(f"the cache has {self.capacity} positions, but {end} are needed; use a larger capacity")
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(L, device=self.device)
         timesteps = torch.full((len(images),), timestep, device=self.device)
         images = images.to(self.cache.buffers.dtype)
         inputs = tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions
         if not (repeated and self.pipeline.recording):
             return in_float32(self.pipeline.net(*inputs, self.cache.first(B, end)))
-        slots = whole_buckets(end)  # in the last of them nothing stands yet, and nobody looks there
+        slots = whole_buckets(end)  # the last ones may be empty; no position attends to them
         if slots not in self.recorded:
-            self.recorded[slots] = Recorded(functools.partial(go_on, self.pipeline.net, self.cache, slots))
+            self.recorded[slots] = Recorded(functools.partial(cached_forward, self.pipeline.net, self.cache, slots))
         return in_float32(self.recorded[slots](*inputs))
 
     def _grow(self, added: Sequence[int]) -> None:
@@ -140,16 +144,19 @@ class Decoder:
         return torch.stack([image.latents for image in images]).to(self.device)
 
 
-def go_on(net: Transfusion, cache: KVCache, slots: int, tokens: Tensor, *inputs: Tensor) -> TransfusionOutput:
-    """A forward pass of the first rows. (No method: a decoder that held itself would keep its cache for longer.)"""
+def cached_forward(net: Transfusion, cache: KVCache, slots: int, tokens: Tensor, *inputs: Tensor) -> TransfusionOutput:
+    """Run a forward pass with the first rows and slots of the cache.
+
+    It is not a method, because a reference from the decoder to itself would keep its cache in memory for longer.
+    """
     return net(tokens, *inputs, cache.first(len(tokens), slots))
 
 
 def in_float32(output: Sequence[Tensor]) -> TransfusionOutput:
-    """In which samplers reckon, whatever the net does."""
+    """Cast to float32, in which samplers compute."""
     return TransfusionOutput(*(tensor.float() for tensor in output))
 
 
 def whole_buckets(slots: int) -> int:
-    """Rounded up."""
+    """Round up to a multiple of BUCKET."""
     return -(-slots // BUCKET) * BUCKET

@@ -1,4 +1,4 @@
-"""Diffusion mode: from noise to an image at the end of a row (paper, 3.4)."""
+"""Diffusion mode: denoise an image at the end of each row (paper, 3.4)."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,16 +9,16 @@ from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.guidance import guide
 from lit_transfusion.generation.settings import Sampling
 
-OnStep = Callable[[int, Tensor], None]  # called with the denoising step just done and the latents (N, C, H, W) so far
+OnStep = Callable[[int, Tensor], None]  # called after each denoising step with its number and the latents (N, C, H, W)
 
 
 def denoise(
     decoder: Decoder, generators: Sequence[torch.Generator], sampling: Sampling, on_step: OnStep | None
 ) -> Tensor:
-    """Clean latents (N, C, H, W) after the first N rows, one for each generator.
+    """Draw one image after each of the first N rows, with one generator for each. Returns clean latents (N, C, H, W).
 
-    If there is guidance, the next N rows of the decoder hold what stands in place of their prompts; both halves are
-    one batch. Where there is none (yet), only the first are computed.
+    With guidance, the next N rows of the decoder are the null prompts, and both halves are computed as one batch. At
+    timesteps without guidance, only the first N rows are computed.
     """
     noise = decoder.pipeline.noise
     scheduler = noise.sampler(sampling.sampler, sampling.num_inference_steps)

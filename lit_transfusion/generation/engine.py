@@ -2,12 +2,12 @@
 
     drawn = draw(pipeline, ["a red circle"])            # (1, 3, S, S), an image for each prompt
     captions = write(pipeline, pictures)                # a text for each picture
-    generated = generate(pipeline, prompt_documents)    # text and images as the model likes
+    generated = generate(pipeline, prompt_documents)    # text and images, as the model chooses
 
-The samples of a batch do not move in step. Those that write go on until each has come to BOI or to its end; then all
-that stand at BOI draw, and so on. So a forward pass holds either one token or one image of each of its rows, none is
-padded to the needs of another, and denoising, by far the most of the work, is done for as many rows at once as there
-are. No row sees another, so the order of work changes nothing in what comes out.
+The samples of a batch alternate between two modes. First all samples in text mode write until each has reached BOI or
+its end; then all samples at BOI draw their image, and so on. A forward pass therefore contains either one token or one
+image for each of its rows, no row is padded for another, and denoising, which is most of the work, is done for as many
+rows together as possible. No row sees another, so the order of the work does not change the results.
 """
 
 import functools
@@ -37,10 +37,10 @@ OfPipeline = Callable[Concatenate[Pipeline, Rest], Result]
 
 
 class Images(Enum):
-    """How an image begins."""
+    """Where images begin."""
 
     CHOSEN = "where the model writes BOI"
-    FORCED = "right after the prompt, and then where the model writes BOI"
+    FORCED = "directly after the prompt, and then where the model writes BOI"
     NEVER = "nowhere: BOI is never written"
 
 
@@ -52,9 +52,9 @@ def draw(
     seeds: Sequence[int] | None = None,
     cut: bool = False,
 ) -> Tensor:
-    """One picture for each prompt: BOI is put after it, whatever the model would write. (B, 3, S, S) in [-1, 1].
+    """Draw one picture for each prompt, with BOI placed directly after it. Returns (B, 3, S, S) in [-1, 1].
 
-    A prompt that has no room in a row of training is an error; `cut` is for captions from data, which are cut instead.
+    A prompt that is longer than a row of training allows is an error. With `cut`, for captions from data, it is cut.
     """
     documents = [prompt_document(pipeline, prompt, cut=cut) for prompt in prompts]
     return draw_after(pipeline, documents, sampling, on_step, seeds)
@@ -67,7 +67,7 @@ def draw_after(
     on_step: OnStep | None,
     seeds: Sequence[int] | None,
 ) -> Tensor:
-    """One picture after each document, and nothing more: (B, 3, S, S) in [-1, 1]. See `generate`."""
+    """Draw one picture after each document, and nothing else: (B, 3, S, S) in [-1, 1]. See `generate`."""
     generated = generate(pipeline, documents, sampling.one_image(), on_step, Images.FORCED, seeds)
     latents = [image.latents for sample in generated for image in sample.images]
     return pipeline.codec.decode(torch.stack(latents) if latents else torch.zeros(0, *pipeline.latent_shape))
@@ -76,15 +76,18 @@ def draw_after(
 def write(
     pipeline: Pipeline, images: Tensor, sampling: Sampling = Sampling(), seeds: Sequence[int] | None = None
 ) -> list[str]:
-    """One caption for each picture (B, 3, S, S) in [-1, 1]: text until EOS; another image is not begun."""
+    """Write one caption for each picture (B, 3, S, S) in [-1, 1]: text until EOS, without another image."""
     documents = [prompt_document(pipeline, picture=image) for image in images]
     generated = generate(pipeline, documents, sampling, images=Images.NEVER, seeds=seeds)
     return [pipeline.tokenizer.decode(sample.token_ids) for sample in generated]
 
 
 def without_gradients(function: OfPipeline[Rest, Result]) -> OfPipeline[Rest, Result]:
-    """In inference mode, in which a token takes less time on a CPU (docs/LOG.md); but not where the weights of the net
-    are shared out among processes, since FSDP2 keeps what it gathers them in for later steps of training."""
+    """Run a function in inference mode, which is faster for each token on a CPU; but use `no_grad` under FSDP2.
+
+    FSDP2 keeps the buffers into which it gathers weights, and uses them in later training steps, which inference
+    tensors would break.
+    """
 
     @functools.wraps(function)
     def run(pipeline: Pipeline, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
@@ -103,34 +106,34 @@ def generate(
     images: Images = Images.CHOSEN,
     seeds: Sequence[int] | None = None,
 ) -> list[Generated]:
-    """Go on from each prompt until its text ends or a limit is reached.
+    """Continue each prompt until its text ends or a limit is reached.
 
-    What guidance steers away from is the same however an image begins: see `null_document`.
+    The null prompt of guidance is the same however an image begins; see `null_document`.
 
     Args:
         pipeline: The net and its parts.
-        prompts: Text and images in any order; images are latents, as those of the result are.
+        prompts: Text and images in any order. Images are latents, also in the result.
         sampling: How to sample.
-        on_step: Called after each denoising step with the latents of the samples that draw in this round.
-        images: How an image begins.
-        seeds: One for each prompt, in place of sampling.seed + i.
+        on_step: Called after each denoising step with the latents of the samples that currently draw.
+        images: Where images begin.
+        seeds: One seed for each prompt; None uses sampling.seed + i.
     """
     if not prompts:
         return []
     if images is Images.FORCED and sampling.max_images == 0:
-        raise InputError("max_images 0 leaves no room for the image that every sample is to begin")
+        raise InputError("max_images 0 is invalid here, since each sample begins with an image; use at least 1")
     tokenizer, null_prompts = pipeline.tokenizer, []
     if images is Images.NEVER:
         sampling = replace(sampling, max_images=0)
     else:
-        pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)  # refuses now what it would refuse then
+        pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)  # reports invalid settings early
         if sampling.guided:
             null_prompts = [null_document(tokenizer, prompt.images, sampling.negative_prompt) for prompt in prompts]
 
     at_boi = images is Images.FORCED
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
     rooms = check_lengths(pipeline, prompts, at_boi)
-    if null_prompts:  # which grow by the same images
+    if null_prompts:  # they grow by the same images
         rooms = list(map(min, rooms, check_lengths(pipeline, null_prompts, at_boi, "negative_prompt")))
     samples = [
         Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room)
@@ -138,14 +141,14 @@ def generate(
     ]
     room = sampling.max_new_tokens + sampling.max_images * image_length(pipeline)
     decoder = read_prompts(pipeline, prompts, at_boi, room)
-    never = [tokenizer.bos, tokenizer.eoi]  # the decoder's to put, not the model's
+    never = [tokenizer.bos, tokenizer.eoi]  # placed by this code, never by the model
     if images is Images.NEVER:
         never.append(tokenizer.boi)
-    rows = samples  # of the decoder
-    while going_on := [row for row, sample in enumerate(rows) if sample.stop_reason is None]:
-        if len(going_on) <= len(rows) // 2:  # those that have ended would be computed for nothing
-            decoder = decoder.branch(going_on, None, room)
-            rows = [rows[row] for row in going_on]
+    rows = samples  # the samples in the rows of the decoder
+    while active := [row for row, sample in enumerate(rows) if sample.stop_reason is None]:
+        if len(active) <= len(rows) // 2:  # drop the rows that have ended, which would be computed without use
+            decoder = decoder.branch(active, None, room)
+            rows = [rows[row] for row in active]
         if writing := [row for row, sample in enumerate(rows) if sample.writes]:
             write_token(decoder, rows, writing, never, sampling)
         else:
@@ -157,7 +160,7 @@ def generate(
 def write_token(
     decoder: Decoder, samples: Sequence[Sample], writing: Sequence[int], never: Sequence[int], sampling: Sampling
 ) -> None:
-    """LM mode: one token more in each row that is `writing`. What nothing follows is not read any more."""
+    """LM mode: write one token in each row of `writing`. The last token of a sample is not read."""
     logits = decoder.logits[writing]
     logits[:, never] = -torch.inf
     token_ids: list[int | None] = [None] * len(samples)
@@ -176,7 +179,7 @@ def draw_image(
     sampling: Sampling,
     on_step: OnStep | None,
 ) -> None:
-    """Diffusion mode: an image in each row that is `drawing`, and EOI after it. What follows sees the image clean."""
+    """Diffusion mode: draw one image and EOI in each row of `drawing`. Later positions see the clean image."""
     pipeline, null = decoder.pipeline, None
     if sampling.guided:
         images = [samples[row].images_so_far for row in drawing]
@@ -195,7 +198,7 @@ def draw_image(
 
 
 def read_prompts(pipeline: Pipeline, prompts: Sequence[Document], with_boi: bool, room: int = 0) -> Decoder:
-    """A decoder that has read the prompts, and BOI after them if so wished, with room for more positions."""
+    """Make a decoder that has read the prompts, each with BOI if `with_boi`, and has room for `room` more positions."""
     pieces = [flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image) for prompt in prompts]
     if with_boi:
         boi = pipeline.tokenizer.boi

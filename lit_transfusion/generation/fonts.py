@@ -1,4 +1,4 @@
-"""The font of a caption: one that has its characters."""
+"""Choose a font that has the characters of a caption."""
 
 import functools
 import logging
@@ -10,23 +10,24 @@ from PIL import ImageFont
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 SIZE = 12  # pixels
-UNUSUAL = ("bold", "italic", "oblique", "black", "light", "thin", "mono", "lastresort")  # in the name of a file
-NO_CHARACTER = "\U0010ffff"  # drawn as what a font draws in place of a character that it does not have
+UNUSUAL = ("bold", "italic", "oblique", "black", "light", "thin", "mono", "lastresort")  # words in file names
+NO_CHARACTER = "\U0010ffff"  # in no font: drawn as the font's box for missing characters
 
 log = logging.getLogger(__name__)
-_told: set[str] = set()  # characters that a warning named
+_warned: set[str] = set()  # characters that a warning has already named
 
 
 def font_for(text: str) -> Font:
-    """Pillow's own font, which has ASCII alone, or the font that has the most of the characters of `text`."""
-    # Letters, numbers and signs. Marks and what is not seen come with the letters.
+    """Pillow's own font, which has only ASCII, or the font that has the most of the characters of `text`."""
+    # Letters, numbers, punctuation and symbols. Combining marks and invisible characters depend on the letters.
     characters = frozenset(character for character in text if unicodedata.category(character)[0] in "LNPS")
     font, missing = best_font(characters)
-    if new := sorted(missing - _told):
-        _told.update(new)
+    if new := sorted(missing - _warned):
+        _warned.update(new)
         log.warning(
-            "no font of this machine has the characters %s of captions, which are drawn as boxes: install one, such as "
-            "the package fonts-noto-cjk (Chinese, Japanese, Korean) or fonts-noto (other scripts) of Debian and Ubuntu",
+            "no font on this machine has the characters %s, so captions show them as boxes; install a font, such as "
+            "the "
+            "Debian or Ubuntu package fonts-noto-cjk (Chinese, Japanese, Korean) or fonts-noto (other scripts)",
             "".join(new[:20]) + ("…" if len(new) > 20 else ""),
         )
     return font
@@ -34,7 +35,7 @@ def font_for(text: str) -> Font:
 
 @functools.lru_cache(1024)
 def best_font(characters: frozenset[str]) -> tuple[Font, frozenset[str]]:
-    """A font, and which of the characters it lacks."""
+    """The font that has the most of the characters, and the characters that it lacks."""
     best = ImageFont.load_default(SIZE)
     missing = frozenset(character for character in characters if not has(best, character))
     for path in font_files() if missing else ():
@@ -51,8 +52,8 @@ def best_font(characters: frozenset[str]) -> tuple[Font, frozenset[str]]:
 
 @functools.lru_cache(1)
 def font_files() -> list[str]:
-    """matplotlib's DejaVu Sans, then the fonts of this machine, upright and regular ones first."""
-    from matplotlib import font_manager, get_data_path  # here, since it takes half a second
+    """Files of matplotlib's DejaVu Sans, then of the fonts on this machine, upright and regular ones first."""
+    from matplotlib import font_manager, get_data_path  # imported here, since it takes half a second
 
     def unusual(path: str) -> tuple[bool, str]:
         name = Path(path).stem.lower()
@@ -66,12 +67,12 @@ def font_files() -> list[str]:
 def opened(path: str) -> ImageFont.FreeTypeFont | None:
     try:
         return ImageFont.truetype(path, SIZE)
-    except OSError:  # a font of bitmaps in another size, or none that Pillow can read
+    except OSError:  # a bitmap font of another size, or a file that Pillow cannot read
         return None
 
 
 def has(font: Font, character: str) -> bool:
-    """Whether a font draws a character, and not what it draws for all those that it does not have."""
+    """Whether a font has a character: what it draws is neither empty nor its box for missing characters."""
     drawn = drawn_as(font, character)
     return any(drawn[1]) and drawn != drawn_as(font, NO_CHARACTER)
 

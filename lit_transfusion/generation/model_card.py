@@ -1,4 +1,4 @@
-"""The README.md of an exported model. What only its author knows is left to the author."""
+"""Template for the README.md of an exported model. Its author completes what only the author knows."""
 
 TEMPLATE = """\
 ---
@@ -33,8 +33,8 @@ pipeline = Pipeline.from_pretrained("MODEL")  # this folder, or its name on the 
 python -m lit_transfusion generate --ckpt MODEL --prompt "what to draw"{{ options }}
 ```
 
-`config.json` says what the net is made of, `model.safetensors` holds its weights and `tokenizer.model` its text
-tokenizer. If there is a folder `codec`, it holds the frozen autoencoder, which has a licence of its own.
+`config.json` describes the parts of the net, `model.safetensors` contains its weights and `tokenizer.model` its text
+tokenizer. If there is a folder `codec`, it contains the frozen autoencoder, which has its own licence.
 
-What it was trained on, what it can and cannot do, and its licence: not yet said.
+Not described yet: its training data, what it can and cannot do, and its licence.
 """

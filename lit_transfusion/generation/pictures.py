@@ -1,4 +1,4 @@
-"""Tensors → pictures for people."""
+"""Turn image tensors into PIL pictures and grids for people to look at."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -14,26 +14,26 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.generation.fonts import SIZE, Font, font_for
 from lit_transfusion.latents import Codec
 
-SMALLEST = 112  # side, in pixels, to which small pictures are enlarged, so that a caption has room beside them
+SMALLEST = 112  # pixels; smaller pictures are enlarged to at least this side, so that a caption fits below them
 MARGIN = 6
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] → a picture."""
+    """Convert (3, H, W) in [-1, 1] to a PIL picture."""
     return to_pil_image((image.float().cpu().clamp(-1, 1) + 1) / 2)
 
 
 def captioned_grid(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """Pictures (N, 3, H, W) in [-1, 1], each with its caption below it, in rows of `columns`."""
+    """Make a grid of pictures (N, 3, H, W) in [-1, 1], each with its caption below it, `columns` in a row."""
     fonts = [font_for(caption) for caption in captions]
-    scale = max(1, -(-SMALLEST // images.shape[-1]))  # whole, so that pixels stay square
+    scale = max(1, -(-SMALLEST // images.shape[-1]))  # an integer, so that pixels stay square
     tiles = [to_pil(image) for image in images]
     tiles = [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
     width, height = tiles[0].size
     texts = [wrap(caption, font, width) for caption, font in zip(captions, fonts, strict=True)]
     line, pen = 15, ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text_height = line * max(text.count("\n") + 1 for text in texts)
-    for text, font in zip(texts, fonts, strict=True):  # some are higher
+    for text, font in zip(texts, fonts, strict=True):  # some fonts are higher
         text_height = max(text_height, ceil(pen.multiline_textbbox((0, 0), text, font, spacing=line - SIZE)[3]))
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -48,7 +48,7 @@ def captioned_grid(images: Tensor, captions: Sequence[str], columns: int = 8) ->
 
 
 def wrap(text: str, font: Font, width: int) -> str:
-    """Break `text` into lines of at most `width` pixels, between words where it has such; four at most."""
+    """Break `text` into at most four lines of at most `width` pixels, between words if possible."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -69,7 +69,7 @@ def wrap(text: str, font: Font, width: int) -> str:
 
 
 def film(steps: Sequence[Tensor]) -> Tensor:
-    """Denoising as one picture: a list of (N, 3, H, W), noisy to clean → (3, height, width), a row for each image."""
+    """Show denoising as one picture: a list of (N, 3, H, W), noisy to clean → (3, height, width), one row an image."""
     frames = torch.stack(list(steps), dim=1).flatten(0, 1).float().cpu()  # (N · steps, 3, H, W)
     scale = max(1, SMALLEST // 2 // frames.shape[-1])
     frames = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
@@ -77,11 +77,11 @@ def film(steps: Sequence[Tensor]) -> Tensor:
 
 
 class Frames:
-    """Eight moments of each denoising, evenly apart, the first and the last among them.
+    """Collects eight evenly spaced steps of each denoising, including the first and the last.
 
     Args:
-        codec: Of the latents.
-        num_inference_steps: Denoising steps.
+        codec: Decodes the latents.
+        num_inference_steps: Number of denoising steps.
     """
 
     def __init__(self, codec: Codec, num_inference_steps: int) -> None:
@@ -94,18 +94,18 @@ class Frames:
             self.columns.setdefault(step, []).append(self.codec.decode(latents))
 
     def sheet(self) -> Tensor:
-        """(3, height, width), a row for each image."""
+        """The collected steps as one picture (3, height, width), one row for each image."""
         return film([torch.cat(pictures) for pictures in self.columns.values()])
 
 
 def picture_path(output: str, otherwise: str = "") -> Path:
-    """The file that a picture is to be written to, refused before it is drawn if its name is of no picture format.
+    """The path of a picture file to write; an error, before anything is drawn, if its suffix is not a picture format.
 
-    `otherwise` says what else it might have been.
+    `otherwise` is added to the error message: what else the path could have been.
     """
     path = Path(output)
     if path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"--output {output} {otherwise}does not end in the name of a picture format, such as .png")
+        raise InputError(f"--output {output} {otherwise}does not end in a picture format; use a name that ends in .png")
     return path
 
 

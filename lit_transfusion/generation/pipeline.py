@@ -1,4 +1,4 @@
-"""Everything that generation needs, in one value, and where it is kept: in a checkpoint, a folder, or on the hub."""
+"""The `Pipeline`: everything that generation needs in one object, loaded from a checkpoint, a folder, or the hub."""
 
 import json
 import re
@@ -32,7 +32,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.ckpt)")
 
 
 class Pipeline(
-    ModelHubMixin,  # has save_pretrained and push_to_hub
+    ModelHubMixin,  # provides save_pretrained and push_to_hub
     library_name="lit_transfusion",
     tags=["transfusion", "text-to-image", "image-to-text"],
     model_card_template=TEMPLATE,
@@ -42,10 +42,10 @@ class Pipeline(
     Args:
         net: The net.
         noise: The noise process that it was trained with.
-        codec: Of the images.
-        tokenizer: Of the text.
+        codec: Encodes and decodes images.
+        tokenizer: Encodes and decodes text.
         image_size: Side of a picture in pixels.
-        sequence_length: Positions of the rows that it was trained on, the longest that a document was; None if unknown.
+        sequence_length: Positions of a training row, and so of the longest document in training; None if unknown.
     """
 
     def __init__(
@@ -66,35 +66,35 @@ class Pipeline(
         self.recording = False  # whether decoders record and replay their forward passes
 
     def compile(self) -> None:
-        """Decode with compiled blocks, and with steps that a GPU records once for each batch, and then replays.
+        """Compile the net's blocks for decoding, and on a GPU replay decoding steps as CUDA graphs.
 
-        It is for many samples on a GPU, since it has to be compiled first; on a CPU it brings nothing.
+        Compilation takes time first, so it is for many samples on a GPU. It is not faster on a CPU.
         """
         self.net.transformer.run_cached_block = torch.compile(as_it_is, dynamic=True)
         self.recording = True
 
     def generate(self, *prompt: str | Image.Image, images: str = "chosen", **sampling: Any) -> list[str | Image.Image]:
-        """Go on from texts and pictures, in any order, with texts and pictures.
+        """Continue a prompt of texts and pictures, in any order, with texts and pictures.
 
             pipeline.generate("a red circle", images="forced")                # [a picture]
             pipeline.generate(picture, images="never")                        # [its caption]
             pipeline.generate(picture, "make it blue", images="forced")       # [the picture changed]
-            pipeline.generate("a red circle", num_inference_steps=100)        # what the model makes of it
+            pipeline.generate("a red circle", num_inference_steps=100)        # text and pictures, as the model chooses
 
         Args:
             prompt: Texts and pictures. A picture is cropped to its middle square.
-            images: Where an image begins: `chosen` by the model, `forced` right after the prompt, in which case
-                nothing follows it, or `never`.
-            sampling: Of `Sampling`: guidance_scale, num_inference_steps, temperature, seed, …
+            images: Where an image begins: `chosen` by the model; `forced` directly after the prompt, with nothing
+                after the image; or `never`.
+            sampling: Arguments of `Sampling`: guidance_scale, num_inference_steps, temperature, seed, …
         """
-        # Here and not above, since these modules know pipelines themselves.
-        from lit_transfusion.generation.conversation import go_on
+        # Imported here, since these modules import this one.
+        from lit_transfusion.generation.conversation import continue_prompt
 
-        return go_on(self, prompt, images, **sampling)
+        return continue_prompt(self, prompt, images, **sampling)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """(C, H, W) of the latents of one image."""
         return self.codec.latent_shape(self.image_size)
 
     @property
@@ -103,7 +103,7 @@ class Pipeline(
         return (height // self.net.patcher.patch_size) * (width // self.net.patcher.patch_size)
 
     def describe(self) -> dict[str, Any]:
-        """Plain data from which `from_description` makes the same pipeline, its weights aside."""
+        """Plain data from which `from_description` makes the same pipeline, without its weights."""
         return {
             "size": asdict(self.net.transformer.size),
             "rope_theta": self.net.transformer.rope_theta,
@@ -118,11 +118,13 @@ class Pipeline(
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "Pipeline":
-        """A pipeline with random weights."""
+        """Make a pipeline with random weights from the result of `describe`."""
         keys = ("size", "rope_theta", "patcher", "mask", "noise", "codec", "tokenizer", "image_size")
         missing = [key for key in keys if key not in description]
         if missing:
-            raise InputError(f"the description of the model lacks {', '.join(missing)}")
+            raise InputError(
+                f"the description of the model lacks {', '.join(missing)}; export or train the model again"
+            )
         tokenizer = Tokenizer(description["tokenizer"])
         net = Transfusion(
             tokenizer.vocab_size,
@@ -133,11 +135,11 @@ class Pipeline(
         )
         noise = build(description["noise"], NoiseProcess)
         codec = build(description["codec"], Codec)
-        sequence_length = description.get("sequence_length")  # which earlier checkpoints do not tell
+        sequence_length = description.get("sequence_length")  # older checkpoints lack it
         return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # that of ModelHubMixin knows no checkpoints, which are a `path` too
+    def from_pretrained(  # type: ignore[override]  # in ModelHubMixin, `path` cannot be a checkpoint
         cls,
         path: str | Path,
         *,
@@ -146,17 +148,20 @@ class Pipeline(
         ema: bool = True,
         **download: Any,
     ) -> "Pipeline":
-        """The pipeline in a checkpoint of a run, in a folder that `export` wrote, or in such a folder on the hub.
+        """Load a pipeline from a checkpoint of a run, a folder that `export` wrote, or such a folder on the hub.
 
-        It has classes of this package. Import the module of any other before, wherever the model is from: it is not
+        A model that uses classes of another package loads only if their modules are imported before: a module is never
         imported because the model names it.
 
         Args:
             path: A checkpoint, a folder, or owner/name on the Hugging Face hub.
-            device: Where to put it.
-            dtype: Of the net's weights and arithmetic. The codec and the samplers stay in float32.
-            ema: Take the averaged weights if it is a checkpoint that has any. In a folder there is one set of weights.
-            download: Of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only, …
+            device: Device of the net and the codec.
+            dtype: Type of the net's weights and arithmetic. The codec and the samplers stay in float32.
+            ema: Use the averaged weights of a checkpoint, if it has them. An exported folder has one set of weights.
+            download: Arguments of `huggingface_hub.snapshot_download`: revision, token, cache_dir, local_files_only, …
+
+        Raises:
+            InputError: The model is missing, damaged, not of this package, or has weights that are not finite.
         """
         local = Path(path)
         if local.is_file() or is_sharded(local):
@@ -166,11 +171,11 @@ class Pipeline(
         elif HUB_NAME.fullmatch(str(path)):
             pipeline = cls._from_folder(download_model(str(path), **download), str(path), ema)
         else:
-            raise InputError(f"checkpoint {path} not found")
+            raise InputError(f"checkpoint {path} not found; check the path")
         bad = next((key for key, weight in pipeline.net.state_dict().items() if not weight.isfinite().all()), None)
         if bad is not None:
             raise InputError(
-                f"{path} cannot be used: its weight {bad} holds NaN or infinite numbers, so the run it comes from has "
+                f"{path} cannot be used: its weight {bad} contains NaN or infinite numbers, so its training run has "
                 "diverged; use an earlier checkpoint, or train again with a lower learning rate"
             )
         pipeline.net.to(device, dtype)
@@ -188,49 +193,61 @@ class Pipeline(
                 {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
             )
         except RuntimeError as error:
-            raise InputError(f"{path}: its weights do not fit its own description: {second_line(error)}") from None
+            raise InputError(
+                f"{path}: its weights do not match its description of the model ({second_line(error)}); use the "
+                "version of the code that wrote the checkpoint"
+            ) from None
         return pipeline
 
     @classmethod
     def _from_folder(cls, folder: Path, name: str, ema: bool) -> "Pipeline":
-        """`name` is what the user calls the folder."""
+        """Load an exported folder; `name` is what the user calls it."""
         description = read_config(folder, name)
         if not ema:
-            raise InputError(f"{name} holds one set of weights, chosen when it was exported; ema is for checkpoints")
+            raise InputError(
+                f"{name} is an exported model and has one set of weights, so ema cannot be false; to choose the "
+                "weights, export again with --weights raw"
+            )
         description["tokenizer"] = Tokenizer.from_file(str(folder / TOKENIZER)).model
         pipeline = cls._described(description, f"{name}/{CONFIG}")
         if not (folder / WEIGHTS).is_file():
-            raise InputError(f"{name} holds no {WEIGHTS}")
+            raise InputError(f"{name} contains no {WEIGHTS}; export the model again")
         try:
             load_model(pipeline.net, folder / WEIGHTS)
         except SafetensorError as error:
-            raise InputError(f"{name}/{WEIGHTS} cannot be read ({error})") from None
+            raise InputError(f"{name}/{WEIGHTS} cannot be read ({error}); export the model again") from None
         except RuntimeError as error:
-            raise InputError(f"{name}/{WEIGHTS} does not fit {CONFIG} beside it: {second_line(error)}") from None
+            raise InputError(
+                f"{name}/{WEIGHTS} does not match {CONFIG} in the same folder ({second_line(error)}); export the model "
+                "again"
+            ) from None
         return pipeline
 
     @classmethod
     def _described(cls, description: dict[str, Any], source: str) -> "Pipeline":
         try:
             return cls.from_description(description)
-        except ValueError as error:  # an InputError, or numbers that make no net
+        except ValueError as error:  # an InputError, or values that are invalid for a net
             raise InputError(f"{source}: {error}") from None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` calls before it adds the model card."""
+        """Write config, weights, tokenizer and codec; `save_pretrained` calls this and then adds the model card."""
         description = self.describe()
         tokenizer = description.pop("tokenizer")
         description["codec"]["init_args"] |= self.codec.save(save_directory)
         try:
             config = json.dumps({"lit_transfusion_version": __version__, **description}, indent=2)
         except TypeError as error:
-            raise InputError(f"{CONFIG} holds numbers, texts, lists and mappings of them only: {error}") from None
-        # Shared weights are written once, and found again by `load_model`.
+            raise InputError(
+                f"{CONFIG} can contain only numbers, strings, lists and mappings ({error}); change the arguments of "
+                "the part"
+            ) from None
+        # Shared weights are written once; `load_model` restores the sharing.
         save_model(self.net, str(save_directory / WEIGHTS), metadata={"format": "pt"})
         (save_directory / TOKENIZER).write_bytes(tokenizer)
         for file in (save_directory / WEIGHTS, *save_directory.glob("codec/*")):
-            shutil.copymode(save_directory / TOKENIZER, file)  # safetensors lets nobody but the owner read its files
-        (save_directory / CONFIG).write_text(config + "\n", encoding="utf-8")  # last: it makes the folder a model
+            shutil.copymode(save_directory / TOKENIZER, file)  # safetensors makes files that only the owner can read
+        (save_directory / CONFIG).write_text(config + "\n", encoding="utf-8")  # last: it marks the folder as a model
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         modules = foreign_modules(self.describe())
@@ -255,10 +272,11 @@ class Pipeline(
 def open_pipeline(
     ckpt: str, device: str | None, ema: bool = True, compile: bool = False, dtype: str = "float32"
 ) -> Pipeline:
-    """The pipeline that the options of a command name.
+    """Load the pipeline for the options of a command.
 
     Raises:
-        InputError: The device does not exist, or has no bf16 arithmetic, or the checkpoint is invalid.
+        InputError: The device does not exist, bf16 is asked for and the device has no bf16 arithmetic, or the
+            checkpoint is invalid.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -266,7 +284,7 @@ def open_pipeline(
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
     if dtype == "bfloat16" and not has_bf16(torch.device(device)):
-        raise InputError(f"--dtype bfloat16: {device} has no bf16 arithmetic and would be slower than in float32")
+        raise InputError(f"--dtype bfloat16: {device} has no bf16 arithmetic, so it would be slow; use --dtype float32")
     pipeline = Pipeline.from_pretrained(ckpt, device=device, dtype=getattr(torch, dtype), ema=ema)
     if compile:
         pipeline.compile()
@@ -274,18 +292,20 @@ def open_pipeline(
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """What config.json says, its paths of the codec's weights made those of this machine."""
+    """Read config.json, with the codec's relative paths made absolute."""
     if not (folder / CONFIG).is_file():
         last = folder / "checkpoints" / "last.ckpt"
-        hint = f"; for this run, give {last}" if last.exists() else ""
-        raise InputError(f"{name} is not a model that was exported: it holds no {CONFIG}{hint}")
+        hint = f"; for this run, use {last}" if last.exists() else "; use a checkpoint or an exported folder"
+        raise InputError(f"{name} is not an exported model: it contains no {CONFIG}{hint}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         arguments = config["codec"]["init_args"].items()
     except ValueError as error:
-        raise InputError(f"{name}/{CONFIG} is not JSON ({error})") from None
+        raise InputError(f"{name}/{CONFIG} is not valid JSON ({error}); export the model again") from None
     except (AttributeError, KeyError, TypeError):
-        raise InputError(f"{name}/{CONFIG} does not describe a model of lit_transfusion: it has no codec") from None
+        raise InputError(
+            f"{name}/{CONFIG} does not describe a model of lit_transfusion: it has no codec; export the model again"
+        ) from None
     config["codec"]["init_args"] = {
         key: str(folder / value) if isinstance(value, str) and value.startswith("./") else value
         for key, value in arguments
@@ -294,18 +314,18 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def download_model(name: str, **download: Any) -> Path:
-    """The folder in the hub's cache, with what is needed of the repository."""
+    """Download the files of a model from the hub, and return their folder in the hub's cache."""
     files = [CONFIG, WEIGHTS, TOKENIZER, "codec/*"]
     try:
         return Path(snapshot_download(name, allow_patterns=files, **download))
-    except Exception as error:  # the hub's own, the network's or the disk's
+    except Exception as error:  # errors of the hub, the network or the disk
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
         raise InputError(
-            f"{name}: there is no such file or folder here, and the Hugging Face hub did not hand out a model of that "
-            f"name ({reason})"
+            f"{name} not found: it is not a file or folder on this machine, and no model of this name could be "
+            f"downloaded from the Hugging Face hub ({reason}); check the name"
         ) from None
 
 
 def second_line(error: RuntimeError) -> str:
-    """What is wrong, of an error of `load_state_dict`; its first line says where that was noticed."""
+    """The second line of an error of `load_state_dict`, which contains the reason; the first only names the class."""
     return textwrap.shorten((str(error).splitlines() * 2)[1], 200)

@@ -1,7 +1,7 @@
-"""Prompts as documents: what people give, in the order in which training shows it.
+"""Build the documents of prompts, in the order that training uses.
 
-A prompt that a person typed is never cut: one that is too long is an error (`check_lengths`). A caption or instruction
-from data is cut where training cuts it (`caption_tokens`), since a person can do nothing about it.
+A prompt that a person typed is never cut: if it is too long, that is an error (`check_lengths`). A caption or
+instruction from data is cut where training cuts it (`caption_tokens`), since the user cannot change it.
 """
 
 import math
@@ -21,9 +21,9 @@ from lit_transfusion.generation.pipeline import Pipeline
 def prompt_document(
     pipeline: Pipeline, prompt: str | None = None, picture: Tensor | None = None, cut: bool = False
 ) -> Document:
-    """BOS [picture] prompt, of which either may be missing; a picture is (3, S, S) in [-1, 1].
+    """Make the document BOS [picture] prompt; picture, (3, S, S) in [-1, 1], and prompt are both optional.
 
-    `cut` is for prompts from data: they are cut as in training, with room for one image after them.
+    `cut` is for prompts from data: they are cut as in training, so that one image fits after them.
     """
     num_images = 1 if picture is None else 2
     text = caption_tokens(pipeline, prompt, num_images) if cut and prompt is not None else prompt
@@ -31,15 +31,15 @@ def prompt_document(
 
 
 def caption_tokens(pipeline: Pipeline, caption: str, num_images: int = 1) -> tuple[int, ...]:
-    """The token ids of a caption, cut where training cuts it, so that it fits beside its images."""
+    """The token ids of a caption, cut as in training, so that it fits into a row with its images."""
     tokens = pipeline.tokenizer.encode(caption)
-    if pipeline.sequence_length is None:  # not known
+    if pipeline.sequence_length is None:  # unknown
         return tokens
     return tokens[: room_for_text(pipeline.sequence_length, pipeline.patches_per_image, num_images)]
 
 
 def caption_read(pipeline: Pipeline, caption: str) -> str:
-    """What is left of a caption if it was cut; else the caption as it is, letter by letter."""
+    """The text of a caption after `caption_tokens` cuts it; the unchanged caption if nothing is cut."""
     tokens = caption_tokens(pipeline, caption)
     return caption if tokens == pipeline.tokenizer.encode(caption) else pipeline.tokenizer.decode(tokens)
 
@@ -52,18 +52,18 @@ def image_length(pipeline: Pipeline) -> int:
 def check_lengths(
     pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool, name: str = "the prompt"
 ) -> list[float]:
-    """How many positions may follow each prompt: those further on than any in training mean nothing to the net.
+    """Number of positions that may follow each prompt, since the net cannot use positions beyond those of training.
 
     Args:
-        pipeline: Knows how long the rows of training were.
-        prompts: As they are read.
-        at_boi: Whether an image follows at once.
+        pipeline: Has the length of the training rows.
+        prompts: The prompts as documents.
+        at_boi: Whether an image follows directly.
         name: What the user calls such a prompt.
 
     Raises:
-        InputError: A prompt has no room, or not for the image after it.
+        InputError: A prompt, or the image after it, does not fit.
     """
-    longest = math.inf if pipeline.sequence_length is None else pipeline.sequence_length  # None: not known
+    longest = math.inf if pipeline.sequence_length is None else pipeline.sequence_length  # None: unknown
     rooms = []
     for prompt in prompts:
         length = len(flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image).tokens)
@@ -74,15 +74,15 @@ def check_lengths(
             text = textwrap.shorten(pipeline.tokenizer.decode(tokens[1:]), 60, placeholder=" ...")
             images = {0: "", 1: " beside an image"}.get(num_images, f" beside {num_images} images")
             raise InputError(
-                f"{name} {text!r} has {len(tokens) - 1} tokens; the model has room for "
-                f"{max(longest - 1 - num_images * image_length(pipeline), 0)}{images} in the {longest} positions of a "
-                "row that it was trained on: give a shorter one"
+                f"{name} {text!r} is too long: it has {len(tokens) - 1} tokens, and the model has room for "
+                f"{max(longest - 1 - num_images * image_length(pipeline), 0)}{images} in the {longest} positions of "
+                "its training rows; use a shorter text"
             )
     return rooms
 
 
 def interleaved(pipeline: Pipeline, parts: Sequence[str | tuple[int, ...] | Tensor]) -> Document:
-    """BOS, then texts (or their token ids) and pictures (3, S, S) in [-1, 1] in the order given."""
+    """Make a document of BOS, then texts (or their token ids) and pictures (3, S, S) in [-1, 1] in the given order."""
     segments: list[TextSegment | ImageSegment] = [TextSegment((pipeline.tokenizer.bos,))]
     for part in parts:
         if isinstance(part, str):
@@ -95,16 +95,16 @@ def interleaved(pipeline: Pipeline, parts: Sequence[str | tuple[int, ...] | Tens
                 segments.append(TextSegment(part))
         else:
             pixels = part[None].to(pipeline.net.head.weight.device)
-            # Each by itself, so that what a codec draws at random is the same in any batch.
+            # One at a time, so that the random numbers of a codec do not depend on the batch.
             segments.append(ImageSegment(pipeline.codec.encode(pixels, torch.Generator().manual_seed(0))[0]))
     return Document(tuple(segments))
 
 
 def null_document(tokenizer: Tokenizer, images: Sequence[ImageSegment], negative_prompt: str | None) -> Document:
-    """BOS [images] negative prompt: what guidance steers away from when it draws the next image of a document.
+    """Make the null prompt of guidance for the next image of a document: BOS [images] negative prompt.
 
-    It has all images of the document so far, given or drawn, and none of its text. So guidance strengthens the text and
-    never the images, as in training on edits (`data/recipe.py`, `null_edit_prompt`).
+    It has all images of the document so far, given or drawn, and none of its text. So guidance strengthens the text but
+    not the images, as in training on edits (`data/recipe.py`, `null_edit_prompt`).
     """
     negative = TextSegment(tokenizer.encode(negative_prompt or ""))
     return Document((TextSegment((tokenizer.bos,)), *images, negative))

@@ -1,4 +1,4 @@
-"""What comes out of decoding, and how it grows."""
+"""The state of one sample during generation, and its result."""
 
 import math
 from enum import Enum
@@ -16,7 +16,7 @@ class StopReason(Enum):
     END_OF_TEXT = "end of text"
     TOKEN_LIMIT = "token limit"
     IMAGE_LIMIT = "image limit"
-    LENGTH_LIMIT = "length limit"  # no position is left of those that the model was trained on
+    LENGTH_LIMIT = "length limit"  # all positions that the model was trained on are used
 
 
 class Generated(NamedTuple):
@@ -30,12 +30,12 @@ class Generated(NamedTuple):
 
     @property
     def images(self) -> list[ImageSegment]:
-        """Those that were drawn; none, if the model began none before it stopped."""
+        """The images that were drawn; empty if the model began none."""
         return [segment for segment in self.added if isinstance(segment, ImageSegment)]
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """All the text that was written, EOS aside."""
+        """The token ids of all text that was written, without EOS."""
         return tuple(i for segment in self.added if isinstance(segment, TextSegment) for i in segment.token_ids)
 
 
@@ -43,13 +43,13 @@ class Sample:
     """A document that grows until it has a stop reason.
 
     Args:
-        prompt: What it goes on from.
-        generator: All its randomness.
-        tokenizer: Knows BOI and EOS.
+        prompt: The document that it continues.
+        generator: Source of all its random numbers.
+        tokenizer: Has the ids of BOI and EOS.
         limits: How much may be written and drawn.
-        at_boi: Whether an image begins right after the prompt.
+        at_boi: Whether an image begins directly after the prompt.
         image_length: Positions of an image with its BOI and EOI.
-        room: Positions that may follow the prompt; inf for any number.
+        room: Positions that may follow the prompt; inf for no limit.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Sample:
 
     @property
     def images_so_far(self) -> list[ImageSegment]:
-        """Those of its prompt, and those that were drawn."""
+        """The images of the prompt, then those that were drawn."""
         return [*self.prompt.images, *(part for part in self._segments if isinstance(part, ImageSegment))]
 
     @property
@@ -105,7 +105,7 @@ class Sample:
         self._segments.append(ImageSegment(latents))
         self._num_images += 1
         self.at_boi = False
-        if self.limits.max_new_tokens == 0:  # no text may follow, and so no BOI either
+        if self.limits.max_new_tokens == 0:  # no text may follow, so no BOI either
             self.stop_reason = StopReason.IMAGE_LIMIT
         self._take(self.image_length)
 
@@ -116,7 +116,7 @@ class Sample:
 
     def finished(self) -> Generated:
         if self.stop_reason is None:
-            raise ValueError("a sample that still grows is not finished")
+            raise ValueError("the sample is not finished: it has no stop reason yet")
         self._end_text()
         return Generated(self.prompt, tuple(self._segments), self.stop_reason)
 

@@ -1,1 +1,1 @@
-"""The drawn world: scenes of coloured shapes, their captions and edits, and the scorer that reads them back."""
+"""The synthetic data of coloured shapes: scenes, captions, edits, and a scorer that reads pictures."""

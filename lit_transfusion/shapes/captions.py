@@ -1,4 +1,4 @@
-"""How well captions that were written of pictures of shapes agree with what the pictures show."""
+"""Metric of how often written captions of `Shapes` pictures are right."""
 
 from typing import ClassVar
 
@@ -9,15 +9,18 @@ from lit_transfusion.shapes.source import Shapes
 
 
 class ShapeCaptions(Metric):
-    """How often captions of held-out `Shapes` name all the objects of a picture and no others: their colours, their
-    shapes, and which colour goes with which shape. What they say of size, place and relation is not judged."""
+    """Share of the written captions of held-out `Shapes` that name exactly the objects of the picture.
+
+    The columns compare the colours, the shapes, and the pairs of colour and shape. Size,
+    place and relation are ignored.
+    """
 
     columns: ClassVar[dict[str, str]] = {"caption_colour": "more", "caption_shape": "more", "caption_both": "more"}
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        """Shares in [0, 1] of the captions."""
+        """Measure the shares of right captions, in [0, 1]."""
         if not isinstance(subject.source, Shapes):
-            raise Unavailable(f"it reads captions of Shapes, and the source is {type(subject.source).__name__}")
+            raise Unavailable(f"it needs the source Shapes, but data.source is {type(subject.source).__name__}")
         truths = [parse_caption(example.captions[0]) for example in subject.examples]  # every caption names all objects
         scores = [
             score([parse_caption(caption)], [truth]) for caption, truth in zip(subject.written, truths, strict=True)

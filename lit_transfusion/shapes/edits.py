@@ -1,8 +1,8 @@
-"""Edits of coloured shapes, drawn on the fly: what is asked for, and exactly what the result must show.
+"""Edits of coloured shapes, drawn on the fly: instructions, and exactly what the result must show.
 
-A picture has two small objects, or one where another is added. They differ in colour and shape, so that either names
-one of them, and stand at places opposite to each other, so that each looks as it does in a picture of its own. An edit
-changes one object, and the other must stay as it is, down to the pixel.
+A picture has two small objects, or one before an object is added. They differ in colour and in shape, so that either
+word identifies one of them. They are on opposite sides of the picture, so that they never overlap. An edit changes one
+object, and every pixel of the other must stay the same.
 """
 
 import copy
@@ -25,11 +25,11 @@ from lit_transfusion.shapes.scenes import (
 )
 
 SIZE = "small"
-RIM = tuple(place for place in PLACES if place != "in the centre")  # nothing has room beside an object in the centre
+RIM = tuple(place for place in PLACES if place != "in the centre")  # no second object fits next to one in the centre
 
 
 def places_apart_from(*places: str) -> list[str]:
-    """Places in the row or the column opposite to each of `places`."""
+    """The places whose row or column is opposite to that of each of `places`."""
     return [
         candidate
         for candidate in RIM
@@ -39,11 +39,11 @@ def places_apart_from(*places: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to one object: all that an instruction says, beyond which object it is."""
+    """A change of one object, which is identified by its colour and shape."""
 
     colour: str
     shape: str
-    new: str  # colour, shape or place
+    new: str  # the new colour, shape or place
 
     wordings: ClassVar[tuple[str, ...]]
 
@@ -54,22 +54,22 @@ class Edit:
 
     @staticmethod
     def news(colour: str, shape: str) -> list[str]:
-        """What the object can get."""
+        """All possible values of `new` for an object."""
         raise NotImplementedError
 
     def before_and_after(self, random: Random) -> tuple[Single | None, Single | None]:
-        """The object; None where it is not there."""
+        """The object before and after the edit; None if it does not exist."""
         raise NotImplementedError
 
     def single(self, place: str) -> Single:
         return Single(self.colour, self.shape, SIZE, place)
 
     def instructions(self) -> tuple[str, ...]:
-        """Ways to ask for it."""
+        """All instructions for this edit."""
         names = f"the {self.colour} {self.shape}", f"the {self.shape}"
         words = {"colour": self.colour, "shape": self.shape, "new": self.new}
         asked = [wording.format(object=name, **words) for wording in self.wordings for name in names]
-        return tuple(dict.fromkeys(asked))  # not all wordings name the object that way
+        return tuple(dict.fromkeys(asked))  # without duplicates from wordings that do not use {object}
 
 
 class Recolour(Edit):
@@ -148,7 +148,7 @@ class Remove(Edit):
 
     @staticmethod
     def news(colour: str, shape: str) -> list[str]:
-        return list(RIM)  # what is new is that there is nothing at this place
+        return list(RIM)  # the place that becomes empty
 
     def before_and_after(self, random: Random) -> tuple[Single, None]:
         return self.single(self.new), None
@@ -158,7 +158,7 @@ EDITS: dict[str, type[Edit]] = {"recolour": Recolour, "reshape": Reshape, "move"
 
 
 class ShapeEdit(NamedTuple):
-    """An edit of a picture, with the truth about both pictures."""
+    """An edit of a picture, with the objects of both pictures."""
 
     kind: str
     instructions: tuple[str, ...]
@@ -167,22 +167,22 @@ class ShapeEdit(NamedTuple):
 
     @property
     def unchanged(self) -> list[DrawnObject]:
-        """The objects that must stay exactly as they are: always one."""
+        """The objects that must not change: always exactly one."""
         return [thing for thing in self.after if thing in self.before]
 
 
 class ShapeEdits(Source):
     """Pictures of small coloured shapes with an instruction that changes one of them, and the result.
 
-    Training and validation share no edit, where an edit is all that is done to an object: the red circle becomes blue,
-    a green cross is added at the top. Both have all pairs of a colour and a shape, and the same scenes and wordings.
+    Training and validation share no edit. An edit is the full change of an object: the red circle becomes blue, or a
+    green cross is added at the top. Both splits have all pairs of colour and shape, and the same scenes and wordings.
 
     Args:
         image_size: Side of the square pictures in pixels, at least 16.
-        num_examples: Edits in the training split, at least 1 (the paper fine-tunes on 8,000).
-        num_val_examples: Edits in the validation split, at least 1.
-        edits: Which kinds of edits there are, in equal shares.
-        seed: Which pictures and edits are drawn. What is held out is the same for all seeds.
+        num_examples: Number of edits in the training split, at least 1 (the paper fine-tunes on 8,000).
+        num_val_examples: Number of edits in the validation split, at least 1.
+        edits: Kinds of edits, in equal shares.
+        seed: Seed for pictures and edits. The held-out edits are the same for all seeds.
     """
 
     images_per_example = 2
@@ -197,17 +197,17 @@ class ShapeEdits(Source):
     ) -> None:
         super().__init__(image_size)
         if image_size < 16:
-            raise InputError(f"image_size is {image_size}: shapes need at least 16 pixels to be told apart")
+            raise InputError(f"image_size {image_size} is too small: shapes need at least 16 pixels")
         if num_examples < 1 or num_val_examples < 1:
             raise InputError(f"num_examples {num_examples} and num_val_examples {num_val_examples} must be at least 1")
         if not edits or len(set(edits)) < len(edits) or not set(edits) <= set(EDITS):
-            raise InputError(f"edits is {list(edits)}: name some of {', '.join(EDITS)}, each at most once")
+            raise InputError(f"edits {list(edits)} is invalid: name some of {', '.join(EDITS)}, each at most once")
         self.num_examples = num_examples
         self.num_val_examples = num_val_examples
         self.seed = seed
         self.part: Literal["train", "val"] = "train"
 
-        self._edits: dict[str, dict[str, list[Edit]]] = {"train": {}, "val": {}}  # of each split, the edits by kind
+        self._edits: dict[str, dict[str, list[Edit]]] = {"train": {}, "val": {}}  # split → kind → edits
         for kind in edits:
             every = EDITS[kind].every()
             held_out = held_out_tenth(every, lambda edit: (edit.colour, edit.shape))
@@ -215,7 +215,7 @@ class ShapeEdits(Source):
             self._edits["val"][kind] = [edit for edit in every if edit in held_out]
 
     def split(self, name: Literal["train", "val"]) -> "ShapeEdits":
-        """The training split, which is also what an unsplit source yields, or the validation split."""
+        """The training or the validation split. A source that is not split yields the training split."""
         part = copy.copy(self)
         part.part = name
         return part
@@ -228,10 +228,10 @@ class ShapeEdits(Source):
         return EditExample(draw(before, self.image_size), instructions, draw(after, self.image_size))
 
     def edit(self, index: int) -> ShapeEdit:
-        """What the example at `index` asks for, and what its pictures show."""
+        """The edit of the example at `index`, with the objects of its pictures."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} examples")
-        random = Random(f"{self.seed} {self.part} {index}")  # from a string it is the same in every process
+        random = Random(f"{self.seed} {self.part} {index}")  # a seed from a string is the same in every process
         kinds = self._edits[self.part]
         kind = list(kinds)[index % len(kinds)]
         edit = random.choice(kinds[kind])
@@ -241,13 +241,13 @@ class ShapeEdits(Source):
         pair = random.choice([pair for pair in PAIRS if pair[0] != edit.colour and pair[1] != edit.shape])
         other = Single(*pair, SIZE, place)
 
-        # The jitter of an object is a function of its seed: a changed object keeps what the edit says nothing of.
+        # The jitter of an object depends only on its seed, so an edit keeps everything else of the changed object.
         seed, other_seed = random.getrandbits(32), random.getrandbits(32)
         unchanged = other.layout(Random(other_seed))
         drawn = [unchanged + (single.layout(Random(seed)) if single is not None else []) for single in (before, after)]
         return ShapeEdit(kind, edit.instructions(), *map(tuple, drawn))
 
     def captions(self) -> list[str]:
-        """Every instruction for every training edit."""
+        """All instructions for all training edits."""
         edits = (edit for edits in self._edits["train"].values() for edit in edits)
         return [instruction for edit in edits for instruction in edit.instructions()]

@@ -1,14 +1,14 @@
-"""Which known shape a patch of ink is, or none: it is compared with every known shape at its best size and place.
+"""Identify the shape of a patch of ink by comparing it with each known shape at its best size and place.
 
-A shape is accepted if its error is small, and if no other shape has a much smaller one. The others are near misses of
-the known shapes: a hexagon that is 12 pixels wide differs from a disc by a quarter of a pixel at the rim, less than a
-good model's circles do, so a limit on the error alone cannot tell them apart.
+A shape is accepted if its error is small, and if none of its near misses has a much smaller error. Near misses are
+other shapes that look similar: a hexagon that is 12 pixels wide differs from a disc by a quarter of a pixel at the rim.
+Circles that a good model draws differ by more, so a limit on the error alone cannot distinguish them.
 
-The limits were chosen with `python docs/shape_limits.py`, on true pictures and on shapes that no test uses, and on the
-64 drawings of docs/images/quickstart.png, of which 62 pass (the others are crosses that lack a part). At 24, 32 and 64
-pixels none of 14 other shapes but the heptagon passes. No true picture fails, and none that is half blurred and noisy;
-blurred over 3 x 3 pixels, 18 %, 2 % and 0 % of them fail. At 16 pixels half of the houses pass, too. A regular polygon
-with seven or more corners is read as a circle.
+The limits were chosen with `python docs/shape_limits.py` on true pictures, on shapes that the tests do not use, and on
+the 64 drawings of docs/images/quickstart.png, of which 62 pass (the others are crosses that lack a part). At 24, 32 and
+64 pixels, of 14 other shapes only the heptagon passes. All true pictures pass, also if they are slightly blurred and
+noisy; with a blur over 3 x 3 pixels, 18 %, 2 % and 0 % of them fail. At 16 pixels, half of the houses pass, too. A
+regular polygon with seven or more corners is read as a circle.
 """
 
 import math
@@ -24,19 +24,19 @@ from lit_transfusion.shapes.scenes import SHAPES, coverage
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # as in SHAPES
 
-MAX_ERROR = 0.05  # squared difference to the best template, in areas of it
-NO_ERROR = 0.004  # what the steps of the search leave; below it nothing else is compared
-MAX_ERROR_BESIDE_OTHERS = 2.0  # the same, in errors of the best near miss
-SIZE_LIMITS = (0.15, 0.7)  # of an object; scenes have 0.24 to 0.57
+MAX_ERROR = 0.05  # squared difference to the best template, divided by the template's area
+NO_ERROR = 0.004  # error that the step size of the search leaves; below it, near misses are not compared
+MAX_ERROR_BESIDE_OTHERS = 2.0  # limit of the error, divided by the error of the best near miss
+SIZE_LIMITS = (0.15, 0.7)  # of an object; objects in scenes have 0.24 to 0.57
 
-# The search for place and size: steps in sides of the picture, and the pixels over which the rim of the shape fades:
-# one as it is drawn, two as after a slight blur.
+# The search for place and size: (step in sides of the picture, width of the rim in pixels). The rim is one pixel wide
+# as drawn, and two after a slight blur.
 SEARCH = ((0.02, 1.0), (0.01, 1.0), (0.005, 1.0), (0.005, 2.0))
 NEIGHBOURS = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=3)))  # (27, 3)
 
 
 def polygon(corners: int, turn: float) -> Distance:
-    """A regular polygon; `turn` is the angle of the middle of one side, in radians."""
+    """Make the distance function of a regular polygon; `turn` is the angle of the middle of one side, in radians."""
     angles = [turn + 2 * math.pi * k / corners for k in range(corners)]
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ def polygon(corners: int, turn: float) -> Distance:
 
 
 def rounded_square(x: Tensor, y: Tensor) -> Tensor:
-    """Between a circle and a square."""
+    """Distance function of a shape between a circle and a square."""
     return (x**4 + y**4) ** 0.25 - 1
 
 
 def thick_cross(x: Tensor, y: Tensor) -> Tensor:
-    """Between a cross and a square."""
+    """Distance function of a shape between a cross and a square."""
     x, y = x.abs(), y.abs()
     return torch.maximum(torch.minimum(x, y) - 0.6, torch.maximum(x, y) - 1)
 
@@ -60,7 +60,7 @@ def thick_cross(x: Tensor, y: Tensor) -> Tensor:
 DIAMOND = polygon(4, math.pi / 4)
 PENTAGONS = [polygon(5, math.radians(turn)) for turn in range(0, 72, 12)]
 HEXAGONS = [polygon(6, math.radians(turn)) for turn in range(0, 60, 10)]
-NEAR_MISSES: dict[str, Sequence[Distance]] = {  # of each of SHAPES
+NEAR_MISSES: dict[str, Sequence[Distance]] = {  # for each of SHAPES
     "circle": (rounded_square, DIAMOND, *HEXAGONS, *PENTAGONS),
     "square": (rounded_square, DIAMOND, thick_cross, *PENTAGONS),
     "triangle": (),
@@ -69,16 +69,16 @@ NEAR_MISSES: dict[str, Sequence[Distance]] = {  # of each of SHAPES
 
 
 class Fit(NamedTuple):
-    """A shape where it is most like a patch of ink. Lengths are in sides of the picture."""
+    """The best place and size of a shape for a patch of ink. Lengths are in sides of the picture."""
 
-    error: float  # squared difference, in areas of the shape
+    error: float  # squared difference, divided by the area of the shape
     x: float  # centre of its bounding box, from the top left
     y: float
     size: float  # side of its bounding box
 
 
 def identify(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
-    """(S, S) ink of one object → its shape, or None if it is none of SHAPES, and its centre and size."""
+    """Find shape, centre and size of one object from its ink (S, S). The shape is None if it is none of SHAPES."""
     window, scale, left, top = crop(ink)
     fits = {shape: best_fit(window, distance, scale) for shape, distance in SHAPES.items()}
     shape, fit = min(fits.items(), key=lambda item: item[1].error)
@@ -91,7 +91,8 @@ def identify(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
 
 
 def crop(ink: Tensor) -> tuple[Tensor, float, float, float]:
-    """(S, S) → the square around the ink (W, W), its side, left and top in sides of the picture. It saves time."""
+    """Crop (S, S) to the square around the ink (W, W), to save time. Also returns its side, left and top, in sides of
+    the picture."""
     rows, columns = ink.amax(1).nonzero()[:, 0], ink.amax(0).nonzero()[:, 0]
     side = min(ink.shape[0], 1 + int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 2)
     top, left = (min(max(0, int(inked[0]) - 1), ink.shape[0] - side) for inked in (rows, columns))
@@ -100,9 +101,9 @@ def crop(ink: Tensor) -> tuple[Tensor, float, float, float]:
 
 
 def best_fit(ink: Tensor, distance: Distance, scale: float) -> Fit:
-    """The best size, place and softness of a shape for ink (W, W), searched from its area and its centre of mass.
+    """Search for the best size, place and softness of a shape for ink (W, W), from its area and centre of mass.
 
-    Lengths are in sides of the ink, which are `scale` sides of the picture.
+    Lengths are in sides of the ink, each of which is `scale` sides of the picture.
     """
     area, x, y = moments(ink)
     shape_area, shape_x, shape_y = moments_of_shape(distance)
@@ -119,7 +120,7 @@ def best_fit(ink: Tensor, distance: Distance, scale: float) -> Fit:
 
 
 def moments(ink: Tensor) -> tuple[float, float, float]:
-    """(S, S) → its area and the x and y of its centre of mass."""
+    """Area, and x and y of the centre of mass, of ink (S, S)."""
     axis = (torch.arange(ink.shape[0]) + 0.5) / ink.shape[0]  # (S,)
     return float(ink.mean()), float((ink.sum(0) @ axis) / ink.sum()), float((ink.sum(1) @ axis) / ink.sum())
 

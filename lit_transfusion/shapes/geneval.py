@@ -1,14 +1,14 @@
-"""GenEval (Ghosh et al., 2023) for drawn shapes: six tasks, from one object of a shape to colours bound to shapes.
+"""GenEval (Ghosh et al., 2023) for drawn shapes: six categories, from a single object to pairs of colour and shape.
 
     prompts = geneval_prompts("position", n=24)
     right = [is_right(picture, prompt) for picture, prompt in zip(pictures, prompts)]
 
-Where GenEval asks a detector, the picture is read exactly, and what it is asked is the same. As there, only `counting`
-minds objects that nobody asked for, and only those of the shape that is counted; elsewhere it is enough that what was
-asked for is there. The reader is right about every kind of picture that has 16 pixels a side or more.
+The questions are those of GenEval, but an exact reader replaces its detector. As in GenEval, extra objects are wrong
+only for `counting`, and only if they have the counted shape; otherwise it is enough that the picture contains the asked
+objects. The reader works for pictures of 16 pixels a side or more.
 
-The training captions never say less of an object than its colour and shape, and of a held-out scene something is held
-out only if all of it is said. So each prompt says all of its scene, and the category decides what of it is judged.
+Training captions always give at least the colour and shape of an object, and a scene is held out only as a whole. So
+each prompt describes all of its scene, and the category decides which part of it is judged.
 """
 
 from collections import defaultdict
@@ -35,16 +35,16 @@ from lit_transfusion.shapes.scenes import (
 from lit_transfusion.shapes.scorer import FoundObject, noise_pictures, read_picture
 from lit_transfusion.shapes.source import Shapes
 
-OVERLAP = 0.1  # how far objects must be apart on an axis to count as apart, in the sum of their sizes (GenEval's)
-DIRECTION = 0.5  # a relation holds up to 60° away from its axis (GenEval's)
+OVERLAP = 0.1  # offset on an axis that is ignored, as a share of the sum of the sizes (value of GenEval)
+DIRECTION = 0.5  # cosine of the largest angle between offset and axis, 60° (value of GenEval)
 
-BASELINE_PICTURES = 96  # of each kind
+BASELINE_PICTURES = 96  # for each baseline
 
 Found = Sequence[FoundObject]
 
 
 class GenEvalPrompt(NamedTuple):
-    """A prompt, what is judged, and the scene that it says all of."""
+    """A prompt, its category, and the scene that it describes completely."""
 
     text: str
     category: str
@@ -55,27 +55,27 @@ class GenEvalPrompt(NamedTuple):
 
 
 def has_shape(found: Found, scene: Single) -> bool:
-    """An object of the shape, whatever its colour."""
+    """Whether there is an object of the shape, in any colour."""
     return any(one.shape == scene.shape for one in found)
 
 
 def has_coloured_shape(found: Found, scene: Single) -> bool:
-    """An object of the shape and the colour."""
+    """Whether there is an object of the shape and the colour."""
     return any((one.colour, one.shape) == (scene.colour, scene.shape) for one in found)
 
 
 def has_both_shapes(found: Found, scene: Relation) -> bool:
-    """An object of each shape, whatever their colours."""
+    """Whether there is an object of each shape, in any colours."""
     return {shape for _, shape in scene.pairs()} <= {one.shape for one in found}
 
 
 def has_number(found: Found, scene: Count) -> bool:
-    """As many objects of the shape as were asked for, and no more, whatever their colours."""
+    """Whether there are exactly as many objects of the shape as asked, in any colours."""
     return sum(one.shape == scene.shape for one in found) == NUMBERS[scene.number]
 
 
 def has_relation(found: Found, scene: Relation) -> bool:
-    """An object of the first shape on the right side of one of the second, whatever their colours."""
+    """Whether an object of the first shape has the relation to an object of the second, in any colours."""
     return any(
         (one.shape, other.shape) == (scene.shape, scene.second_shape) and scene.relation in relations(one, other)
         for one, other in permutations(found, 2)
@@ -83,15 +83,16 @@ def has_relation(found: Found, scene: Relation) -> bool:
 
 
 def has_both_coloured_shapes(found: Found, scene: Relation) -> bool:
-    """An object of each shape in its own colour, wherever they are."""
+    """Whether there is an object of each shape in its colour, at any place."""
     return set(scene.pairs()) <= {(one.colour, one.shape) for one in found}
 
 
 def relations(one: FoundObject, other: FoundObject) -> set[str]:
-    """How one object stands to another: "left of", "right of", "above", "below", none or two of them.
+    """The relations of one object to another: none, one or two of "left of", "right of", "above" and "below".
 
-    The rule is GenEval's (its `relative_position`): the offset between the centres, less a tenth of the sizes, must
-    point within 60° of the axis. By signs alone, any two objects would have two relations, and a pixel would decide.
+    The rule is `relative_position` of GenEval: the offset between the centres, minus a tenth of the sizes, must point
+    within 60° of the axis. If only the signs counted, two objects would always have two relations, and one pixel could
+    change them.
     """
     offset = [a - b for a, b in zip(one.centre, other.centre, strict=True)]
     distance = sum(d**2 for d in offset) ** 0.5
@@ -103,7 +104,7 @@ def relations(one: FoundObject, other: FoundObject) -> set[str]:
 
 
 class Category(NamedTuple):
-    """What the prompts of a category are about, and what a picture must show."""
+    """The kind of scene of a category's prompts, and the test for its pictures."""
 
     kind: type[Scene]
     judge: Callable[[Found, Scene], bool]
@@ -128,15 +129,15 @@ def is_right(picture: Tensor, prompt: GenEvalPrompt) -> bool:
 
 
 def geneval_prompts(category: str, n: int = 24, seed: int = 0) -> list[GenEvalPrompt]:
-    """Prompts in wordings and of scenes that training never shows. Categories share no scene.
+    """Make prompts with wordings and scenes that training never shows. Categories share no scene.
 
-    The (first) pairs of colour and shape come in turn, so that any n covers them as evenly as it can. Where there are
-    two objects they differ in both colour and shape. Prompt i is the same for all n.
+    The (first) pairs of colour and shape alternate, so that any n covers them as evenly as possible. Two objects differ
+    in both colour and shape. Prompt i is the same for all n.
 
     Args:
         category: One of CATEGORIES.
-        n: How many, from 1 to 48.
-        seed: In which order they come, and so which of them.
+        n: Number of prompts, from 1 to 48.
+        seed: Seed for the order of the scenes, and so for their choice.
     """
     kind = CATEGORIES[category].kind
     held_out = held_out_scenes(kind)
@@ -154,18 +155,18 @@ def geneval_prompts(category: str, n: int = 24, seed: int = 0) -> list[GenEvalPr
         for i, scene in enumerate(in_turn)
     ]
     if not 1 <= n <= len(prompts):
-        raise InputError(f"{n} prompts of {category} were asked for; there are from 1 to {len(prompts)} different ones")
+        raise InputError(f"{n} prompts of {category} are not possible: use 1 to {len(prompts)}")
     return prompts[:n]
 
 
 def is_distinct(scene: Scene) -> bool:
-    """Whether its objects, if there are different ones, share neither a colour nor a shape."""
+    """Whether the objects of a scene are all equal, or share neither a colour nor a shape."""
     first, last = scene.pairs()[0], scene.pairs()[-1]
     return first == last or set(first).isdisjoint(last)
 
 
 def true_picture(prompt: GenEvalPrompt, image_size: int, seed: int = 0) -> Tensor:
-    """A picture (3, image_size, image_size) in [-1, 1] of what a prompt says; the seed moves things a little."""
+    """Draw the scene of a prompt: (3, image_size, image_size) in [-1, 1]. The seed determines the jitter."""
     return draw(prompt.scene.layout(Random(seed)), image_size)
 
 
@@ -173,18 +174,20 @@ def true_picture(prompt: GenEvalPrompt, image_size: int, seed: int = 0) -> Tenso
 
 
 class GenEvalShapes(Metric):
-    """How often pictures show what held-out prompts ask for, by the six categories of GenEval; for `Shapes`.
+    """Share of pictures that show what held-out prompts ask for, in the six categories of GenEval; for `Shapes`.
 
     Args:
-        prompts_per_category: From 1 to 48 (GenEval has 80 to 100).
-        pictures_per_prompt: Each with a noise of its own, at least 1 (GenEval draws 4).
+        prompts_per_category: Number of prompts for each category, 1 to 48 (GenEval has 80 to 100).
+        pictures_per_prompt: Number of pictures for each prompt, each with its own noise, at least 1 (GenEval draws 4).
     """
 
     columns: ClassVar[dict[str, str]] = {"geneval": "more"} | {f"geneval_{category}": "more" for category in CATEGORIES}
 
     def __init__(self, prompts_per_category: int = 24, pictures_per_prompt: int = 1) -> None:
         if pictures_per_prompt < 1:
-            raise InputError(f"pictures_per_prompt is {pictures_per_prompt}: it must be at least 1")
+            raise InputError(
+                f"GenEvalShapes.pictures_per_prompt {pictures_per_prompt} is invalid: it must be at least 1"
+            )
         self.pictures_per_prompt = pictures_per_prompt
         self.prompts = [
             prompt
@@ -194,11 +197,11 @@ class GenEvalShapes(Metric):
         ]
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        """Shares in [0, 1] of the pictures, and `geneval`, the mean over the categories."""
+        """Measure the shares of right pictures, in [0, 1], and `geneval`, their mean over the categories."""
         if not isinstance(subject.source, Shapes):
-            raise Unavailable(f"the prompts are about Shapes, and the source is {type(subject.source).__name__}")
+            raise Unavailable(f"it needs the source Shapes, but data.source is {type(subject.source).__name__}")
         if missing := [name for name in SCENES if name not in subject.source.scenes]:
-            raise Unavailable(f"the source draws no scenes of kind {', '.join(missing)}, which some prompts are about")
+            raise Unavailable(f"it needs all kinds of scenes, but data.source.scenes lacks {', '.join(missing)}")
         drawn = subject.draw([prompt.text for prompt in self.prompts])  # (N, 3, S, S)
         right = [float(is_right(picture, prompt)) for picture, prompt in zip(drawn, self.prompts, strict=True)]
         k = self.pictures_per_prompt
@@ -210,13 +213,13 @@ class GenEvalShapes(Metric):
         return shares_of(zip(self.prompts, right, strict=True))
 
     def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
-        """The same shares for noise, and for pictures of the training split: each is judged by every prompt."""
+        """The same shares for noise and for training pictures; each picture is judged with each prompt."""
         train = subject.source.split("train")
         pictures = {
             "noise": noise_pictures(BASELINE_PICTURES, train.image_size),
             "random training pictures": [train[index].image for index in range(min(BASELINE_PICTURES, len(train)))],
         }
-        prompts = list(dict.fromkeys(self.prompts))  # those that are drawn several times weigh as much as others
+        prompts = list(dict.fromkeys(self.prompts))  # without the repetitions for several pictures
         baselines = {}
         for name, images in pictures.items():
             found = [read_picture(image) for image in images]
@@ -226,7 +229,7 @@ class GenEvalShapes(Metric):
 
 
 def shares_of(answers: Iterable[tuple[GenEvalPrompt, float]]) -> dict[str, float]:
-    """Whether each picture was right for its prompt → the share of each category, and `geneval`, their mean."""
+    """The share of right answers in each category, and `geneval`, their mean."""
     right = {category: [] for category in CATEGORIES}
     for prompt, answer in answers:
         right[prompt.category].append(answer)

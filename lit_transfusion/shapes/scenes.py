@@ -1,8 +1,8 @@
-"""Scenes of coloured shapes on white: how an object is drawn, which scenes there are, and what can be said of them.
+"""Scenes of coloured shapes on white: drawing objects, all possible scenes, and their captions.
 
-`shapes.py` makes captioned pictures of them, `shape_edits.py` edits, and `shapes/scorer.py` reads pictures.
+`source.py` makes captioned pictures of them, `edits.py` makes edits, and `scorer.py` reads pictures.
 
-Lengths are in sides of the picture, x to the right and y downwards, so that nothing depends on the resolution.
+Lengths are in sides of the picture, x to the right and y downwards, so that scenes do not depend on the resolution.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # ------------------------------------------------------------------------------------------------------------- drawing
 
-# RGB, 0 to 255. Every colour has a channel at 0: the darkest channel of a pixel tells how much of it is covered.
+# RGB, 0 to 255. Each colour has a channel at 0, so the darkest channel of a pixel shows how much of it is covered.
 COLOURS = {
     "red": (230, 0, 0),
     "green": (0, 150, 40),
@@ -42,7 +42,7 @@ def square(x: Tensor, y: Tensor) -> Tensor:
 
 
 def triangle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(y - 1, (2 * x.abs() - y - 1) / math.sqrt(5))  # the base below, the two equal sides
+    return torch.maximum(y - 1, (2 * x.abs() - y - 1) / math.sqrt(5))  # base at the bottom, two equal sides
 
 
 def cross(x: Tensor, y: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def cross(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(torch.minimum(x, y) - 1 / 3, torch.maximum(x, y) - 1)  # two bars, a third as wide as long
 
 
-# Signed distance to the rim of the shape that fills the box [-1, 1]², negative inside. x (S,), y (S, 1) → (S, S).
+# Signed distance to the rim of a shape that fills the box [-1, 1]², negative inside. x (S,), y (S, 1) → (S, S).
 SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "circle": circle,
     "square": square,
@@ -75,10 +75,10 @@ def coverage(
     image_size: int,
     softness: float = 1.0,
 ) -> Tensor:
-    """How much of each pixel a shape covers: (image_size, image_size) in [0, 1], smooth over some pixels at the rim.
+    """The share of each pixel that a shape covers: (image_size, image_size) in [0, 1], with a smooth rim.
 
-    `distance` is one of SHAPES, or like them; the rim is `softness` pixels wide. Centres and sizes (N, 1, 1) give
-    coverages (N, image_size, image_size).
+    `distance` is one of SHAPES or a similar function; the rim is `softness` pixels wide. Centres and sizes of shape
+    (N, 1, 1) give (N, image_size, image_size).
     """
     axis = (torch.arange(image_size) + 0.5) / image_size  # (S,) centres of the pixels
     x = (axis - centre[0]) / (size / 2)
@@ -87,7 +87,7 @@ def coverage(
 
 
 def draw(objects: Sequence[DrawnObject], image_size: int) -> Tensor:
-    """A picture of the objects on white: (3, image_size, image_size) in [-1, 1]."""
+    """Draw objects on white: (3, image_size, image_size) in [-1, 1]."""
     image = torch.ones(3, image_size, image_size)
     for colour, shape, centre, size in objects:
         paint = torch.tensor(COLOURS[colour]).view(3, 1, 1) / 127.5 - 1
@@ -98,7 +98,7 @@ def draw(objects: Sequence[DrawnObject], image_size: int) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- scenes
 
 SIZES = {"small": 0.3, "medium": 0.42, "large": 0.56}  # side of the bounding box of a single object
-SIZES_OF_SEVERAL = {"small": 0.25, "medium": 0.34}  # where up to four must fit
+SIZES_OF_SEVERAL = {"small": 0.25, "medium": 0.34}  # if up to four must fit
 SIZE_JITTER = 0.01
 PLACES = {  # column and row
     "at the top left": (-1, -1),
@@ -112,13 +112,13 @@ PLACES = {  # column and row
     "at the bottom right": (1, 1),
 }
 PLACE_JITTER = 0.03
-MARGIN = 0.05  # between an object at an edge and that edge, before jitter
+MARGIN = 0.05  # distance of an object from the edge of the picture, before jitter
 QUARTERS = tuple(product((0.25, 0.75), repeat=2))  # centres of several objects of at most medium size: two pixels apart
 RELATIONS = {"left of": "right of", "above": "below"}  # each with its reverse
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 
-# In diagonal order: any 18 pairs from the start on leave every colour and every shape in some other pair.
+# In diagonal order: without the first 18 pairs or fewer, the rest still contains every colour and every shape.
 PAIRS = tuple(
     (colour, tuple(SHAPES)[(column + diagonal) % len(SHAPES)])
     for diagonal in range(len(SHAPES))
@@ -127,7 +127,7 @@ PAIRS = tuple(
 
 
 def centre(place: str, size: float) -> tuple[float, float]:
-    """Of an object of that size at that place."""
+    """The centre (x, y) of an object of this size at this place."""
     column, row = PLACES[place]
     room = 0.5 - MARGIN - size / 2
     return 0.5 + column * room, 0.5 + row * room
@@ -138,10 +138,10 @@ def jitter(value: float, amount: float, random: Random) -> float:
 
 
 class Scene:
-    """What a picture shows, in words: all that a caption can say of it. The layout adds what no caption says."""
+    """Everything that a caption can describe in a picture. `layout` adds the rest, such as jitter."""
 
-    wordings: ClassVar[tuple[str, ...]]  # the fullest first
-    held_out_wordings: ClassVar[tuple[str, ...]]  # never seen in training, though each of their words is
+    wordings: ClassVar[tuple[str, ...]]  # the most detailed first
+    held_out_wordings: ClassVar[tuple[str, ...]]  # never in training, though each of their words is
 
     @classmethod
     def every(cls) -> "list[Scene]":
@@ -153,17 +153,17 @@ class Scene:
         raise NotImplementedError
 
     def words(self) -> dict[str, str]:
-        """What to put into a wording."""
+        """The values for the placeholders of the wordings."""
         raise NotImplementedError
 
     def layout(self, random: Random) -> list[DrawnObject]:
-        """The objects, jittered a little, with no caption made false."""
+        """Place the objects with a small jitter that keeps all captions true."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Single(Scene):
-    """One object of some size at some place."""
+    """One object with a size and a place."""
 
     colour: str
     shape: str
@@ -200,7 +200,7 @@ class Single(Scene):
 
 @dataclass(frozen=True)
 class Relation(Scene):
-    """Two different objects, the first left of or above the second; the reverse is the same scene in other words."""
+    """Two different objects, the first left of or above the second. The reverse relation describes the same scene."""
 
     colour: str
     shape: str
@@ -287,14 +287,14 @@ def captions_of(scene: Scene, wordings: Sequence[str]) -> tuple[str, ...]:
 
 
 def held_out_scenes(kind: type[Scene]) -> set[Scene]:
-    """A tenth of the scenes of a kind, and at least one that begins with each colour and shape."""
+    """A tenth of the scenes of a kind, with at least one for each pair of colour and shape of the first object."""
     return held_out_tenth(kind.every(), lambda scene: scene.pairs()[0])
 
 
 def held_out_tenth(items: Iterable[T], group_of: Callable[[T], Hashable]) -> set[T]:
-    """A tenth of the items of each group, and at least one. Items are data classes of words.
+    """Choose a tenth of the items of each group, and at least one. Items are dataclasses of words.
 
-    They are drawn by a hash of their words alone, so that no seed and no option moves one of them into training.
+    The choice depends only on a hash of their words, so that no seed or option moves one of them into training.
     """
     groups = defaultdict(list)
     for item in items:
@@ -307,7 +307,7 @@ def held_out_tenth(items: Iterable[T], group_of: Callable[[T], Hashable]) -> set
 
 
 def parse_caption(caption: str) -> tuple[tuple[str | None, str | None], ...]:
-    """The objects that a caption names, as (colour, shape); None for what it leaves out or leaves over.
+    """The objects that a caption names, as (colour, shape); None for a missing colour or shape.
 
     "the square is small and red" → (("red", "square"),); "two red crosses" → (("red", "cross"), ("red", "cross")).
     """

@@ -1,4 +1,4 @@
-"""`score_edits`: how well a checkpoint that was fine-tuned on edits of shapes does edits that it has never seen."""
+"""`score_edits`: measure how well a checkpoint that was fine-tuned on `ShapeEdits` does held-out edits."""
 
 import torch
 from rich.console import Console
@@ -24,21 +24,21 @@ def score_edits(
     output: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Do held-out edits of two-object pictures, and read with an exact scorer what came of it.
+    """Do held-out edits of pictures with two objects, and check the results with an exact scorer.
 
-    An edit is right if the objects found in the result are just those it must have, each of the right colour and shape
-    and at its place. The other object is unchanged if it is found where it was, whatever became of the rest. The
-    table ends with what is reached without a model, such as by leaving a picture as it is.
+    An edit is right if the result has exactly the expected objects, each with the right colour, shape and place. The
+    other object is unchanged if it is found where it was, even if the rest is wrong. The last rows of the table are
+    results without a model, such as for the unchanged input.
 
     Args:
         ckpt: Checkpoint of a run on the `ShapeEdits` source.
-        num_samples: Edits, in equal shares of recolour, reshape, move, add and remove.
+        num_samples: Number of edits, in equal shares of recolour, reshape, move, add and remove.
         sampler: ddpm, ddim or dpm++.
-        num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the instruction against none; 1 is none.
-        seed: Of noise.
-        output: PNG file for the first 24 edits, as input, output and truth; null keeps none.
-        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
+        num_inference_steps: Number of denoising steps.
+        guidance_scale: Weight of the instruction against no instruction; 1 is no guidance.
+        seed: Seed for noise.
+        output: PNG file for the first 24 edits, as input, output and truth; null writes no file.
+        device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
     """
     path = None if output is None else picture_path(output)
     pipeline = open_pipeline(ckpt, device)
@@ -47,7 +47,7 @@ def score_edits(
     examples = [held_out[i] for i in range(num_samples)]
     inputs = torch.stack([example.input_image for example in examples])  # (N, 3, S, S)
     truths = torch.stack([example.output_image for example in examples])
-    # Each kind of edit comes every fifth time and lists its wordings in one order: take them in turn.
+    # The five kinds alternate, and each lists its wordings in a fixed order: use the wordings in turn.
     asked = [one.instructions[i // 5 % len(one.instructions)] for i, one in enumerate(edits)]
     sampling = Sampling(sampler, num_inference_steps, guidance_scale, seed=seed)
     with reporting("steps") as on_progress:
@@ -64,18 +64,18 @@ def score_edits(
     table.add_section()
     table.add_row("all", *summary(scores))
     table.add_section()
-    table.add_row("the input as it is", *summary(score_edited(inputs, edits)))
+    table.add_row("the unchanged input", *summary(score_edited(inputs, edits)))
     table.add_row("noise", *summary(score_edited(noise_pictures(num_samples, pipeline.image_size), edits)))
-    of_others = truths.roll(5, 0)  # the kinds come in turn, so that each is of the same kind
+    of_others = truths.roll(5, 0)  # the five kinds alternate, so that each is of the same kind
     table.add_row("the result of another edit", *summary(score_edited(of_others, edits)))
-    kept = path and save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), path)  # before it is printed
+    saved = path and save(edit_grid(inputs[:24], asked[:24], edited[:24], truths[:24]), path)  # before printing
     console = Console()
     console.print(table)
-    if kept:
-        console.print(str(kept))
+    if saved:
+        console.print(str(saved))
 
 
 def summary(scores: list[EditScore]) -> tuple[str, str, str]:
-    """Their number, and the shares that are right and that leave the other object alone."""
+    """The number of edits, and the shares that are right and that keep the other object."""
     right, unchanged = (100 * sum(column) / len(scores) for column in zip(*scores, strict=True))
     return str(len(scores)), f"{right:.0f} %", f"{unchanged:.0f} %"

@@ -1,4 +1,4 @@
-"""`score_shapes`: how well a checkpoint that was trained on shapes draws and describes shapes it has never seen."""
+"""`score_shapes`: measure how well a checkpoint that was trained on `Shapes` draws and describes held-out shapes."""
 
 from collections.abc import Sequence
 
@@ -34,21 +34,21 @@ def score_shapes(
     output: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Draw held-out prompts, describe held-out pictures, and read with an exact scorer what came of it.
+    """Draw held-out prompts, describe held-out pictures, and check the results with an exact scorer.
 
-    The prompts name one object each, in all 24 pairs of a colour and a shape, at sizes and places and in wordings that
-    training never shows together. A picture is right if exactly one object is found in it, of the colour (the shape)
-    that was asked for. The table ends with what noise and random training pictures score with the same prompts.
+    Each prompt names one object. The prompts use all 24 pairs of colour and shape, with sizes, places and wordings that
+    training never combines. A picture is right if it contains exactly one object, with the colour (the shape) of the
+    prompt. The last rows of the table are the scores of noise and random training pictures for the same prompts.
 
     Args:
-        ckpt: Checkpoint of a run on the `Shapes` source, or what was exported from one.
-        num_samples: Prompts and pictures, at most 216.
+        ckpt: Checkpoint of a run on the `Shapes` source, or a folder that `export` wrote.
+        num_samples: Number of prompts and of pictures, at most 216.
         sampler: ddpm, ddim or dpm++.
-        num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the prompt against no prompt; 1 is none.
-        seed: Of noise.
-        output: PNG file for the pictures that were drawn; null keeps none.
-        device: cpu, cuda, cuda:1, …; null takes a GPU if there is one.
+        num_inference_steps: Number of denoising steps.
+        guidance_scale: Weight of the prompt against the null prompt; 1 is no guidance.
+        seed: Seed for noise.
+        output: PNG file for the drawn pictures; null writes no file.
+        device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
     """
     path = None if output is None else picture_path(output)
     prompts = single_object_prompts(num_samples)
@@ -66,8 +66,8 @@ def score_shapes(
         examples = [held_out[i] for i in range(num_samples)]
         written = write(pipeline, torch.stack([example.image for example in examples]), sampling)
         documents = [prompt_document(pipeline, text, cut=True) for text in texts]
-        left_to_it = generate(pipeline, documents, Sampling(num_inference_steps=1, guidance_scale=1))
-    opened = sum(len(sample.images) == 1 for sample in left_to_it)
+        chosen = generate(pipeline, documents, Sampling(num_inference_steps=1, guidance_scale=1))
+    with_image = sum(len(sample.images) == 1 for sample in chosen)
     pictures = score_pictures(drawn, [(prompt.colour, prompt.shape) for prompt in prompts])
     captions = score_captions(written, [parse_caption(example.captions[0])[0] for example in examples])
     table = Table("", "colour", "shape", "both", title=f"{num_samples} held-out prompts and pictures")
@@ -76,12 +76,12 @@ def score_shapes(
     table.add_section()
     for name, result in baselines(prompts, pipeline.image_size).items():
         table.add_row(name, *percent(result))
-    kept = path and save(captioned_grid(drawn, texts), path)  # before anything is printed
+    saved = path and save(captioned_grid(drawn, texts), path)  # before printing
     console = Console()
     console.print(table)
-    console.print(f"After {opened} of {num_samples} prompts the model itself began an image.")
-    if kept:
-        console.print(str(kept))
+    console.print(f"After {with_image} of {num_samples} prompts the model itself began an image.")
+    if saved:
+        console.print(str(saved))
 
 
 def percent(result: ColourShapeScore) -> list[str]:
@@ -89,7 +89,7 @@ def percent(result: ColourShapeScore) -> list[str]:
 
 
 def baselines(prompts: Sequence[ShapePrompt], image_size: int, number: int = 96) -> dict[str, ColourShapeScore]:
-    """What pictures score that were drawn for no prompt: each is compared with every prompt."""
+    """The scores of pictures that were not drawn for the prompts; each picture is compared with each prompt."""
     train = Shapes(image_size, scenes=("single",)).split("train")
     pictures = {
         "noise": noise_pictures(number, image_size),

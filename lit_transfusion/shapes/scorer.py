@@ -1,7 +1,7 @@
-"""Reads pictures of coloured shapes, and says how often a model drew, wrote or edited what it was asked for.
+"""Read pictures of coloured shapes, and score how often a model draws, writes or edits what is asked.
 
-The reader sees nothing but the pixels. An object is a connected patch of ink. Its colour is one of the palette if it is
-near enough, its shape is a known one if it is close enough (`shape_fit.py`), and otherwise they are None.
+The reader uses only the pixels. An object is a connected patch of ink. Its colour is the nearest one of the palette,
+and its shape the best known one (`fit.py`); each is None if nothing is close enough.
 """
 
 from collections import Counter
@@ -17,13 +17,13 @@ from lit_transfusion.shapes.fit import identify
 from lit_transfusion.shapes.scenes import COLOURS, DrawnObject, parse_caption
 
 INK = 0.4  # a pixel with more ink than this belongs to an object
-SPECK = 0.01  # an object with less ink than this, in areas of the picture, is dirt; the smallest cross has 0.03
-NEAR = 0.1  # how far an object may be from the place, and from the size, that it should have; places are 0.3 apart
-# By docs/shape_limits.py, 0 % of the mixtures of two palette colours pass that have 20 % of the second, 13 % at 15 %.
-COLOUR_DISTANCE = 0.12  # how far a colour may be from the palette's, in RGB of [0, 1]; the palette's are 0.6 apart
-PALE = 0.65  # an object whose darkest quarter has less ink than this has none of the colours, which have a channel at 0
+SPECK = 0.01  # a patch with less ink than this share of the picture is ignored; the smallest cross has 0.03
+NEAR = 0.1  # the largest error of an object's place and of its size; places are 0.3 apart
+# By docs/shape_limits.py, of mixtures of two palette colours, 0 % pass with 20 % of the second, and 13 % with 15 %.
+COLOUR_DISTANCE = 0.12  # the largest distance to a palette colour, in RGB of [0, 1]; palette colours are 0.6 apart
+PALE = 0.65  # the colour is None if the darkest quarter has less ink, since palette colours have a channel at 0
 
-Objects = Sequence[tuple[str | None, str | None]]  # (colour, shape) of each; None for what is not known
+Objects = Sequence[tuple[str | None, str | None]]  # (colour, shape) of each; None if unknown
 
 
 class FoundObject(NamedTuple):
@@ -44,23 +44,23 @@ class ColourShapeScore(NamedTuple):
 
 
 class EditScore(NamedTuple):
-    """What became of an edit."""
+    """The score of one edit."""
 
-    right: bool  # every object that the result must have is there, and nothing else
-    other_unchanged: bool  # the object that the instruction does not speak of is where and as it was
+    right: bool  # the result has exactly the expected objects
+    other_unchanged: bool  # the object that is not in the instruction has the same look and place
 
 
 def read_picture(image: Tensor) -> list[FoundObject]:
-    """The objects in a picture (3, S, S) in [-1, 1] on white, from the top down."""
+    """Find the objects in a picture (3, S, S) in [-1, 1] on white, from top to bottom."""
     image = image.detach().float().cpu()
-    colour_ink = (1 - image) / 2  # (3, S, S): what each channel lacks of white
+    colour_ink = (1 - image) / 2  # (3, S, S): difference of each channel from white
     ink = colour_ink.amax(0).clamp(0, 1)  # (S, S): 1 where a palette colour covers all of the pixel
     objects = []
     for component in connected_components(ink > INK):
-        region = F.max_pool2d(component[None].float(), 3, stride=1, padding=1)[0]  # (S, S): with its faint rim
+        region = F.max_pool2d(component[None].float(), 3, stride=1, padding=1)[0]  # (S, S): including its light rim
         if (ink * region).mean() < SPECK:
             continue
-        weight = ink.square() * component  # its core tells the colour best
+        weight = ink.square() * component  # the core shows the colour best
         paint = (colour_ink * weight).sum((1, 2)) / (ink * weight).sum()  # (3,): ink of each channel where ink is 1
         covered = torch.einsum("chw,c->hw", colour_ink, paint) / paint.square().sum()  # (S, S): less noisy than ink
         darkest = ink[component].topk(-(-int(component.sum()) // 4)).values.mean()
@@ -70,14 +70,14 @@ def read_picture(image: Tensor) -> list[FoundObject]:
 
 
 def connected_components(mask: Tensor) -> list[Tensor]:
-    """(S, S) bool → one (S, S) bool mask for each group of pixels that touch by a side or a corner."""
-    unseen = dict.fromkeys(map(tuple, mask.nonzero().tolist()))  # a set that keeps the reading order
+    """Split a mask (S, S) into masks (S, S) of groups of pixels that touch at a side or a corner."""
+    unseen = dict.fromkeys(map(tuple, mask.nonzero().tolist()))  # an ordered set
     components = []
     while unseen:
         start = next(iter(unseen))
         del unseen[start]
         group = [start]
-        for row, column in group:  # grows as it is read
+        for row, column in group:  # the list grows during the loop
             for neighbour in [(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]:
                 if neighbour in unseen:
                     del unseen[neighbour]
@@ -89,30 +89,30 @@ def connected_components(mask: Tensor) -> list[Tensor]:
 
 
 def nearest_colour(rgb: Tensor) -> str | None:
-    """(3,) in [0, 1] → the name of the palette colour at the least distance, None if all are too far."""
+    """The name of the palette colour nearest to RGB (3,) in [0, 1]; None if it is too far."""
     distances = (torch.tensor(list(COLOURS.values())) / 255 - rgb).norm(dim=1)
     return list(COLOURS)[int(distances.argmin())] if distances.min() <= COLOUR_DISTANCE else None
 
 
 def noise_pictures(number: int, image_size: int) -> Tensor:
-    """(number, 3, image_size, image_size) in [-1, 1]: what sampling starts from, always the same."""
+    """Pictures of noise, as sampling starts with: (number, 3, image_size, image_size) in [-1, 1], always the same."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(number, 3, image_size, image_size, generator=generator).clamp(-1, 1)
 
 
 def score_pictures(images: Sequence[Tensor] | Tensor, wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
-    """How many pictures (N, 3, S, S) in [-1, 1] show just one object, and of the wanted (colour, shape)."""
+    """Score pictures (N, 3, S, S) in [-1, 1]: the share with exactly one object, of the wanted (colour, shape)."""
     found = [[(one.colour, one.shape) for one in read_picture(image)] for image in images]
     return score(found, [[pair] for pair in wanted])
 
 
 def score_captions(captions: Sequence[str], wanted: Sequence[tuple[str, str]]) -> ColourShapeScore:
-    """How many captions name just one object, and of the wanted (colour, shape)."""
+    """Score captions: the share that names exactly one object, of the wanted (colour, shape)."""
     return score([parse_caption(caption) for caption in captions], [[pair] for pair in wanted])
 
 
 def shows(found: Sequence[FoundObject], wanted: DrawnObject) -> bool:
-    """Whether the wanted object is among those found: its colour and shape, at its place, of its size."""
+    """Whether the wanted object was found: with its colour, shape, place and size."""
     return any(
         (one.colour, one.shape) == (wanted.colour, wanted.shape)
         and all(abs(a - b) <= NEAR for a, b in zip(one.centre, wanted.centre, strict=True))
@@ -122,7 +122,7 @@ def shows(found: Sequence[FoundObject], wanted: DrawnObject) -> bool:
 
 
 def score_edited(images: Sequence[Tensor] | Tensor, edits: Sequence[ShapeEdit]) -> list[EditScore]:
-    """What each picture (3, S, S) in [-1, 1] made of its edit."""
+    """Score each edited picture (3, S, S) in [-1, 1]."""
     scores = []
     for image, edit in zip(images, edits, strict=True):
         found = read_picture(image)
@@ -132,13 +132,13 @@ def score_edited(images: Sequence[Tensor] | Tensor, edits: Sequence[ShapeEdit]) 
 
 
 def score(objects: Sequence[Objects], wanted: Sequence[Objects]) -> ColourShapeScore:
-    """How many of N pictures or captions, N > 0, have the objects that were wanted and no others, in any order.
+    """The share of N > 0 pictures or captions that have exactly the wanted objects, in any order.
 
-    Colours and shapes are also compared by themselves: "a red circle and a blue square" has the right colours and the
-    right shapes where a blue circle and a red square were wanted, and both is wrong.
+    Colours and shapes are also compared separately: for a blue circle and a red square, "a red circle and a blue
+    square" has the right colours and the right shapes, but `both` is wrong.
     """
     if len(objects) != len(wanted) or not wanted:
-        raise ValueError(f"{len(objects)} answers to {len(wanted)} questions cannot be scored")
+        raise ValueError(f"{len(objects)} objects and {len(wanted)} wanted ones: give equally many, and at least one")
     right = Counter()
     for answer, truth in zip(objects, wanted, strict=True):
         right["colour"] += Counter(colour for colour, _ in answer) == Counter(colour for colour, _ in truth)

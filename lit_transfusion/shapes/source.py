@@ -1,6 +1,6 @@
-"""Coloured shapes on white, drawn on the fly with captions: the data set that needs no data.
+"""The source `Shapes`: coloured shapes on white with captions, drawn on the fly, so that no data is needed.
 
-The source, and prompts that training never shows, to test a model with.
+Also prompts that training never shows, for tests of a model.
 """
 
 import copy
@@ -25,20 +25,19 @@ from lit_transfusion.shapes.scenes import (
 class Shapes(Source):
     """Scenes of coloured circles, squares, triangles and crosses on white, drawn on the fly with several true captions.
 
-    Training and validation share no scene, where a scene is all that can be said of a picture: which colours and
-    shapes, and the size and place, relation or number. Validation also says things in wordings that training never
-    uses. Both splits are infinite for all practical ends; the numbers below only set the length of an epoch.
+    Training and validation share no scene. A scene is everything that a caption can describe: colours and shapes, and
+    the size and place, relation or number. Validation also uses wordings that training never uses. Both splits are
+    practically infinite; the numbers below only set the length of an epoch.
 
     Args:
         image_size: Side of the square pictures in pixels, at least 16.
-        num_examples: Pictures in the training split, at least 1.
-        num_val_examples: Pictures in the validation split, at least 1.
-        scenes: Which kinds of scenes are drawn, in equal shares: "single" (one object of some size at some place),
-            "relation" (two different objects, one left of, right of, above or below the other) and "count" (two to
-            four equal objects).
-        hold_out_pairs: How many of the 24 pairs of a colour and a shape only the validation split shows, 0 to 18. Each
+        num_examples: Number of pictures in the training split, at least 1.
+        num_val_examples: Number of pictures in the validation split, at least 1.
+        scenes: Kinds of scenes, in equal shares: "single" (one object with a size and a place), "relation" (two
+            different objects, one left of, right of, above or below the other) and "count" (two to four equal objects).
+        hold_out_pairs: Number of the 24 pairs of colour and shape that only the validation split has, 0 to 18. Each
             colour and each shape stays in training.
-        seed: Which pictures are drawn. What is held out is the same for all seeds.
+        seed: Seed for the pictures. The held-out scenes are the same for all seeds.
     """
 
     def __init__(
@@ -53,14 +52,15 @@ class Shapes(Source):
         super().__init__(image_size)
         most_pairs = len(PAIRS) - len(COLOURS)
         if image_size < 16:
-            raise InputError(f"image_size is {image_size}: shapes need at least 16 pixels to be told apart")
+            raise InputError(f"image_size {image_size} is too small: shapes need at least 16 pixels")
         if num_examples < 1 or num_val_examples < 1:
             raise InputError(f"num_examples {num_examples} and num_val_examples {num_val_examples} must be at least 1")
         if not scenes or len(set(scenes)) < len(scenes) or not set(scenes) <= set(SCENES):
-            raise InputError(f"scenes is {list(scenes)}: name some of {', '.join(SCENES)}, each at most once")
+            raise InputError(f"scenes {list(scenes)} is invalid: name some of {', '.join(SCENES)}, each at most once")
         if not 0 <= hold_out_pairs <= most_pairs:
             raise InputError(
-                f"hold_out_pairs is {hold_out_pairs}: it must be 0 to {most_pairs}, for each colour to stay in training"
+                f"hold_out_pairs {hold_out_pairs} is invalid: it must be 0 to {most_pairs}, so that each colour stays "
+                "in training"
             )
         self.num_examples = num_examples
         self.num_val_examples = num_val_examples
@@ -69,7 +69,7 @@ class Shapes(Source):
         self.part: Literal["train", "val"] = "train"
 
         pairs_of_val = set(PAIRS[:hold_out_pairs])
-        self._scenes: dict[str, list[list[Scene]]] = {"train": [], "val": []}  # of each split, the scenes of each kind
+        self._scenes: dict[str, list[list[Scene]]] = {"train": [], "val": []}  # split → scenes of each kind
         for kind in (SCENES[name] for name in scenes):
             every, held_out = kind.every(), held_out_scenes(kind)
             is_val = [scene in held_out or not pairs_of_val.isdisjoint(scene.pairs()) for scene in every]
@@ -77,7 +77,7 @@ class Shapes(Source):
             self._scenes["val"].append([scene for scene, val in zip(every, is_val, strict=True) if val])
 
     def split(self, name: Literal["train", "val"]) -> "Shapes":
-        """The training split, which is also what an unsplit source yields, or the validation split."""
+        """The training or the validation split. A source that is not split yields the training split."""
         part = copy.copy(self)
         part.part = name
         return part
@@ -88,20 +88,20 @@ class Shapes(Source):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} examples")
-        random = Random(f"{self.seed} {self.part} {index}")  # from a string it is the same in every process
+        random = Random(f"{self.seed} {self.part} {index}")  # a seed from a string is the same in every process
         kinds = self._scenes[self.part]
         scene = random.choice(kinds[index % len(kinds)])
         wordings = scene.wordings if self.part == "train" else scene.wordings + scene.held_out_wordings
         return Example(draw(scene.layout(random), self.image_size), captions_of(scene, wordings))
 
     def captions(self) -> list[str]:
-        """Every caption of every training scene, in either split: some ten thousand."""
+        """All captions of all training scenes, also for the validation split: some ten thousand."""
         scenes = (scene for kind in self._scenes["train"] for scene in kind)
         return [caption for scene in scenes for caption in captions_of(scene, scene.wordings)]
 
 
 class ShapePrompt(NamedTuple):
-    """A prompt, and what the picture must show: this one object."""
+    """A prompt, and the one object that the picture must show."""
 
     text: str
     colour: str
@@ -109,14 +109,14 @@ class ShapePrompt(NamedTuple):
 
 
 def single_object_prompts(n: int = 64, seed: int = 0) -> list[ShapePrompt]:
-    """Prompts for a single object, none of them a caption that training shows under any options of the source.
+    """Make prompts for a single object that are never training captions, for any options of the source.
 
-    Each names colour, shape, size and place of a held-out scene. The 24 pairs of colour and shape come in turn, so that
-    any n covers them as evenly as it can.
+    Each names colour, shape, size and place of a held-out scene. The 24 pairs of colour and shape alternate, so that
+    any n covers them as evenly as possible.
 
     Args:
-        n: How many, from 1 to 216.
-        seed: Which of them, and in which order.
+        n: Number of prompts, from 1 to 216.
+        seed: Seed for their choice and order.
     """
     random = Random(seed)
     wordings = (Single.wordings[0], *Single.held_out_wordings)  # those that name all four
@@ -125,7 +125,7 @@ def single_object_prompts(n: int = 64, seed: int = 0) -> list[ShapePrompt]:
     for pair in PAIRS:
         scenes = [scene for scene in Single.every() if scene in held_out and scene.pairs() == [pair]]
         scenes = random.sample(scenes, len(scenes))
-        prompts[pair] = [  # all scenes of the pair before one comes a second time
+        prompts[pair] = [  # each scene of the pair once before any is repeated
             ShapePrompt(wording.format(**scene.words()), *pair)
             for wording in random.sample(wordings, len(wordings))
             for scene in scenes
@@ -133,5 +133,5 @@ def single_object_prompts(n: int = 64, seed: int = 0) -> list[ShapePrompt]:
     rounds = zip(*random.sample(list(prompts.values()), len(PAIRS)), strict=True)
     in_turn = [prompt for one_of_each in rounds for prompt in one_of_each]
     if not 1 <= n <= len(in_turn):
-        raise InputError(f"{n} prompts were asked for; there are from 1 to {len(in_turn)} different ones")
+        raise InputError(f"{n} prompts are not possible: use 1 to {len(in_turn)}")
     return in_turn[:n]

@@ -200,11 +200,11 @@ def test_an_object_looks_as_it_does_in_a_picture_of_its_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 15}, "image_size is 15"),
+        ({"image_size": 15}, "image_size 15 "),
         ({"num_examples": 0}, "num_examples 0"),
         ({"num_val_examples": 0}, "num_val_examples 0"),
         ({"edits": ("recolor",)}, "recolor.*recolour, reshape"),
-        ({"edits": ()}, "edits is"),
+        ({"edits": ()}, "edits "),
         ({"edits": ("add", "add")}, "at most once"),
     ],
 )

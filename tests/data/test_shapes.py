@@ -293,14 +293,14 @@ def test_every_wording_names_the_objects(kind):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 15}, "image_size is 15"),
+        ({"image_size": 15}, "image_size 15 "),
         ({"num_examples": 0}, "num_examples 0"),
         ({"num_val_examples": 0}, "num_val_examples 0"),
         ({"scenes": ("singel",)}, "singel.*single, relation, count"),
-        ({"scenes": ()}, "scenes is"),
+        ({"scenes": ()}, "scenes "),
         ({"scenes": ("count", "count")}, "at most once"),
-        ({"hold_out_pairs": 19}, "hold_out_pairs is 19.*0 to 18"),
-        ({"hold_out_pairs": -1}, "hold_out_pairs is -1"),
+        ({"hold_out_pairs": 19}, "hold_out_pairs 19 .*0 to 18"),
+        ({"hold_out_pairs": -1}, "hold_out_pairs -1 "),
     ],
 )
 def test_a_bad_argument_is_named_in_one_line(arguments, message):

@@ -166,7 +166,7 @@ def test_report_is_of_each_source_by_itself(corpus, capsys):
 
 def test_fewer_pieces_than_were_asked_for_are_told(corpus, capsys):
     train_tokenizer(corpus, 5000, "tokenizer.model")
-    assert "pieces (not 5000: the texts hold no more)" in capsys.readouterr().out
+    assert "pieces (not 5000: " in capsys.readouterr().out
 
 
 # The file
@@ -177,7 +177,7 @@ def test_same_again_is_left_alone_and_another_is_refused(corpus, folder):
     file = folder / "tokenizer.model"
     before = file.stat().st_mtime_ns, file.read_bytes()
     train_tokenizer(corpus, 340, "tokenizer.model")
-    assert "holds another tokenizer" in error_of(corpus, 350, "tokenizer.model")
+    assert "another tokenizer" in (message := error_of(corpus, 350, "tokenizer.model")) and "--overwrite" in message
     assert (file.stat().st_mtime_ns, file.read_bytes()) == before
     train_tokenizer(corpus, 350, "tokenizer.model", overwrite=True)
     assert Tokenizer.from_file("tokenizer.model").boi == 350
@@ -186,15 +186,12 @@ def test_same_again_is_left_alone_and_another_is_refused(corpus, folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vocab_size": 259}, "vocab_size 259 is less than 260"),
-        ({"characters": 0}, "characters 0 is less than 1"),
-        ({"character_coverage": 0.5}, "character_coverage 0.5 is not between 0.98 and 1"),
-        ({"output": "."}, "--output . is a folder; give a file in it, such as tokenizer.model"),
-        (
-            {"output": "texts.jsonl"},
-            "--output texts.jsonl is there and no tokenizer; give another name, or --overwrite",
-        ),
-        ({"output": "texts.jsonl/t.model"}, "cannot be written in"),
+        ({"vocab_size": 259}, "vocab_size 259 "),
+        ({"characters": 0}, "characters 0 "),
+        ({"character_coverage": 0.5}, "character_coverage 0.5 "),
+        ({"output": "."}, "--output . is a folder"),
+        ({"output": "texts.jsonl"}, "--output texts.jsonl exists"),
+        ({"output": "texts.jsonl/t.model"}, "--output texts.jsonl/t.model cannot be written"),
         (
             {"vocab_size": 262, "character_coverage": 1.0},
             "no tokenizer of 262 pieces could be trained on these texts: Vocabulary size is smaller",

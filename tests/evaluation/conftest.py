@@ -1,4 +1,4 @@
-"""What the tests of metrics share: a small subject."""
+"""Fixtures for the tests of metrics: a small subject."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from lit_transfusion.shapes.source import Shapes
 
 @pytest.fixture
 def make_subject(make_pipeline):
-    """Makes an untrained model, and pictures of shapes of 16 × 16 pixels to judge it on.
+    """Makes a subject with an untrained model and pictures of shapes with 16 × 16 pixels.
 
     What is `given` of the subject's pictures, texts and so on is not made.
     """
@@ -25,7 +25,7 @@ def make_subject(make_pipeline):
         source = Shapes(image_size=16, num_val_examples=num_examples)
         sampling = Sampling(num_inference_steps=2, max_new_tokens=8)
         subject = Subject(pipeline, source, num_examples, sampling, batch_size=3)
-        vars(subject).update(given)  # its cached properties
+        vars(subject).update(given)  # sets cached properties
         return subject
 
     return make_subject

@@ -1,4 +1,4 @@
-"""What the tests of likelihoods share: a source of examples that are given, and a net that has learned something."""
+"""Helpers for the tests of likelihoods: a source with given examples, and training of a net."""
 
 import torch
 
@@ -26,7 +26,7 @@ class Given(Source):
 
 
 def random_examples(captions=CAPTIONS):
-    """A picture of 4 × 4 pixels for each caption."""
+    """A random picture of 4 × 4 pixels for each caption."""
     generator = torch.Generator().manual_seed(0)
     return [Example(torch.rand(3, 4, 4, generator=generator) * 2 - 1, (caption,)) for caption in captions]
 
@@ -36,7 +36,7 @@ def subject_of(pipeline, examples=None, **options):
 
 
 def train(pipeline, documents, steps):
-    """Fit the net to the documents, by hand."""
+    """Train the net on the documents with a simple loop."""
     net, tokenizer = pipeline.net, pipeline.tokenizer
     flat = [[flatten(document, tokenizer, pipeline.patches_per_image)] for document in documents]
     batch = collate(flat, max(len(row[0].tokens) for row in flat), tokenizer.pad, pipeline.latent_shape)

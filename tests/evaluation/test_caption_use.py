@@ -1,4 +1,4 @@
-"""The gap is 0 where captions are not seen, and above it where they are used; captions are dealt to strangers only."""
+"""The gap is 0 if captions are not seen and positive if they are used; no example gets its own caption."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def pipeline(make_pipeline):
 
 
 def black_and_white():
-    """Pictures that are all black or all white, and say so; the same captions for all of a kind."""
+    """Black or white pictures with captions for their colour; the same captions for each colour."""
     shades = [("a red circle", -1.0), ("two green triangles on white", 1.0)]
     return [Example(torch.full((3, 4, 4), value), (caption,)) for caption, value in shades * 4]
 
@@ -41,7 +41,7 @@ def test_a_gap_once_captions_are_used(pipeline):
     ]
     found = CaptionUseGap()(subject_of(train(pipeline, documents, steps=60), examples))
     assert found["caption_use_gap"] > 10 * abs(untrained["caption_use_gap"])
-    # To draw black for white is to be 2 off at each pixel; where the noisy picture tells which it is, nothing is lost.
+    # Black instead of white is an error of 2 at each pixel; if the noisy picture shows the colour, there is no error.
     assert 0.1 < found["caption_use_gap"] <= 4.5
     assert found["caption_use_gap_relative"] > 100
 
@@ -51,21 +51,21 @@ def examples_with(*captions):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_dealt_to_strangers(seed):
-    """The caption that the first two share can only go to the third, so that one deal alone is right."""
+def test_no_example_gets_its_own_caption(seed):
+    """The caption that the first two share can only go to the third, so only one permutation is valid."""
     examples = examples_with(("x", "a"), ("x", "b"), ("c",))
     assert others_captions(examples, ["x", "b", "c"], seed) == ["b", "c", "x"]
 
 
-def test_dealt_as_often_as_they_are():
+def test_captions_are_permuted():
     captions = [f"caption {i % 7}" for i in range(100)]
     examples = examples_with(*((caption, "something") for caption in captions))
-    dealt = others_captions(examples, captions, seed=0)
-    assert Counter(dealt) == Counter(captions)
-    assert all(new != old for new, old in zip(dealt, captions, strict=True))
-    assert others_captions(examples, captions, seed=0) == dealt != others_captions(examples, captions, seed=1)
+    permuted = others_captions(examples, captions, seed=0)
+    assert Counter(permuted) == Counter(captions)
+    assert all(new != old for new, old in zip(permuted, captions, strict=True))
+    assert others_captions(examples, captions, seed=0) == permuted != others_captions(examples, captions, seed=1)
 
 
-def test_examples_that_are_all_alike():
-    with pytest.raises(Unavailable, match="too alike"):
+def test_captions_that_are_too_similar():
+    with pytest.raises(Unavailable, match="captions are too similar"):
         others_captions(examples_with(("a",), ("a",), ("b",)), ["a", "a", "b"], seed=0)

@@ -1,4 +1,4 @@
-"""CIDEr and BLEU against a slow count by hand, and against pycocoevalcap from end to end."""
+"""CIDEr and BLEU against a slow reference, and against pycocoevalcap from end to end."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ REFERENCES = [
 WRITTEN = ["A man rides a horse on the beach", "two dogs in the grass", "A red bus on the street.", "a blue car"]
 
 
-def cider_by_hand(written, references):
+def reference_cider(written, references):
     """CIDEr-D by its definition (Vedantam et al., 2015, section 8), with σ = 6 and tf as counts."""
 
     def grams(text, n):
@@ -44,10 +44,10 @@ def cider_by_hand(written, references):
     return total
 
 
-def test_cider_is_that_counted_by_hand():
+def test_cider_equals_the_reference():
     pytest.importorskip("pycocoevalcap")
     references = [*REFERENCES[:3], ("a table with a vase of flowers",)]
-    expected = cider_by_hand(WRITTEN, references)
+    expected = reference_cider(WRITTEN, references)
     assert cider(WRITTEN, references) == pytest.approx(expected, rel=1e-9) and 0.5 < expected < 9
 
 
@@ -58,11 +58,11 @@ def test_cider_is_ten_for_the_only_captions_and_nothing_for_other_words():
     assert cider(texts, [(text,) for text in texts[::-1]]) == 0
 
 
-def test_bleu_is_that_counted_by_hand():
+def test_bleu_equals_a_manual_count():
     pytest.importorskip("pycocoevalcap")
     written, references = ["a b c d e f"], [("a b c d x e f", "z")]
-    # Of the n-grams written: 6 of 6 words, 4 of 5 pairs, 2 of 4 triples and 1 of 3 fours are there. 6 words are nearer
-    # to 7 than to 1, so that they are short by one.
+    # Of the written n-grams, 6 of 6 words, 4 of 5 pairs, 2 of 4 triples and 1 of 3 fours match. 6 words are closer
+    # to 7 than to 1, so they are too short by one.
     expected = (6 / 6 * 4 / 5 * 2 / 4 * 1 / 3) ** (1 / 4) * math.exp(1 - 7 / 6)
     assert bleu(written, references) == pytest.approx(expected, rel=1e-6)
 
@@ -87,7 +87,7 @@ def test_words_of_a_caption():
     assert words(text) == ["a", "man", "'s", "well-dressed", "dog", "aged", "3", "über", "été", "can", "'t_it", "sit"]
 
 
-def test_metrics_compare_what_is_written_with_all_captions_of_its_picture(make_subject, capsys):
+def test_metrics_compare_written_captions_with_all_captions_of_the_picture(make_subject, capsys):
     pytest.importorskip("pycocoevalcap")
     examples = [Example(None, captions) for captions in REFERENCES]
     subject = make_subject(examples=examples, written=WRITTEN)
@@ -96,7 +96,7 @@ def test_metrics_compare_what_is_written_with_all_captions_of_its_picture(make_s
     assert capsys.readouterr().out == ""
 
 
-def test_judges_what_the_model_writes(make_subject):
+def test_measures_what_the_model_writes(make_subject):
     pytest.importorskip("pycocoevalcap")
     subject = make_subject()
     assert 0 <= CIDEr()(subject)["cider"] <= 10 and 0 <= BLEU()(subject)["bleu"] <= 1
@@ -105,7 +105,7 @@ def test_judges_what_the_model_writes(make_subject):
 
 
 @pytest.mark.parametrize("metric", [CIDEr(), BLEU()])
-def test_missing_package_is_told_before_anything_is_written(metric, make_subject, monkeypatch):
+def test_missing_package_is_an_error_before_anything_is_written(metric, make_subject, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(Unavailable, match=r'pycocoevalcap: pip install -e "\.\[evaluation\]"'):
         metric(make_subject(written=None))

@@ -1,4 +1,4 @@
-"""The CLIP score, of a small CLIP on disk, against embeddings that are made and compared step by step."""
+"""The CLIP score of a small CLIP on disk against a step-by-step computation."""
 
 import json
 import sys
@@ -10,14 +10,14 @@ import torch
 from lit_transfusion.evaluation.clip_score import CLIPScore
 from lit_transfusion.evaluation.metric import Unavailable
 
-LENGTH = 12  # of a text, in tokens
+LENGTH = 12  # of texts, in tokens
 VOCABULARY = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
 START, END = len(VOCABULARY), len(VOCABULARY) + 1
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A CLIP for pictures of 16 × 16 pixels that spells, untrained, as it would be downloaded."""
+    """An untrained CLIP for pictures of 16 × 16 pixels, with single letters as tokens, in the layout of a download."""
     transformers = pytest.importorskip("transformers")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": END + 1, "max_position_embeddings": LENGTH, "bos_token_id": START, "eos_token_id": END}
@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def spell(text):
-    """Token ids, the last of which is END however long the text is."""
+    """Token ids of a text. The last is always END, also if the text is cut."""
     ids = []
     for word in text.split():
         ids += [VOCABULARY.index(letter) for letter in word[:-1]] + [VOCABULARY.index(word[-1] + "</w>")]
@@ -47,7 +47,7 @@ def spell(text):
 
 
 @torch.no_grad()
-def cosine_by_hand(folder, image, text):
+def reference_cosine(folder, image, text):
     from transformers import CLIPModel
 
     clip = CLIPModel.from_pretrained(folder).eval()
@@ -63,46 +63,46 @@ def test_score_is_the_mean_cosine(folder, make_subject):
     prompts = ["a red cat", "go", "the longest of all prompts here", "a"]
     drawn = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     score = CLIPScore(str(folder))(make_subject(prompts=prompts, drawn=drawn))["clip_score"]
-    cosines = [cosine_by_hand(folder, *pair) for pair in zip(drawn, prompts, strict=True)]
+    cosines = [reference_cosine(folder, *pair) for pair in zip(drawn, prompts, strict=True)]
     assert score == pytest.approx(100 * sum(cosines) / 4, abs=1e-3)
-    assert max(cosines) - min(cosines) > 0.05  # so that a pair that is taken for another shows
+    assert max(cosines) - min(cosines) > 0.05  # so that mixed-up pairs would be noticed
 
 
-def test_judges_what_the_model_draws(folder, make_subject):
+def test_measures_what_the_model_draws(folder, make_subject):
     subject = make_subject()
     score = CLIPScore(str(folder))(subject)["clip_score"]
-    cosines = [cosine_by_hand(folder, *pair) for pair in zip(subject.drawn, subject.prompts, strict=True)]
+    cosines = [reference_cosine(folder, *pair) for pair in zip(subject.drawn, subject.prompts, strict=True)]
     assert score == pytest.approx(100 * sum(cosines) / 4, abs=1e-3)
 
 
 @pytest.mark.parametrize("model", ["owner/name", "/no/such/folder"])
-def test_what_the_hub_does_not_hand_out_is_told_at_once(model, make_subject, monkeypatch):
+def test_a_model_that_the_hub_cannot_provide_is_reported_quickly(model, make_subject, monkeypatch):
     pytest.importorskip("transformers")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
-    with pytest.raises(Unavailable, match=f"CLIP {model} cannot be loaded .*a folder that holds it"):
+    with pytest.raises(Unavailable, match=f"CLIPScore.model.*{model} cannot be loaded .*folder"):
         CLIPScore(model)(make_subject(drawn=None))
     assert time.monotonic() - start < 5
 
 
-def test_a_folder_that_holds_no_clip_is_told(tmp_path, make_subject):
+def test_a_folder_without_a_clip_is_reported(tmp_path, make_subject):
     pytest.importorskip("transformers")
-    with pytest.raises(Unavailable, match=f"CLIP {tmp_path} cannot be loaded"):
+    with pytest.raises(Unavailable, match=f"{tmp_path} cannot be loaded"):
         CLIPScore(str(tmp_path))(make_subject(drawn=None))
 
 
-def test_missing_weights_are_told(folder, make_subject):
+def test_missing_weights_are_reported(folder, make_subject):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
     del weights["text_projection.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(Unavailable, match="lacks 1 of a CLIP's"):
+    with pytest.raises(Unavailable, match=r"CLIPScore\.model.* 1 of its weights"):
         CLIPScore(str(folder))(make_subject(drawn=None))
 
 
-def test_missing_package_is_told(make_subject, monkeypatch):
+def test_missing_package_is_reported(make_subject, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(Unavailable, match=r'transformers: pip install -e "\.\[evaluation\]"'):
         CLIPScore()(make_subject(drawn=None))

@@ -1,4 +1,4 @@
-"""The commands that score edits and shapes, on a net that has learned nothing, or before they open any."""
+"""The commands `score_edits` and `score_shapes` on an untrained net, and their errors."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, caps
     weights = {f"net.{name}": weight for name, weight in net.state_dict().items()}
     torch.save({"state_dict": weights, KEY: pipeline.describe()}, tmp_path / "last.ckpt")
     score_edits(str(tmp_path / "last.ckpt"), 10, num_inference_steps=2, output=str(tmp_path / "edits.png"))
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for word in (
         "recolour",
         "reshape",
@@ -31,21 +31,21 @@ def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, caps
         "remove",
         "all",
         "other object unchanged",
-        "the input as it is",
+        "the unchanged input",
         "noise",
     ):
-        assert word in said
+        assert word in printed
     assert Image.open(tmp_path / "edits.png").width > 900
 
 
 @pytest.mark.parametrize("score", [score_edits, score_shapes])
 @pytest.mark.parametrize("output", ["scored.foo", "scored", "."])
-def test_name_of_no_picture_is_refused_before_anything_is_drawn(score, output):
+def test_an_output_that_is_not_a_picture_is_an_error_before_anything_is_drawn(score, output):
     with pytest.raises(InputError, match=r"--output .* picture format"):
-        score("not looked at.ckpt", output=output)
+        score("never-read.ckpt", output=output)
 
 
-def test_shapes_that_are_drawn_for_no_prompt_score_chance():
+def test_pictures_that_are_not_drawn_for_the_prompts_score_chance():
     scores = baselines(single_object_prompts(48), image_size=24)
     assert scores["noise"].both == 0 and scores["noise"].shape == 0
     chance = scores["random training pictures"]

@@ -1,4 +1,4 @@
-"""`evaluate`: which metrics are measured, how often, of what, what is kept, and what cannot be asked."""
+"""The command `evaluate`: which metrics are measured, on what and how often, the files it writes, and its errors."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ FEW = ["--num_examples", "3", "--num_inference_steps", "2"]
 
 
 class Counting(Metric):
-    """Notes how it is asked."""
+    """Records how it is called."""
 
     columns: ClassVar[dict[str, str]] = {"asked": "neither", "scale": "neither"}
     asked: ClassVar[list] = []
@@ -57,7 +57,7 @@ class OutOfReach(Metric):
     columns: ClassVar[dict[str, str]] = {"distance": "less"}
 
     def __call__(self, subject):
-        raise Unavailable("its weights cannot be had")
+        raise Unavailable("its weights are missing")
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def asked():
 
 @pytest.fixture
 def run(make_subject, tmp_path, monkeypatch):
-    """A run's folder as far as it is needed: a checkpoint, and the config that names the source."""
+    """The part of a run's folder that the command needs: a checkpoint, and a config with a source."""
     monkeypatch.chdir(tmp_path)
     pipeline = make_subject().pipeline
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -81,7 +81,7 @@ def run(make_subject, tmp_path, monkeypatch):
 
 @pytest.fixture
 def measured(run, capsys):
-    """Runs the command; returns what it kept and what it said."""
+    """Runs the command; returns the content of evaluation.json and the printed text."""
 
     def measured(*words, ckpt="run/checkpoints/last.ckpt"):
         cli.main(["evaluate", "--ckpt", ckpt, "--output", "out", *FEW, *words])
@@ -90,20 +90,20 @@ def measured(run, capsys):
     return measured
 
 
-# What is measured
+# Metrics
 
 
 def test_metrics_are_named_by_words(measured):
-    result, said = measured("--metrics", "Perplexity", "ImageShare")
+    result, printed = measured("--metrics", "Perplexity", "ImageShare")
     (columns,) = result["metrics"].values()
     assert list(columns) == [*Perplexity.columns, *ImageShare.columns]
     assert result["num_examples"] == 3 and result["skipped"] == {}
     assert result["sampling"] == {"sampler": "ddim", "num_inference_steps": 2, "seed": 0}
     assert result["ckpt"] == "run/checkpoints/last.ckpt" and result["seconds"] > 0
-    assert all(column in said for column in columns)
+    assert all(column in printed for column in columns)
 
 
-def test_class_of_ones_own_is_named_by_its_path(measured, asked):
+def test_a_users_own_class_is_named_by_its_path(measured, asked):
     own = f"{__name__}.Counting"
     result, _ = measured("--metrics", own, "--batch_size", "2", "--seed", "5", "--sampler", "ddpm")
     assert result["metrics"] == {"3": {"asked": 1.0, "scale": 3.0}}
@@ -119,8 +119,8 @@ def test_metrics_in_a_file_have_arguments(measured, run):
     assert list(result["metrics"]["3"]) == ["once", "image_share"]
 
 
-def test_source_may_be_that_of_a_file_that_builds_on_others(run):
-    """As configs/ablate_mask.yaml does, over two files; what a later one says of the source is laid over an earlier."""
+def test_the_source_may_come_from_a_config_with_bases(run):
+    """configs/ablate_mask.yaml has two levels of bases; arguments in a later file override those in its base."""
     study = Path(__file__).parents[2] / "configs" / "ablate_mask.yaml"
     source = source_of(study, 24)
     assert type(source) is Shapes and source.image_size == 24
@@ -130,7 +130,7 @@ def test_source_may_be_that_of_a_file_that_builds_on_others(run):
     assert len(source_of(path, 24).split("val")) == 7
 
 
-def test_scores_of_each_picture_are_kept_of_the_first_guidance_scale(measured):
+def test_scores_of_each_picture_are_saved_for_the_first_guidance_scale(measured):
     result, _ = measured("--metrics", "ShapeCaptions", "Perplexity", "--guidance_scale", "1,3")
     assert result["metrics"].keys() == {"1", "3"} and result["each"].keys() == ShapeCaptions.columns.keys()
     for column, scores in result["each"].items():
@@ -138,61 +138,61 @@ def test_scores_of_each_picture_are_kept_of_the_first_guidance_scale(measured):
 
 
 @pytest.mark.parametrize("words", [["1,3"], ["1", "3"], ["[1,3]"], ["1, 3"]])
-def test_sweep_over_guidance_measures_once_what_does_not_sample(measured, words, asked):
+def test_a_guidance_sweep_measures_metrics_that_do_not_sample_once(measured, words, asked):
     sweep = ["--guidance_scale", *words]
-    result, said = measured("--metrics", f"{__name__}.Counting", f"{__name__}.Once", *sweep)
+    result, printed = measured("--metrics", f"{__name__}.Counting", f"{__name__}.Once", *sweep)
     assert result["metrics"] == {
         "1": {"once": 7.0, "asked": 2.0, "scale": 1.0},
         "3": {"once": 7.0, "asked": 3.0, "scale": 3.0},
     }
-    assert len(asked) == 3 and "guidance 1" in said and "guidance 3" in said
+    assert len(asked) == 3 and "guidance 1" in printed and "guidance 3" in printed
 
 
 def test_each_scale_draws_for_itself(make_subject):
     subject = make_subject()
-    subject.sampling = replace(subject.sampling, guidance_scale=1.0)  # the first scale is the subject's own
+    subject.sampling = replace(subject.sampling, guidance_scale=1.0)  # the subject has the first scale
     by_scale, _ = measure([Drawing()], subject, [1.0, 4.0])
     scales = [replace(subject.sampling, guidance_scale=scale) for scale in (subject.sampling.guidance_scale, 4.0)]
     means = [float(replace(subject, sampling=sampling).drawn.mean()) for sampling in scales]
     assert [by_scale[1.0]["mean"], by_scale[4.0]["mean"]] == means and means[0] != means[1]
 
 
-def test_metric_that_cannot_be_measured_is_left_out_with_its_reason(measured):
-    result, said = measured("--metrics", f"{__name__}.OutOfReach", f"{__name__}.Once", "--guidance_scale", "1,3")
+def test_a_metric_that_cannot_be_measured_is_left_out_with_its_reason(measured):
+    result, printed = measured("--metrics", f"{__name__}.OutOfReach", f"{__name__}.Once", "--guidance_scale", "1,3")
     assert result["metrics"] == {"1": {"once": 7.0}, "3": {"once": 7.0}}
-    assert result["skipped"] == {"OutOfReach": "its weights cannot be had"}
-    assert said.count("OutOfReach was left out: its weights cannot be had") == 1
+    assert result["skipped"] == {"OutOfReach": "its weights are missing"}
+    assert printed.count("OutOfReach was left out: its weights are missing") == 1
 
 
-def test_what_is_reached_without_a_model_stands_beside_it(measured):
+def test_baselines_are_columns_of_the_table(measured):
     names = [f"{__name__}.{name}" for name in ("WithBaseline", "Counting", "OutOfReach")]
-    result, said = measured("--metrics", *names)
+    result, printed = measured("--metrics", *names)
     assert result["baselines"] == {"guess": {"once": 0.625}}
-    (row,) = [line for line in said.splitlines() if "once" in line]
-    assert "7" in row and "0.625" in row and "guess" in said
+    (row,) = [line for line in printed.splitlines() if "once" in line]
+    assert "7" in row and "0.625" in row and "guess" in printed
 
 
-def test_nothing_that_downloads_is_measured_unless_it_is_named():
+def test_metrics_that_download_are_not_measured_by_default():
     names = [type(metric).__name__ for metric in default_metrics()]
     assert len(set(names)) == len(names) and not {"FID", "CLIPScore"} & set(names)
     (kid,) = [metric for metric in default_metrics() if isinstance(metric, KID)]
     assert kid.features.name == "efficientnet_lite0"
     columns = [column for metric in default_metrics() for column in metric.columns]
-    assert len(set(columns)) == len(columns)  # none would hide another
+    assert len(set(columns)) == len(columns)  # no two metrics share a column
 
 
 @pytest.mark.slow
 def test_default_metrics_are_measured(measured):
-    result, _ = measured("--num_examples", "5")  # with captions enough to choose from
+    result, _ = measured("--num_examples", "5")  # enough captions for RankedCaptions
     (columns,) = result["metrics"].values()
     assert set(columns) == {column for metric in default_metrics() for column in metric.columns}
     assert result["skipped"] == {}
 
 
-# What it is measured on, and what is kept
+# Data and written files
 
 
-def test_pictures_are_kept_with_their_prompts_if_any_were_drawn(measured, run):
+def test_drawn_pictures_are_saved_with_their_prompts(measured, run):
     result, _ = measured("--metrics", f"{__name__}.Drawing")
     files = sorted((run.parent / "out" / "samples").iterdir())
     assert [file.name for file in files] == ["0.png", "1.png", "2.png"]
@@ -200,7 +200,7 @@ def test_pictures_are_kept_with_their_prompts_if_any_were_drawn(measured, run):
     assert len(result["prompts"]) == 3 and all(isinstance(prompt, str) for prompt in result["prompts"])
 
 
-def test_nothing_is_kept_unless_it_is_asked_for(run, capsys):
+def test_without_output_nothing_is_written(run, capsys):
     before = sorted(run.parent.rglob("*"))
     cli.main(["evaluate", "--ckpt", "run/checkpoints/last.ckpt", *FEW, "--metrics", f"{__name__}.Drawing"])
     assert "mean" in capsys.readouterr().out and sorted(run.parent.rglob("*")) == before
@@ -210,47 +210,47 @@ def test_no_more_examples_than_there_are(measured):
     assert measured("--metrics", f"{__name__}.Once", "--num_examples", "99")[0]["num_examples"] == 5
 
 
-def test_folder_elsewhere_needs_to_be_told_the_data(measured, run):
+def test_a_checkpoint_outside_a_run_needs_data(measured, run):
     (run / "checkpoints" / "last.ckpt").rename(run.parent / "moved.ckpt")
     words = ["--metrics", f"{__name__}.Once", "--data", "run/config.yaml"]
     assert measured(*words, ckpt="moved.ckpt")[0]["num_examples"] == 3
 
 
-# What cannot be asked
+# Errors
 
 
 @pytest.mark.parametrize(
     ("words", "texts"),
     [
-        (["--metrics", "Perplexy"], ["no class Perplexy", "known: BLEU", "ShapeCaptions"]),
+        (["--metrics", "Perplexy"], ["Perplexy", "BLEU", "ShapeCaptions"]),
         (["--metrics", "none.Own"], ["none.Own"]),
         (["--metrics", "lit_transfusion.latents.Pixels"], ["Pixels", "subclass of Metric"]),
         (["--metrics", "os.system"], ["os.system", "not allowed"]),
-        (["--metrics"], ["names no metric"]),
-        (["--config", "side.yaml"], ["error: EfficientNetLite0: side 3 is not a multiple of 32"]),
+        (["--metrics"], ["--metrics", "at least one"]),
+        (["--config", "side.yaml"], ["EfficientNetLite0", "side 3 ", "multiple of 32"]),
         (["--num_examples", "1"], ["num_examples 1"]),
         (["--batch_size", "0"], ["batch_size 0"]),
-        (["--guidance_scale", "3,3"], ["guidance_scale", "each once"]),
+        (["--guidance_scale", "3,3"], ["guidance_scale [3.0, 3.0]", "once"]),
         (["--guidance_scale"], ["guidance_scale", "at least one"]),
         (["--guidance_scale", "high"], ["guidance_scale", "high"]),
         (["--guidance_scale", "1,-1"], ["guidance_scale -1"]),
         (["--num_inference_steps", "0"], ["num_inference_steps 0"]),
         (["--num_inference_steps", "5000"], ["num_inference_steps 5000"]),
         (["--sampler", "euler"], ["euler", "dpm++"]),
-        (["--data", "none.yaml"], ["none.yaml not found"]),
-        (["--data", "empty.yaml"], ["empty.yaml names no data.source"]),
-        (["--data", "unknown.yaml"], ["unknown.yaml: source: there is no class Photos; known: EditTriples"]),
-        (["--data", "gone.yaml"], ["gone.yaml, data.source: no such folder: gone", "--data CONFIG.yaml"]),
-        (["--data", "edits.yaml"], ["edits.yaml", "ShapeEdits yields edits", "score_edits"]),
-        (["--data", "texts.yaml"], ["texts.yaml: TextCorpus has no pictures"]),
+        (["--data", "none.yaml"], ["none.yaml"]),
+        (["--data", "empty.yaml"], ["empty.yaml", "data.source", "config.yaml of a run"]),
+        (["--data", "unknown.yaml"], ["unknown.yaml", "source", "Photos", "EditTriples"]),
+        (["--data", "gone.yaml"], ["gone.yaml, data.source: ", "gone", "--data CONFIG.yaml"]),
+        (["--data", "edits.yaml"], ["edits.yaml", "data.source ShapeEdits", "score_edits"]),
+        (["--data", "texts.yaml"], ["texts.yaml", "data.source TextCorpus", "no pictures", "--data CONFIG.yaml"]),
         (["--ckpt", "none.ckpt"], ["none.ckpt not found"]),
         (["--ckpt", "moved.ckpt"], ["moved.ckpt", "--data CONFIG.yaml"]),
-        (["--ckpt", "run/config.yaml"], ["run/config.yaml is not a checkpoint"]),
+        (["--ckpt", "run/config.yaml"], ["checkpoint run/config.yaml cannot be read"]),
     ],
     ids=lambda value: " ".join(value[:2]),
 )
-def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
-    features = "{class_path: EfficientNetLite0, init_args: {side: 3}}"  # a part of a part of a list
+def test_errors_are_one_line(run, capsys, asked, words, texts):
+    features = "{class_path: EfficientNetLite0, init_args: {side: 3}}"  # nested arguments in a list
     (run.parent / "side.yaml").write_text(f"metrics: [{{class_path: KID, init_args: {{features: {features}}}}}]")
     (run.parent / "empty.yaml").write_text("data: {}")
     (run.parent / "unknown.yaml").write_text("data: {source: Photos}")
@@ -262,8 +262,8 @@ def test_what_cannot_be_is_said_in_one_line(run, capsys, asked, words, texts):
     once = [] if {"--metrics", "--config"} & {*words} else ["--metrics", f"{__name__}.Once"]
     with pytest.raises(SystemExit) as caught:
         cli.main(["evaluate", "--ckpt", "run/checkpoints/last.ckpt", *FEW, *once, *words])
-    said = capsys.readouterr()
-    assert caught.value.code == 2 and not said.out and not asked
-    assert said.err.startswith("error: ") and len(said.err.splitlines()) == 1
+    captured = capsys.readouterr()
+    assert caught.value.code == 2 and not captured.out and not asked
+    assert captured.err.startswith("error: ") and len(captured.err.splitlines()) == 1
     for text in texts:
-        assert text in said.err
+        assert text in captured.err

@@ -1,4 +1,4 @@
-"""GenEval for shapes is worth its name if it is right about pictures whose content is known, and blind to nothing."""
+"""GenEval for shapes: it must judge pictures with known content correctly, and find every fault."""
 
 from dataclasses import astuple
 from functools import cache
@@ -47,8 +47,8 @@ def test_prompts_are_new_but_their_words_are_not(category):
     for prompt in prompts:
         assert prompt.category == category and prompt.scene not in train
         for field, word in prompt.scene.words().items():
-            said = {"relation": "reverse", "reverse": "relation"}.get(field)  # either says it
-            assert word in prompt.text or (said and prompt.scene.words()[said] in prompt.text)
+            reverse = {"relation": "reverse", "reverse": "relation"}.get(field)  # both mean the same
+            assert word in prompt.text or (reverse and prompt.scene.words()[reverse] in prompt.text)
         assert sorted(set(parse_caption(prompt.text))) == sorted(set(prompt.scene.pairs()))
 
 
@@ -59,8 +59,8 @@ def test_categories_share_no_scene():
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_prompts_are_even(category):
-    """All colours and shapes, both wordings, and all words of a relation or a number, are among the first 24."""
+def test_prompts_cover_everything_evenly(category):
+    """The first 24 prompts have all colours and shapes, both wordings, and all relations or numbers."""
     prompts = geneval_prompts(category, 24)
     assert len({prompt.scene for prompt in prompts}) == 24
     assert len({prompt.scene.pairs()[0] for prompt in prompts}) >= 18
@@ -75,19 +75,19 @@ def test_prompts_are_even(category):
         assert {prompt.scene.number for prompt in prompts} == {"two", "three", "four"}
 
 
-def test_a_prompt_depends_on_its_index_and_the_seed_alone():
+def test_a_prompt_depends_only_on_its_index_and_the_seed():
     assert geneval_prompts("position", 5) == geneval_prompts("position", 48)[:5]
     assert geneval_prompts("position", seed=1) != geneval_prompts("position")
     for n in (0, 49):
-        with pytest.raises(InputError, match=f"{n} prompts of counting.*from 1 to 48"):
+        with pytest.raises(InputError, match=f"{n} prompts of counting.*1 to 48"):
             geneval_prompts("counting", n)
 
 
-# Pictures of what was asked for, and of something else
+# Pictures of the right and of other scenes
 
 
 def holds(category, asked, shown):
-    """Whether what is asked is true of a scene, by its words alone."""
+    """Whether a scene satisfies a prompt, judged only by its words."""
     shapes = {shape for _, shape in shown.pairs()}
     match category:
         case "single_object":
@@ -125,7 +125,7 @@ def test_many_true_pictures_are_right(category, image_size):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_every_picture_is_judged_by_every_prompt(category):
-    """Of all pairs of a prompt and another's picture, just those are right where what is asked happens to hold."""
+    """A picture of another prompt is right exactly if its scene satisfies the prompt, for all pairs."""
     prompts = geneval_prompts(category, 48)
     judge = CATEGORIES[category].judge
     found = [read_picture(true_picture(prompt, 24)) for prompt in prompts]
@@ -135,7 +135,7 @@ def test_every_picture_is_judged_by_every_prompt(category):
 
 
 def chance(category):
-    """The probability that a picture is right for another prompt, by counting all pairs."""
+    """The probability that a picture is right for another prompt, by a count over all pairs."""
     scenes = [prompt.scene for prompt in geneval_prompts(category, 48)]
     pairs = [(a, b) for i, a in enumerate(scenes) for j, b in enumerate(scenes) if i != j]
     return sum(holds(category, *pair) for pair in pairs) / len(pairs)
@@ -148,15 +148,15 @@ def chance(category):
         ("colours", 1 / 24),
         ("counting", 1 / 12),
         ("two_object", 1 / 6),  # pairs of shapes
-        ("position", 1 / 24),  # and four relations
+        ("position", 1 / 24),  # with four relations
         ("colour_attr", 1 / 180),  # pairs of pairs: 24 · 15 / 2
     ],
 )
 def test_shuffled_captions_are_at_chance(category, about):
-    assert chance(category) == pytest.approx(about, abs=0.04)  # 48 prompts are no perfectly even draw
+    assert chance(category) == pytest.approx(about, abs=0.04)  # 48 prompts are not perfectly even
     prompts, right, count = geneval_prompts(category, 48), 0, 0
     for layout in range(4):
-        order = Random(layout).sample(prompts, len(prompts))  # each is asked of the picture of the one before it
+        order = Random(layout).sample(prompts, len(prompts))  # each is judged on the picture of the one before it
         for asked, shown in zip(order, [order[-1], *order[:-1]], strict=True):
             right += is_right(true_picture(shown, 24, layout), asked)
             count += 1
@@ -164,7 +164,7 @@ def test_shuffled_captions_are_at_chance(category, about):
     assert right / count <= p + 3 * sqrt(p * (1 - p) / count)
 
 
-# Each fault is found by the categories that it concerns, and by no other
+# Each fault is found by exactly the categories that judge it
 
 RED, BLUE = DrawnObject("red", "circle", (0.25, 0.5), 0.3), DrawnObject("blue", "cross", (0.75, 0.5), 0.3)
 YELLOW_AT_TOP = DrawnObject("yellow", "square", (0.5, 0.15), 0.2)
@@ -172,7 +172,7 @@ SCENES = {Single: Single("red", "circle", "small", "at the left"), Relation: Rel
 
 
 def wrong(kind, objects, image_size):
-    """The categories that find a picture wrong."""
+    """The categories that judge a picture as wrong."""
     image, scene = draw(objects, image_size), SCENES[kind]
     concerned = [category for category, of in CATEGORIES.items() if of.kind is kind]
     return {category for category in concerned if not is_right(image, GenEvalPrompt("", category, scene))}
@@ -186,9 +186,9 @@ def wrong(kind, objects, image_size):
         ([], set(OF_SINGLE)),
         ([RED._replace(colour="blue")], {"colours"}),
         ([RED._replace(shape="square")], set(OF_SINGLE)),
-        ([RED._replace(centre=(0.7, 0.7))], set()),  # the place is not asked about
-        ([RED._replace(size=0.5, centre=(0.4, 0.5))], set()),  # nor the size
-        ([RED, BLUE], set()),  # as in GenEval, more than was asked for is not wrong
+        ([RED._replace(centre=(0.7, 0.7))], set()),  # the place is not judged
+        ([RED._replace(size=0.5, centre=(0.4, 0.5))], set()),  # the size is not judged
+        ([RED, BLUE], set()),  # as in GenEval, extra objects are not wrong
         ([RED, RED._replace(colour="blue", centre=(0.75, 0.5))], set()),
         ([RED._replace(colour="blue"), BLUE._replace(colour="red")], {"colours"}),  # red is there, but no red circle
     ],
@@ -209,12 +209,12 @@ def test_faults_of_one_object(objects, categories, image_size):
         ([RED, BLUE._replace(shape="square")], set(OF_RELATION)),
         ([RED._replace(shape="cross"), BLUE], set(OF_RELATION)),
         ([RED, BLUE._replace(colour="green")], {"colour_attr"}),
-        ([RED._replace(colour="blue"), BLUE._replace(colour="red")], {"colour_attr"}),  # right colours, ill bound
+        ([RED._replace(colour="blue"), BLUE._replace(colour="red")], {"colour_attr"}),  # colours swapped
         ([RED._replace(shape="cross"), BLUE._replace(shape="circle")], {"position", "colour_attr"}),
         ([RED._replace(centre=BLUE.centre), BLUE._replace(centre=RED.centre)], {"position"}),
         ([RED._replace(centre=(0.5, 0.2)), BLUE._replace(centre=(0.5, 0.8))], {"position"}),
-        ([RED._replace(centre=(0.45, 0.2)), BLUE._replace(centre=(0.55, 0.8))], {"position"}),  # left, but hardly
-        ([RED._replace(centre=(0.2, 0.25)), BLUE._replace(centre=(0.8, 0.75))], set()),  # left, and above too
+        ([RED._replace(centre=(0.45, 0.2)), BLUE._replace(centre=(0.55, 0.8))], {"position"}),  # barely left
+        ([RED._replace(centre=(0.2, 0.25)), BLUE._replace(centre=(0.8, 0.75))], set()),  # left, and also above
         ([RED, BLUE, YELLOW_AT_TOP], set()),
         ([RED, BLUE, RED._replace(centre=(0.75, 0.15), size=0.2)], set()),
     ],
@@ -233,13 +233,13 @@ def test_faults_of_counting(image_size):
         return {number for number, prompt in prompts.items() if is_right(draw(objects, image_size), prompt)}
 
     assert [right(circles[:n]) for n in range(5)] == [set(), set(), {"two"}, {"three"}, {"four"}]
-    assert right([*circles[:2], circles[2]._replace(shape="square")]) == {"two"}  # of another shape: does not count
-    assert right([*circles[:2], circles[2]._replace(colour="blue")]) == {"three"}  # of another colour: does
+    assert right([*circles[:2], circles[2]._replace(shape="square")]) == {"two"}  # another shape does not count
+    assert right([*circles[:2], circles[2]._replace(colour="blue")]) == {"three"}  # another colour does count
     assert right([one._replace(shape="cross") for one in circles]) == set()
 
 
-def test_relations_are_those_of_geneval():
-    """Its rule, as its code has it, on bounding boxes."""
+def test_relations_equal_those_of_geneval():
+    """Compares with GenEval's own rule for bounding boxes."""
 
     def of_geneval(one, other):
         boxes = [np.array([np.array(o.centre) - o.size / 2, np.array(o.centre) + o.size / 2]) for o in (one, other)]
@@ -264,7 +264,7 @@ def test_relations_are_those_of_geneval():
 
 
 class Painter(Subject):
-    """Draws what each prompt says, or what the next one says."""
+    """A subject that draws the scene of each prompt, or of a later one."""
 
     shift = 0
 
@@ -274,27 +274,27 @@ class Painter(Subject):
         return torch.stack(pictures).roll(self.shift, 0)
 
 
-def test_perfect_pictures_score_one_and_mixed_up_ones_hardly_anything(make_pipeline):
+def test_perfect_pictures_score_1_and_mixed_up_ones_almost_0(make_pipeline):
     subject, metric = Painter(make_pipeline(), Shapes()), GenEvalShapes(prompts_per_category=16, pictures_per_prompt=2)
-    said = metric(subject)
-    assert set(said) == set(metric.columns) and set(said.values()) == {1.0}
-    subject.shift = 32  # each category gets the pictures of another
-    said = metric(subject)
-    assert said["geneval"] == pytest.approx(sum(said[f"geneval_{category}"] for category in CATEGORIES) / 6)
-    assert said["geneval"] < 0.2
+    result = metric(subject)
+    assert set(result) == set(metric.columns) and set(result.values()) == {1.0}
+    subject.shift = 32  # each category gets pictures of another
+    result = metric(subject)
+    assert result["geneval"] == pytest.approx(sum(result[f"geneval_{category}"] for category in CATEGORIES) / 6)
+    assert result["geneval"] < 0.2
     assert {column: len(scores) for column, scores in subject.each.items()} == {
         column: 96 if column == "geneval" else 16 for column in metric.columns
-    }  # by prompt, of which each has two pictures
+    }  # one score for each prompt, over two pictures
     for column, scores in subject.each.items():
-        assert set(scores) <= {0, 0.5, 1} and sum(scores) / len(scores) == pytest.approx(said[column])
+        assert set(scores) <= {0, 0.5, 1} and sum(scores) / len(scores) == pytest.approx(result[column])
 
 
-def test_baselines_are_what_chance_gives(make_pipeline):
+def test_baselines_equal_chance(make_pipeline):
     subject, metric = Subject(make_pipeline(), Shapes(num_examples=500)), GenEvalShapes(prompts_per_category=12)
     baselines = metric.baselines(subject)
     assert set(baselines) == {"noise", "random training pictures"} and metric.baselines(subject) == baselines
     assert set(baselines["noise"]) == set(metric.columns) and set(baselines["noise"].values()) == {0.0}
-    # A picture shows one object, two different pairs of them, or some equal ones, a third each.
+    # One third of the pictures shows one object, one third two different ones, and one third several equal ones.
     chances = baselines["random training pictures"]
     assert set(chances) == set(metric.columns)
     assert chances["geneval_single_object"] == pytest.approx((1 / 4 + 1 - (1 - 1 / 4) ** 2 + 1 / 4) / 3, abs=0.05)
@@ -307,21 +307,24 @@ def test_baselines_are_what_chance_gives(make_pipeline):
 
 def test_an_untrained_net_is_measured(make_pipeline):
     subject = Subject(make_pipeline(), Shapes(), sampling=Sampling(num_inference_steps=2), batch_size=4)
-    said = GenEvalShapes(prompts_per_category=1)(subject)
-    assert list(said) == list(GenEvalShapes.columns) and 0 <= said["geneval"] < 0.5
+    result = GenEvalShapes(prompts_per_category=1)(subject)
+    assert list(result) == list(GenEvalShapes.columns) and 0 <= result["geneval"] < 0.5
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [(ShapeEdits(), "the source is ShapeEdits"), (Shapes(scenes=("single", "count")), "no scenes of kind relation")],
+    [
+        (ShapeEdits(), "Shapes.*data.source is ShapeEdits"),
+        (Shapes(scenes=("single", "count")), "data.source.scenes lacks relation"),
+    ],
 )
 def test_other_sources_are_not_measured(source, reason, make_pipeline):
     with pytest.raises(Unavailable, match=reason):
         GenEvalShapes()(Subject(make_pipeline(), source))
 
 
-def test_a_bad_argument_is_named():
-    with pytest.raises(InputError, match="49 prompts of two_object were asked for"):
+def test_an_invalid_argument_is_named():
+    with pytest.raises(InputError, match=r"49 prompts of two_object .*48"):
         GenEvalShapes(prompts_per_category=49)
-    with pytest.raises(InputError, match="pictures_per_prompt is 0"):
+    with pytest.raises(InputError, match="pictures_per_prompt 0 "):
         GenEvalShapes(pictures_per_prompt=0)

@@ -1,4 +1,4 @@
-"""The share of prompts after which an image begins, against samples that do draw it."""
+"""The share of prompts after which an image begins, against samples that draw it."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def test_counts_the_prompts_after_which_the_model_writes_boi(make_subject, scrip
     assert ImageShare(max_new_tokens=3)(subject) == {"image_share": 2 / 5}
 
 
-def test_share_is_that_of_samples_that_draw(make_subject):
+def test_share_equals_that_of_samples_that_draw(make_subject):
     subject = make_subject(8)
     net, tokenizer = subject.pipeline.net, subject.pipeline.tokenizer
 
@@ -42,9 +42,9 @@ def test_draws_nothing(make_subject, script):
     passes = []
     subject.pipeline.net.register_forward_pre_hook(lambda net, args: passes.append(len(args[4])))
     assert ImageShare()(subject) == {"image_share": 1.0}
-    assert passes == [0]  # one forward pass, of the prompts, which hold no image
+    assert passes == [0]  # one forward pass, for the prompts, which have no image
 
 
-def test_needs_room_for_the_token_that_begins_an_image(make_subject):
-    with pytest.raises(InputError, match="max_new_tokens 0"):
+def test_needs_at_least_one_token(make_subject):
+    with pytest.raises(InputError, match=r"ImageShare\.max_new_tokens 0 .*at least 1"):
         ImageShare(max_new_tokens=0)

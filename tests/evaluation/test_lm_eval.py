@@ -1,4 +1,4 @@
-"""The model in lm-eval's hands, on tasks that are made here: against our own ranking, and against the sampler."""
+"""The model in lm-eval, on tasks that are made here: against our own ranking, and against the sampler."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import ranked_classification
 from lit_transfusion.evaluation.likelihood import caption_alone, text_likelihoods
 from lit_transfusion.evaluation.metric import Unavailable
-from lit_transfusion.evaluation.ranked_classification import TASKS, RankedClassification, is_hub_in_reach
+from lit_transfusion.evaluation.ranked_classification import TASKS, RankedClassification, is_hub_reachable
 from lit_transfusion.generation.engine import Images, generate
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
@@ -58,7 +58,7 @@ def lm_eval():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder of tasks; what they need is cached in another, and the hub is where nobody answers, at once."""
+    """A folder of tasks, with an empty cache and a hub address that does not answer."""
     datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -83,7 +83,7 @@ def request(*arguments):
 
 
 def text_score(pipeline, context, ending):
-    """log p of the ending after the context, from the likelihoods of two whole texts."""
+    """The log-probability of the ending after the context, from the likelihoods of two whole texts."""
     whole = f"{context} {ending}" if context else ending
     of_whole, of_context = (
         text_likelihoods(pipeline, [caption_alone(pipeline, text)])[0].log_probability for text in (whole, context)
@@ -98,7 +98,7 @@ def test_accuracy_equals_our_own_ranking(lm_eval, make_pipeline, folder):
         by_letter = [score / len(ending) for score, ending in zip(scores, question["endings"], strict=True)]
         right += scores.index(max(scores)) == question["label"]
         right_by_letter += by_letter.index(max(by_letter)) == question["label"]
-    assert right != right_by_letter  # else a mistake in one could pass for the other
+    assert right != right_by_letter  # otherwise an error in one could look like the other
     write_task(folder, "plain")
     write_task(folder, "normalised", metrics=("acc", "acc_norm"))
     metric = RankedClassification(("plain", "normalised"), str(folder))
@@ -112,13 +112,13 @@ def test_accuracy_equals_our_own_ranking(lm_eval, make_pipeline, folder):
 
 def test_limit_takes_the_first(lm_eval, make_pipeline, folder):
     pipeline = make_pipeline()
-    torch.nn.init.zeros_(pipeline.net.head.weight)  # then the ending of fewest tokens is the likeliest
+    torch.nn.init.zeros_(pipeline.net.head.weight)  # so that the ending with the fewest tokens is the likeliest
     write_task(folder, questions=[{"text": "a", "endings": ["a", "circle and"], "label": i % 2} for i in range(4)])
     assert ask(pipeline, tasks=["endings"], include_path=str(folder), limit=1)["endings"] == 1
     assert ask(pipeline, tasks=["endings"], include_path=str(folder))["endings"] == 1 / 2
 
 
-def test_numbers_drawn_elsewhere_stay_as_they_were(lm_eval, make_pipeline, folder):
+def test_the_global_random_state_does_not_change(lm_eval, make_pipeline, folder):
     write_task(folder)
     pipeline = make_pipeline()
     torch.manual_seed(5)
@@ -139,7 +139,7 @@ def test_likelihoods_of_endings(lm_eval, make_pipeline, batch_size):
     assert all(is_greedy is False for _, is_greedy in found)
 
 
-def test_greedy_is_what_the_sampler_writes(lm_eval, make_pipeline):
+def test_greedy_equals_what_the_sampler_writes(lm_eval, make_pipeline):
     from lit_transfusion.evaluation.lm_eval_model import TransfusionLM
 
     pipeline = make_pipeline()
@@ -159,14 +159,14 @@ def test_a_long_context_is_cut_at_the_left(lm_eval, make_pipeline):
     context = list(tokenizer.encode("two green triangles on white and a blue square"))
     ending = list(tokenizer.encode("red circle"))
     pipeline.sequence_length = 1 + 5 + len(ending)
-    kept = Document((TextSegment((tokenizer.bos, *context[-5:]), learn=False), TextSegment(tuple(ending))))
-    expected = text_likelihoods(pipeline, [kept])[0].log_probability
+    cut = Document((TextSegment((tokenizer.bos, *context[-5:]), learn=False), TextSegment(tuple(ending))))
+    expected = text_likelihoods(pipeline, [cut])[0].log_probability
     found = TransfusionLM(pipeline)._loglikelihood_tokens([(None, [tokenizer.bos, *context], ending)])
     assert found[0][0] == pytest.approx(expected)
 
 
 def test_rolling_predicts_each_token_once(lm_eval, make_pipeline):
-    """By a uniform model, so that the sum counts tokens; and like one text where it is short enough."""
+    """With a uniform model, the sum counts tokens; a short text gives the same as in one piece."""
     from lit_transfusion.evaluation.lm_eval_model import TransfusionLM
 
     pipeline = make_pipeline()
@@ -183,7 +183,7 @@ def test_rolling_predicts_each_token_once(lm_eval, make_pipeline):
         assert found == pytest.approx([-count * math.log(pipeline.tokenizer.vocab_size) for count in counts])
 
 
-def test_writing_is_the_samplers(lm_eval, make_pipeline):
+def test_writing_equals_the_sampler(lm_eval, make_pipeline):
     from lit_transfusion.evaluation.lm_eval_model import TransfusionLM
 
     pipeline = make_pipeline()
@@ -217,32 +217,32 @@ def test_registered_by_name(lm_eval, make_pipeline, tmp_path):
 
 def test_data_that_only_the_hub_has(lm_eval, make_pipeline, folder):
     write_task(folder, path="nobody/has-this")
-    with pytest.raises(Unavailable, match=r"^the data of endings is not all on this machine, .* out of reach$"):
+    with pytest.raises(Unavailable, match=r"^RankedClassification\.tasks endings: .*this machine.*hub"):
         ask(make_pipeline(), tasks=["endings"], include_path=str(folder))
 
 
-def test_the_hub_is_asked_only_for_what_is_not_here(lm_eval, make_pipeline, folder, monkeypatch):
+def test_the_hub_is_not_asked_for_local_data(lm_eval, make_pipeline, folder, monkeypatch):
     write_task(folder)
-    monkeypatch.setattr(ranked_classification, "is_hub_in_reach", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(ranked_classification, "is_hub_reachable", lambda: pytest.fail("asked"))
     assert "endings" in ask(make_pipeline(), tasks=["endings"], include_path=str(folder))
 
 
-def test_out_of_reach(folder):
-    assert not is_hub_in_reach()
+def test_hub_that_is_not_reachable(folder):
+    assert not is_hub_reachable()
 
 
-def test_mistakes_in_tasks(lm_eval, make_pipeline, folder):
+def test_invalid_tasks(lm_eval, make_pipeline, folder):
     write_task(folder)
     (folder / "endings.jsonl").unlink()
-    with pytest.raises(InputError, match=r"endings: lm-eval finds FileNotFoundError"):
+    with pytest.raises(InputError, match=r"RankedClassification\.tasks endings: .*FileNotFoundError"):
         ask(make_pipeline(), tasks=["endings"], include_path=str(folder))
     write_task(folder, metrics=("bleu",))
-    with pytest.raises(InputError, match="'endings' reports no accuracy"):
+    with pytest.raises(InputError, match=r"RankedClassification\.tasks.*'endings' reports no accuracy"):
         ask(make_pipeline(), tasks=["endings"], include_path=str(folder))
 
 
 @pytest.mark.parametrize("options", [{"tasks": []}, {"tasks": ["a", "a"]}, {"include_path": "nowhere"}])
-def test_mistakes_in_options(options):
+def test_invalid_options(options):
     with pytest.raises(InputError, match=r"RankedClassification\.(tasks|include_path)"):
         RankedClassification(**options)
 
@@ -263,26 +263,26 @@ def test_command(lm_eval, make_pipeline, folder, tmp_path, capsys):
     expected = ask(make_pipeline(), tasks=["endings"], include_path=str(folder))["endings"]
     options = ["rank_choices", "--ckpt", str(tmp_path / "model"), "--device", "cpu", "--include_path", str(folder)]
     main([*options, "--task", "endings", "--task", "shape_language", "--limit", "6"])
-    said = capsys.readouterr().out
-    assert f"{100 * expected:.1f} %" in said and "shape_language" in said and "mean" in said
+    printed = capsys.readouterr().out
+    assert f"{100 * expected:.1f} %" in printed and "shape_language" in printed and "mean" in printed
     write_task(folder, path="nobody/has-this")
     with pytest.raises(SystemExit) as stopped:
         main([*options, "--task", "endings"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the data of endings is not all on this machine")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: RankedClassification.tasks endings: ")
 
 
 # ------------------------------------------------------------------------------------------------------ shape_language
 
 
-def test_questions_are_those_of_the_generator():
+def test_questions_in_the_file_equal_those_of_the_generator():
     written = [json.loads(line) for line in shape_language.FILE.read_text().splitlines()]
     assert written == list(shape_language.questions())
     assert len(written) == len({json.dumps(question) for question in written}) == 100
 
 
-def test_a_liking_for_words_is_no_better_than_chance():
-    """Of each kind, one of two forms of the ending is right in half of the questions."""
+def test_a_preference_for_words_gives_chance():
+    """In each kind, either form of the ending is right in half of the questions."""
     has_form = {
         "number_of_noun": lambda ending: (ending.endswith("s") and not ending.endswith("ss")) or ending == "crosses",
         "number_of_verb": lambda ending: ending.startswith("are"),
@@ -299,8 +299,8 @@ def test_a_liking_for_words_is_no_better_than_chance():
     assert 40 <= sum(question["label"] for question in shape_language.questions()) <= 60
 
 
-def test_right_endings_are_the_language_and_wrong_ones_are_not():
-    """Each right sentence is within some caption of the scenes, the wrong one in none."""
+def test_right_endings_are_in_captions_and_wrong_ones_are_not():
+    """Each right sentence is part of a caption; the wrong one is part of none."""
     captions = [
         caption + " "
         for kind in (Single, Count, Relation)
@@ -315,7 +315,7 @@ def test_right_endings_are_the_language_and_wrong_ones_are_not():
 
 
 def test_shape_language_runs(lm_eval, make_pipeline):
-    """A uniform model takes the ending of fewest tokens, the first of equals."""
+    """A uniform model chooses the ending with the fewest tokens, and the first of two equal ones."""
     scenes = [scene for kind in (Single, Count, Relation) for scene in held_out_scenes(kind)]
     tokenizer = Tokenizer.train((c for scene in scenes for c in captions_of(scene, scene.wordings)), 300)
     other = make_pipeline()

@@ -1,4 +1,4 @@
-"""Perplexities against closed forms, and against the net asked by hand."""
+"""Perplexities against closed forms, and against a direct computation with the net."""
 
 import math
 
@@ -10,10 +10,10 @@ from given_examples import CAPTIONS, random_examples, subject_of
 from lit_transfusion.evaluation.perplexity import Perplexity
 
 
-def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large(make_pipeline):
+def test_the_perplexity_of_a_uniform_model_is_its_vocabulary_size(make_pipeline):
     pipeline = make_pipeline()
     torch.nn.init.zeros_(pipeline.net.head.weight)
-    captions = ["a red circle", "zwei grüne Dreiecke"]  # 12 bytes, and 20 in 19 letters
+    captions = ["a red circle", "zwei grüne Dreiecke"]  # 12 bytes; 19 letters in 20 bytes
     found = Perplexity()(subject_of(pipeline, random_examples(captions)))
     vocab_size = pipeline.tokenizer.vocab_size
     assert found["perplexity"] == pytest.approx(vocab_size, rel=1e-5)
@@ -23,8 +23,8 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large(make_pipelin
     assert list(found) == list(Perplexity.columns)
 
 
-def test_by_hand(make_pipeline):
-    """One document at a time, laid out here; over all tokens at once, not a mean of the captions' perplexities."""
+def test_equals_a_direct_computation(make_pipeline):
+    """One document at a time; the perplexity is over all tokens, not a mean over captions."""
     pipeline = make_pipeline()
     tokenizer, losses, num_bytes = pipeline.tokenizer, {"alone": [], "beside": []}, 0
     for example in random_examples():
@@ -55,10 +55,10 @@ def test_by_hand(make_pipeline):
     assert float(mean_of_each) != pytest.approx(found["perplexity"], rel=1e-3)
 
 
-def test_bytes_are_those_of_what_is_read(make_pipeline):
+def test_bytes_are_those_of_cut_captions(make_pipeline):
     pipeline = make_pipeline()
     torch.nn.init.zeros_(pipeline.net.head.weight)
-    pipeline.sequence_length = 11  # room for three tokens beside a picture
+    pipeline.sequence_length = 11  # three tokens fit with a picture
     read = [pipeline.tokenizer.decode(pipeline.tokenizer.encode(caption)[:3]) for caption in CAPTIONS]
     num_tokens = sum(min(3, len(pipeline.tokenizer.encode(caption))) for caption in CAPTIONS)
     bits = num_tokens * math.log2(pipeline.tokenizer.vocab_size)

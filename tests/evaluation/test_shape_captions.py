@@ -1,4 +1,4 @@
-"""How well captions agree with pictures of shapes: of captions made by hand, true ones, and others' ones."""
+"""Scores of captions for pictures of shapes: constructed captions, true ones, and those of other pictures."""
 
 import pytest
 
@@ -46,23 +46,23 @@ def test_true_captions_are_right_in_any_wording(subject):
 
 
 def test_captions_of_other_pictures_are_wrong(subject):
-    """Those of the next are of another kind; those of the third after it are right by chance."""
+    """The next picture is of another kind of scene; the third next is of the same kind, so it is right by chance."""
     captions = [example.captions[0] for example in subject.examples]
     subject.written = captions[1:] + captions[:1]
     assert ShapeCaptions()(subject)["caption_both"] == 0
     subject.written = captions[3:] + captions[:3]
-    said = ShapeCaptions()(subject)
-    assert said["caption_both"] < 0.1 and 0 < said["caption_colour"] < 0.2 and 0 < said["caption_shape"] < 0.3
+    result = ShapeCaptions()(subject)
+    assert result["caption_both"] < 0.1 and 0 < result["caption_colour"] < 0.2 and 0 < result["caption_shape"] < 0.3
 
 
 def test_an_untrained_net_is_measured(make_pipeline):
     pipeline = make_pipeline()
-    pipeline.image_size = 16  # it has no weights that depend on it
+    pipeline.image_size = 16  # no weight depends on it
     sampling = Sampling(max_new_tokens=2)
-    said = ShapeCaptions()(Subject(pipeline, Shapes(image_size=16), num_examples=3, sampling=sampling))
-    assert list(said) == list(ShapeCaptions.columns) and said["caption_both"] == 0
+    result = ShapeCaptions()(Subject(pipeline, Shapes(image_size=16), num_examples=3, sampling=sampling))
+    assert list(result) == list(ShapeCaptions.columns) and result["caption_both"] == 0
 
 
 def test_other_sources_are_not_measured(make_pipeline):
-    with pytest.raises(Unavailable, match="the source is ShapeEdits"):
+    with pytest.raises(Unavailable, match=r"Shapes.*data\.source is ShapeEdits"):
         ShapeCaptions()(Subject(make_pipeline(), ShapeEdits()))

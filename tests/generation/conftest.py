@@ -1,4 +1,4 @@
-"""What the tests of the generation room share: nets that say more, what is seen of them, checkpoints."""
+"""Fixtures for the tests of generation: nets that write more, recorded forward passes, checkpoints."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from lit_transfusion.generation.settings import Sampling
 
 @pytest.fixture
 def talkative():
-    """Makes an untrained net begin images and end its text every now and then."""
+    """Makes an untrained net sometimes begin images and end its text."""
 
     def talkative(pipeline):
         def speak(net, args, output):
@@ -27,7 +27,7 @@ def talkative():
 
 
 class Recorder:
-    """What a net's forward passes read: in each, the tokens of each row, with -1 at patches, images and timesteps."""
+    """Records the inputs of a net's forward passes: tokens of each row, with -1 at patches; images; timesteps."""
 
     def __init__(self, net):
         self.tokens, self.positions, self.images, self.timesteps = [], [], [], []
@@ -48,7 +48,7 @@ def record():
 
 @pytest.fixture(scope="session")
 def assert_same_outputs():
-    """Bit for bit."""
+    """Asserts that two pipelines have the same outputs, bit for bit."""
 
     def outputs(pipeline):
         sampling = Sampling(num_inference_steps=2, max_new_tokens=4)
@@ -65,8 +65,8 @@ def assert_same_outputs():
 
 @pytest.fixture(scope="session")
 def save_checkpoint():
-    """Writes a file, or shards in the form of Lightning's ModelParallelStrategy, which keeps all that is no weight and
-    no optimiser in meta.pt. `averages` are added to the weights to give the averaged ones."""
+    """Writes a checkpoint: a file, or shards as Lightning's ModelParallelStrategy writes them, with everything except
+    weights and the optimiser in meta.pt. The averaged weights are the weights plus `averages`."""
 
     def save_checkpoint(path, pipeline, averages=None, sharded=False, **changes):
         weights = pipeline.net.state_dict()

@@ -1,4 +1,4 @@
-"""A second decoder, slow and without a cache: all of the document again for each token and each denoising step."""
+"""A slow decoder without a cache: it reads the whole document again for each token and each denoising step."""
 
 import torch
 
@@ -7,11 +7,11 @@ from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.generation import Images
 from lit_transfusion.generation.next_token import pick
 
-P = 4  # patches of an image
+P = 4  # patches for each image
 
 
 def read_all(pipeline, document, last_timestep=0):
-    """The whole document in one pass without a cache → (L, V) logits, (N, C, H, W) predictions of its images."""
+    """Read a document in one pass without a cache. Returns logits (L, V) and predictions of its images (N, C, H, W)."""
     piece = flatten(document, pipeline.tokenizer, P)
     tokens, images = torch.tensor([piece.tokens]), [image.latents for image in piece.images]
     return pipeline.net(
@@ -26,14 +26,14 @@ def read_all(pipeline, document, last_timestep=0):
 
 
 class SlowDecoder:
-    """One document and its random numbers."""
+    """A decoder for one document, with its own random numbers."""
 
     def __init__(self, pipeline, seed):
         self.pipeline = pipeline
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self, segments, sampling):
-        """The latents of the image after `segments`. Guidance steers away from their images without their text."""
+        """Draw the latents of the image after `segments`. The null prompt is their images without their text."""
         pipeline, tokenizer = self.pipeline, self.pipeline.tokenizer
         negative = tokenizer.encode(sampling.negative_prompt) if sampling.negative_prompt else ()
         images = [segment for segment in segments if isinstance(segment, ImageSegment)]
@@ -56,7 +56,7 @@ class SlowDecoder:
         return latents
 
     def generate(self, prompt, sampling, images=Images.CHOSEN):
-        """What is added to the prompt: tokens, "boi" and latents, one after another; and why it stopped."""
+        """Continue the prompt: returns tokens, "boi" and latents, one after another, and the stop reason."""
         tokenizer, segments, added = self.pipeline.tokenizer, list(prompt.segments), []
         num_tokens = num_images = 0
         at_boi = images is Images.FORCED
@@ -89,7 +89,7 @@ class SlowDecoder:
 
 
 def assert_same(generated, expected, atol=1e-5):
-    """What `generate` gives against what SlowDecoder gives."""
+    """Compare a result of `generate` with one of SlowDecoder."""
     added, stop_reason = expected
     pieces = pieces_of(generated)
     assert [isinstance(piece, int) for piece in pieces] == [isinstance(piece, int) for piece in added]
@@ -102,7 +102,7 @@ def assert_same(generated, expected, atol=1e-5):
 
 
 def pieces_of(generated):
-    """Tokens and latents, one after another, as SlowDecoder gives them."""
+    """Tokens and latents, one after another, in the format of SlowDecoder."""
     pieces = []
     for segment in generated.added:
         pieces += [segment.latents] if isinstance(segment, ImageSegment) else segment.token_ids

@@ -1,4 +1,4 @@
-"""Checkpoints, in one file and in shards, right and wrong."""
+"""Checkpoints in one file and in shards, valid and invalid."""
 
 import pytest
 import torch
@@ -9,11 +9,13 @@ from lit_transfusion.generation.checkpoint import KEY, read_checkpoint
 from lit_transfusion.generation.pipeline import Pipeline
 
 forms = pytest.mark.parametrize("sharded", [False, True], ids=["file", "shards"])
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # in writing shards
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # when writing shards
 
 
 @forms
-def test_a_checkpoint_is_enough(make_pipeline, save_checkpoint, assert_same_outputs, tmp_path, sharded):
+def test_a_checkpoint_contains_the_whole_pipeline(
+    make_pipeline, save_checkpoint, assert_same_outputs, tmp_path, sharded
+):
     pipeline = make_pipeline()
     path = save_checkpoint(tmp_path / "run.ckpt", pipeline, sharded=sharded)
     assert_same_outputs(pipeline, Pipeline.from_pretrained(path))
@@ -21,7 +23,7 @@ def test_a_checkpoint_is_enough(make_pipeline, save_checkpoint, assert_same_outp
 
 @forms
 @pytest.mark.parametrize("ema", [True, False])
-def test_averaged_weights_are_taken_if_wanted_and_there(make_pipeline, save_checkpoint, tmp_path, ema, sharded):
+def test_averaged_weights_are_used_if_asked_for_and_available(make_pipeline, save_checkpoint, tmp_path, ema, sharded):
     pipeline = make_pipeline()
     path = save_checkpoint(tmp_path / "run.ckpt", pipeline, averages=1.0, sharded=sharded)
     loaded = Pipeline.from_pretrained(path, ema=ema).net.state_dict()
@@ -57,7 +59,7 @@ def test_a_missing_checkpoint(tmp_path):
         b"PK\x03\x04 a zip file cut short",
         b"\x89PNG\r\n\x1a\n",
         bytes(99),
-        b"\x80\x02",  # the start of a pickle; from here on each makes torch raise an error of another type
+        b"\x80\x02",  # the start of a pickle; torch raises a different type of error for each from here on
         b"\x80\x02}q\x00(X",
         b"r\xdd]\x93\x08",
         b"U\x02\x86Jt",
@@ -65,25 +67,25 @@ def test_a_missing_checkpoint(tmp_path):
     ],
     ids=lambda content: repr(content[:8]),
 )
-def test_a_file_that_is_no_checkpoint(tmp_path, content):
-    """One line that names the file, whatever is in it."""
+def test_a_file_that_is_not_a_checkpoint(tmp_path, content):
+    """The error is one line that names the file, for any content."""
     path = tmp_path / "wrong.ckpt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"wrong\.ckpt is not a checkpoint") as error:
+    with pytest.raises(InputError, match=r"wrong\.ckpt .*checkpoint") as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_cut_short(make_pipeline, save_checkpoint, tmp_path):
-    """As a full disk leaves it."""
+def test_a_truncated_checkpoint(make_pipeline, save_checkpoint, tmp_path):
+    """A full disk leaves such a file."""
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline())
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(InputError, match="is not a checkpoint that can be read"):
+    with pytest.raises(InputError, match=r"\.ckpt cannot be read"):
         read_checkpoint(path)
 
 
 class Touch:
-    """Runs code when it is unpickled by someone careless."""
+    """Runs code when it is unpickled without restrictions."""
 
     def __init__(self, path):
         self.path = path
@@ -94,7 +96,7 @@ class Touch:
 
 def test_a_checkpoint_that_would_run_code(tmp_path):
     torch.save({KEY: Touch(tmp_path / "touched")}, tmp_path / "evil.ckpt")
-    with pytest.raises(InputError, match="is not a checkpoint that can be read"):
+    with pytest.raises(InputError, match=r"\.ckpt cannot be read"):
         read_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "touched").exists()
 
@@ -107,21 +109,21 @@ def test_a_checkpoint_of_something_else(tmp_path, content):
 
 
 @pytest.mark.parametrize("part", [".metadata", "meta.pt", "__0_0.distcp"])
-def test_shards_cut_short(make_pipeline, save_checkpoint, tmp_path, part):
+def test_truncated_shards(make_pipeline, save_checkpoint, tmp_path, part):
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), sharded=True)
     (path / part).write_bytes((path / part).read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"run\.ckpt is not a checkpoint that can be read") as error:
+    with pytest.raises(InputError, match=r"run\.ckpt cannot be read") as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
 
 
-def test_shards_that_were_never_finished(make_pipeline, save_checkpoint, tmp_path):
+def test_incomplete_shards(make_pipeline, save_checkpoint, tmp_path):
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), sharded=True)
     for last in ("meta.pt", ".metadata"):
         (path / last).unlink()
-        with pytest.raises(InputError, match=r"run\.ckpt was not written to its end"):
+        with pytest.raises(InputError, match=r"run\.ckpt .*earlier checkpoint"):
             read_checkpoint(path)
-        with pytest.raises(InputError, match=r"run\.ckpt was not written to its end"):
+        with pytest.raises(InputError, match=r"run\.ckpt .*earlier checkpoint"):
             Pipeline.from_pretrained(path)
 
 
@@ -132,8 +134,8 @@ def test_shards_whose_index_would_run_code(make_pipeline, save_checkpoint, tmp_p
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline(), sharded=True)
     touched = str(tmp_path / "touched")
     call = b"\x80\x04c" + name.encode() + b"\n\x8c" + bytes([len(touched)]) + touched.encode() + b"\x85R."
-    (path / ".metadata").write_bytes(call)  # a pickle that calls it with the path of a file
-    with pytest.raises(InputError, match="its index names"):
+    (path / ".metadata").write_bytes(call)  # a pickle that calls `name` with the path of a file
+    with pytest.raises(InputError, match=r"run\.ckpt .*index"):
         read_checkpoint(path)
     assert not (tmp_path / "touched").exists()
 
@@ -146,15 +148,15 @@ def test_a_checkpoint_without_weights(make_pipeline, tmp_path, sharded):
         torch.save({KEY: make_pipeline().describe()}, path / "meta.pt")
     else:
         torch.save({"state_dict": {"other.weight": torch.zeros(2)}, KEY: make_pipeline().describe()}, path)
-    with pytest.raises(InputError, match="holds no weights"):
+    with pytest.raises(InputError, match=r"run\.ckpt .*no weights.*state_dict"):
         read_checkpoint(path)
 
 
 def test_a_checkpoint_whose_weights_do_not_fit(make_pipeline, save_checkpoint, tmp_path):
-    """As after an edit of a class that a run was made of."""
+    """A change of a class after the run leads to this."""
     description = make_pipeline("unet").describe()
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline("linear"), **{KEY: description})
-    with pytest.raises(InputError, match=r"run\.ckpt: its weights do not fit its own description: Missing") as error:
+    with pytest.raises(InputError, match=r"run\.ckpt: its weights .*Missing") as error:
         Pipeline.from_pretrained(path)
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""The `generate` command, as one would type it."""
+"""The command `generate`."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ def pipeline(make_pipeline):
 
 @pytest.fixture
 def run(pipeline, tmp_path, monkeypatch, capsys):
-    """Runs the command in a directory that holds a checkpoint and a picture; returns the lines that it prints."""
+    """Runs the command in a directory with a checkpoint and a picture; returns the lines that it prints."""
     monkeypatch.chdir(tmp_path)
     weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
     torch.save({"state_dict": weights, KEY: pipeline.describe()}, "run.ckpt")
@@ -41,15 +41,15 @@ def run(pipeline, tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def refused(run, capsys):
-    def refused(*arguments):
+def error_of(run, capsys):
+    def error_of(*arguments):
         with pytest.raises(SystemExit) as caught:
             run(*arguments)
         assert caught.value.code == 2
         lines = capsys.readouterr().err.strip().splitlines()
         return lines[-1]
 
-    return refused
+    return error_of
 
 
 def samples(folder="out"):
@@ -63,7 +63,7 @@ def test_prompts_are_drawn_into_one_picture(run):
 
 
 def test_a_directory_holds_everything(run, pipeline):
-    """Each picture is that of the API, at its own size, and samples.json says how it came about."""
+    """Each picture equals that of the API, at its original size, and samples.json records how it was drawn."""
     printed = run("--prompt", "two", "--prompt", "a red circle", "--num_images", "2", "--seed", "7", "--output", "out")
     assert printed == ["out/grid.png", "out/samples.json"]
     prompts = ["two", "two", "a red circle", "a red circle"]
@@ -90,7 +90,7 @@ def test_batches_change_nothing(run, tmp_path):
 
 
 def test_a_picture_is_described(run):
-    """On the terminal, and where there is a directory also there."""
+    """The caption is printed, and also written if the output is a directory."""
     text = run("--image", "given.png")
     assert len(text) == 1
     described = run("--image", "given.png", "--output", "out")
@@ -108,15 +108,15 @@ def test_an_edit_is_guided_by_its_instruction(run, pipeline):
     torch.testing.assert_close(read_image("out/0000.png", 4), drawn.clamp(-1, 1), atol=0.01, rtol=0)
 
 
-def test_a_picture_guides_the_same_whether_the_model_begins_the_image_or_is_made_to(run, pipeline, script):
-    """`--interleave --image` after `--edit`: one null prompt, the picture without its text."""
+def test_guidance_is_the_same_for_forced_and_chosen_images(run, pipeline, script):
+    """`--interleave --image` and `--edit` have the same null prompt, the picture without text."""
     run("--edit", "given.png", "--instruction", "two", "--output", "forced")
     script([pipeline.tokenizer.boi, pipeline.tokenizer.eos])
     run("--interleave", "--image", "given.png", "--prompt", "two", "--output", "chosen")
     assert Path("forced/0000.png").read_bytes() == Path("chosen/0000.png").read_bytes()
 
 
-def test_the_model_may_decide(run, pipeline, script):
+def test_interleave_lets_the_model_choose(run, pipeline, script):
     boi, eos = pipeline.tokenizer.boi, pipeline.tokenizer.eos
     script([boi, 60, boi, eos], [61, 62, 63])
     word = pipeline.tokenizer.decode
@@ -132,7 +132,7 @@ def test_the_model_may_decide(run, pipeline, script):
     assert [sample["files"] for sample in samples()] == [["0000.png", "0000_1.png"], []]
 
 
-def test_denoising_is_shown_as_a_film(run):
+def test_contact_sheet_shows_denoising(run):
     assert run("--prompt", "two", "--contact_sheet", "--num_images", "3")[-1] == "out_denoising.png"
     few, more = (
         Image.open("out_denoising.png"),
@@ -142,8 +142,8 @@ def test_denoising_is_shown_as_a_film(run):
 
 
 @pytest.mark.parametrize(("option", "tolerance"), [(["--compile", "true"], 0.01), (["--dtype", "bfloat16"], 0.1)])
-def test_compiled_or_in_bf16_it_is_the_same_picture(run, monkeypatch, option, tolerance):
-    """Tolerances are of what is 2 from black to white; 0.01 is a step of the file's."""
+def test_compiled_and_bf16_pictures_are_the_same(run, monkeypatch, option, tolerance):
+    """Tolerances are for the range [-1, 1]; 0.01 is one step of the 8-bit file."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     monkeypatch.setattr(pipeline_module, "has_bf16", lambda device: True)
     sample = ["--prompt", "a red circle", "--num_inference_steps", "4"]
@@ -155,8 +155,8 @@ def test_compiled_or_in_bf16_it_is_the_same_picture(run, monkeypatch, option, to
 
 
 @pytest.mark.parametrize("kind", ["--prompt", "--prompts", "--instruction", "--negative_prompt"])
-def test_a_typed_prompt_that_has_no_room_is_an_error_before_anything_is_drawn(refused, pipeline, kind, tmp_path):
-    """It names the prompt, its tokens and the room."""
+def test_a_typed_prompt_that_is_too_long_is_an_error_before_anything_is_drawn(error_of, pipeline, kind, tmp_path):
+    """The error names the prompt, its number of tokens and the limit."""
     text = "two green triangles on white"
     count = len(pipeline.tokenizer.encode(text))
     images = 2 if kind == "--instruction" else 1
@@ -170,15 +170,15 @@ def test_a_typed_prompt_that_has_no_room_is_an_error_before_anything_is_drawn(re
         "--instruction": ["--edit", "given.png", "--instruction", text],
         "--negative_prompt": ["--prompt", "two", "--negative_prompt", text],
     }[kind]
-    message = refused(*arguments, "--batch_size", "1", "--output", "out")
-    assert kind.strip("-").split("_")[0] in message and f"'{text}' has {count} tokens" in message
+    message = error_of(*arguments, "--batch_size", "1", "--output", "out")
+    assert kind.strip("-").split("_")[0] in message and f"'{text}'" in message and f"{count} tokens" in message
     assert f"room for {count - 1}" in message and not list(tmp_path.glob("out/*"))
 
 
-def test_bf16_is_refused_where_it_is_slow(refused, monkeypatch):
+def test_bf16_is_an_error_where_it_is_slow(error_of, monkeypatch):
     monkeypatch.setattr(pipeline_module, "has_bf16", lambda device: False)
-    message = refused("--prompt", "two", "--device", "cpu", "--dtype", "bfloat16")
-    assert "--dtype bfloat16: cpu has no bf16 arithmetic" in message
+    message = error_of("--prompt", "two", "--device", "cpu", "--dtype", "bfloat16")
+    assert "--dtype bfloat16" in message and "cpu" in message and "float32" in message
 
 
 def test_settings_reach_the_sampler(run):
@@ -193,30 +193,30 @@ def test_settings_reach_the_sampler(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--edit", "given.png"], "--edit FILE and --instruction TEXT go together"),
-        (["--edit", "given.png", "--instruction", "a", "--prompt", "b"], "--edit and --prompt do not go together"),
+        (["--edit", "given.png"], "--instruction TEXT"),
+        (["--edit", "given.png", "--instruction", "a", "--prompt", "b"], "--edit and --prompt "),
         (["--prompt", "a", "--image", "given.png"], "add --interleave"),
-        (["--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),
-        (["--image", "given.png", "--contact_sheet"], "--contact_sheet shows how pictures are drawn"),
-        (["--prompt", "a", "--batch_size", "0"], "batch_size 0 is less than 1"),
+        (["--prompt", "a", "--prompts", "b"], "--prompt and --prompts"),
+        (["--image", "given.png", "--contact_sheet"], "--contact_sheet "),
+        (["--prompt", "a", "--batch_size", "0"], "batch_size 0 "),
         (["--prompt", "a", "--device", "abacus"], "--device abacus: "),
         (["--prompt", "a", "--output", "run.ckpt/out.png"], "--output run.ckpt/out.png cannot be written: File exists"),
-        (["--prompt", "a", "--guidance_interval", "[0.5, 0.1]"], "guidance_interval 0.5, 0.1 is not a rising pair"),
-        (["--image", "large.png"], "picture large.png: larger than 89 megapixels"),
+        (["--prompt", "a", "--guidance_interval", "[0.5, 0.1]"], "guidance_interval 0.5, 0.1 "),
+        (["--image", "large.png"], "picture large.png: "),
         (["--image", "none.png"], "picture none.png not found"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(refused, tmp_path, arguments, message):
+def test_errors_are_one_line(error_of, tmp_path, arguments, message):
     if "large.png" in arguments:
         Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
-    assert message in refused(*arguments)
+    assert message in error_of(*arguments)
 
 
 @pytest.mark.parametrize("part", ["codec", "tokenizer", "state_dict", "head"])
-def test_a_checkpoint_without_a_part_is_refused(run, refused, part):
+def test_a_checkpoint_without_a_part_is_an_error(run, error_of, part):
     checkpoint = torch.load("run.ckpt", weights_only=True)
     for holder in (checkpoint, checkpoint[KEY]):
         holder.pop(part, None)
     checkpoint.get("state_dict", {}).pop("net.head.weight" if part == "head" else part, None)
     torch.save(checkpoint, "run.ckpt")
-    assert "run.ckpt" in (message := refused("--prompt", "a")) and part in message
+    assert "run.ckpt" in (message := error_of("--prompt", "a")) and part in message

@@ -1,4 +1,4 @@
-"""Compiled decoding: the same samples, from passes that are recorded once for each shape. (CUDA graphs: `-m gpu`.)"""
+"""Compiled decoding with passes recorded once for each shape gives the same samples. (CUDA graphs: `-m gpu`.)"""
 
 import functools
 import gc
@@ -28,7 +28,7 @@ SAMPLING = Sampling(
 
 
 def compile_with(monkeypatch, pipeline, backend):
-    """Small buckets, so that rows outgrow several, and passes that are recorded soon."""
+    """Compile, with small buckets, so that rows need several, and with passes that are recorded soon."""
     monkeypatch.setattr(decoder, "BUCKET", 8)
     monkeypatch.setattr(cuda_graph, "RARE", 1)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
@@ -45,7 +45,7 @@ def prompts(pipeline):
     ]
 
 
-# The compiler proper takes half a minute; the tracer alone shows that what stays outside of it fits in.
+# The real compiler takes half a minute; with "eager", only the tracer runs, which tests the rest of the code.
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("patcher", ["linear", "unet"])
 def test_compiled_decoding_is_decoding(make_pipeline, talkative, monkeypatch, patcher, backend):
@@ -54,7 +54,7 @@ def test_compiled_decoding_is_decoding(make_pipeline, talkative, monkeypatch, pa
     documents = prompts(pipeline)
     expected = generate(pipeline, documents, SAMPLING, images=Images.FORCED)
     compile_with(monkeypatch, pipeline, backend)
-    for _ in range(2):  # recorded and replayed
+    for _ in range(2):  # the first records, the second replays
         samples = generate(pipeline, documents, SAMPLING, images=Images.FORCED)
         for sample, expectation in zip(samples, expected, strict=True):
             assert_same(sample, (pieces_of(expectation), expectation.stop_reason.value))
@@ -62,7 +62,7 @@ def test_compiled_decoding_is_decoding(make_pipeline, talkative, monkeypatch, pa
 
 
 def test_longer_rows_compile_nothing_again(make_pipeline, monkeypatch):
-    """What depends on the length of the cache stays outside of what is compiled."""
+    """The compiled code does not depend on the length of the cache."""
     torch._dynamo.reset()
     graphs, pipeline = [], make_pipeline()
 
@@ -81,7 +81,7 @@ def test_longer_rows_compile_nothing_again(make_pipeline, monkeypatch):
     assert sorted(decoder.recorded) == [8, 16, 24, 32, 40, 48]
 
 
-def test_each_shape_is_recorded_once_and_stays_where_it_is(monkeypatch):
+def test_each_shape_is_recorded_once_at_fixed_addresses(monkeypatch):
     monkeypatch.setattr(cuda_graph, "RARE", 0)
     places = []
 
@@ -97,11 +97,11 @@ def test_each_shape_is_recorded_once_and_stays_where_it_is(monkeypatch):
     assert len(set(places)) == 1
     first = recorded(three, three)
     recorded(-three, -three)
-    assert torch.equal(first[0], 2 * three)  # what was handed out is not written over
+    assert torch.equal(first[0], 2 * three)  # returned tensors are not overwritten
     assert len(set(places)) == 2
 
 
-def test_what_comes_seldom_is_not_recorded():
+def test_rare_shapes_are_not_recorded():
     recorded = Recorded(lambda a: (2 * a,))
     for length in (3, 4):
         for calls in range(1, cuda_graph.RARE + 3):
@@ -111,7 +111,7 @@ def test_what_comes_seldom_is_not_recorded():
 
 
 def test_results_are_copies(monkeypatch):
-    """Even where the function hands on its input, as the net does with images that there are none of."""
+    """Results are copies also if the function returns its input, as the net does with an empty batch of images."""
     monkeypatch.setattr(cuda_graph, "RARE", 0)
     recorded = Recorded(lambda a: (a,))
     first = recorded(torch.ones(2))
@@ -119,8 +119,8 @@ def test_results_are_copies(monkeypatch):
     assert torch.equal(first[0], torch.ones(2))
 
 
-def test_the_cache_goes_with_its_decoder(make_pipeline, monkeypatch):
-    """Not when the garbage collector comes by: on a GPU, the next one may need its memory."""
+def test_the_cache_is_freed_with_its_decoder(make_pipeline, monkeypatch):
+    """It is freed without the garbage collector, since the next decoder on a GPU may need its memory."""
     pipeline = make_pipeline()
     monkeypatch.setattr(pipeline, "recording", True)
     gc.disable()

@@ -1,4 +1,4 @@
-"""Reading and writing with a cache against the whole document in one forward pass without one."""
+"""Decoding with a cache against one forward pass over the whole document without a cache."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def longer(document, *segments):
     return Document((*document.segments, *segments))
 
 
-PROMPTS = [  # of 4, 1, 15 and 9 positions
+PROMPTS = [  # 4, 1, 15 and 9 positions long
     words(1, 5, 9, 33),
     words(1),
     Document((TextSegment((1, 5)), ImageSegment(picture(0)), TextSegment((7,)), ImageSegment(picture(1)))),
@@ -45,7 +45,7 @@ PROMPTS = [  # of 4, 1, 15 and 9 positions
 
 @pytest.fixture
 def read(tokenizer):
-    """Makes a decoder that has read documents side by side."""
+    """Makes a decoder that has read several documents, one in each row."""
 
     def read(pipeline, documents, capacity=40):
         decoder = Decoder(pipeline, len(documents), capacity)
@@ -56,7 +56,7 @@ def read(tokenizer):
 
 
 def assert_logits(decoder, documents, rows=None):
-    """Of the given rows: what follows is foretold as if each were alone and read from its start."""
+    """Asserts that the logits of the given rows equal those of each document read alone from its start."""
     for row in range(len(documents)) if rows is None else rows:
         expected = read_all(decoder.pipeline, documents[row]).logits
         torch.testing.assert_close(decoder.logits[row], expected[-1], **TOLERANCE)
@@ -67,7 +67,7 @@ def assert_logits(decoder, documents, rows=None):
 @masks
 @torch.no_grad()
 def test_text_token_by_token(make_pipeline, read, patcher, mask):
-    """Rows of different lengths, with and without images, that do not grow at the same pace."""
+    """Rows have different lengths, with and without images, and do not all grow in each step."""
     documents = list(PROMPTS)
     decoder = read(make_pipeline(patcher, mask), documents)
     assert_logits(decoder, documents)
@@ -83,7 +83,7 @@ def test_text_token_by_token(make_pipeline, read, patcher, mask):
 @masks
 @torch.no_grad()
 def test_images_in_some_rows_and_text_after_them(make_pipeline, read, tokenizer, patcher, mask):
-    """Two rows leave the others, each with its null prompt beside it, draw, and come back."""
+    """Two rows branch off, each with a null prompt, draw an image, and are merged back."""
     pipeline, documents = make_pipeline(patcher, mask), list(PROMPTS)
     decoder = read(pipeline, documents)
     decoder.read_tokens([None, tokenizer.boi, tokenizer.boi, None])
@@ -110,8 +110,8 @@ def test_images_in_some_rows_and_text_after_them(make_pipeline, read, tokenizer,
 
 
 @torch.no_grad()
-def test_what_lies_beyond_the_end_of_a_row_is_never_seen(make_pipeline, read):
-    """Paddings, rows that waited, images that were noise: whatever is in those slots changes nothing."""
+def test_slots_beyond_the_end_of_a_row_are_never_seen(make_pipeline, read):
+    """Padding, skipped rows and noisy images leave values in these slots, which must not change the logits."""
     decoders = [read(make_pipeline(), PROMPTS) for _ in range(2)]
     for decoder in decoders:
         decoder.read_tokens([20, None, None, 21])
@@ -127,7 +127,7 @@ def test_what_lies_beyond_the_end_of_a_row_is_never_seen(make_pipeline, read):
 
 
 @torch.no_grad()
-def test_denoising_computes_the_patches_alone_and_keeps_nothing(make_pipeline, read, record):
+def test_denoising_computes_only_patches_and_does_not_extend_rows(make_pipeline, read, record):
     decoder = read(make_pipeline(), PROMPTS)
     recorder, noisy = record(decoder.pipeline.net), torch.stack([picture(row) for row in range(4)])
     first = decoder.predict_images(noisy, 800)
@@ -138,8 +138,8 @@ def test_denoising_computes_the_patches_alone_and_keeps_nothing(make_pipeline, r
 
 
 @torch.no_grad()
-def test_each_image_of_a_row_is_told_from_the_others(make_pipeline, read):
-    """For rules of one's own: in the cache its id is the position of its first patch."""
+def test_each_image_of_a_row_has_its_own_id(make_pipeline, read):
+    """For users' own masks: in the cache, the id of an image is the position of its first patch."""
     decoder = read(make_pipeline(), PROMPTS)
     decoder.predict_images(torch.stack([picture(row) for row in range(4)]), 500)
     ids = [sorted(set(row.tolist())) for row in decoder.cache.image_ids]
@@ -147,15 +147,15 @@ def test_each_image_of_a_row_is_told_from_the_others(make_pipeline, read):
 
 
 @torch.no_grad()
-def test_a_full_cache_says_so(make_pipeline, read):
+def test_a_full_cache_is_an_error(make_pipeline, read):
     decoder = read(make_pipeline(), [words(1, 5, 6)], capacity=3)
-    with pytest.raises(ValueError, match="the cache holds 3 positions, 4 are needed"):
+    with pytest.raises(ValueError, match=r"cache .*3 positions.* 4 "):
         decoder.read_tokens([7])
 
 
 @torch.no_grad()
-def test_a_mask_of_ones_own_holds_in_decoding_too(make_pipeline, read):
-    """A rule whose `lo` is not the start of the document, as any subclass of Visibility may have."""
+def test_a_users_own_mask_applies_to_decoding(make_pipeline, read):
+    """The `lo` of a subclass of Visibility may differ from the start of the document."""
     documents = [words(1, 5, 6, 7, 8), words(1, 5)]
     decoder = read(make_pipeline(mask=Window()), documents)
     assert_logits(decoder, documents)
@@ -166,8 +166,8 @@ def test_a_mask_of_ones_own_holds_in_decoding_too(make_pipeline, read):
 
 
 @torch.no_grad()
-def test_under_autocast_keys_and_values_are_in_its_precision(make_pipeline, read):
-    """As when a run in bf16-mixed shows samples, or predicts."""
+def test_under_autocast_keys_and_values_have_its_precision(make_pipeline, read):
+    """A run in bf16-mixed shows samples and predicts under autocast."""
     pipeline, noisy = make_pipeline(), torch.stack([picture(row) for row in range(4)])
     expected = read(pipeline, PROMPTS)
     with torch.autocast("cpu", torch.bfloat16):

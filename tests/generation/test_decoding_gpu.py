@@ -1,4 +1,4 @@
-"""What only a GPU can run: decoding there, and forward passes that are recorded as CUDA graphs and replayed."""
+"""Tests that need a GPU: decoding there, and forward passes recorded and replayed as CUDA graphs."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def assert_same(samples, others):
 
 
 @pytest.mark.parametrize("patcher", ["linear", "unet"])
-def test_decoding_is_that_of_the_cpu_compiled_or_not(make_pipeline, make_gpu_pipeline, patcher):
+def test_decoding_equals_that_on_the_cpu_compiled_or_not(make_pipeline, make_gpu_pipeline, patcher):
     expected = samples(make_pipeline(patcher, noise=DDPM(prediction_type="sample")))
     pipeline = make_gpu_pipeline(patcher)
     assert_same(samples(pipeline), expected)
@@ -48,7 +48,7 @@ def test_decoding_is_that_of_the_cpu_compiled_or_not(make_pipeline, make_gpu_pip
     assert_same(samples(pipeline), expected)
 
 
-def test_what_is_recorded_is_replayed_with_new_values():
+def test_a_recording_is_replayed_with_new_values():
     calls = []
 
     def square(a):
@@ -59,13 +59,13 @@ def test_what_is_recorded_is_replayed_with_new_values():
     for value in range(RARE + 4):
         [output] = recorded(torch.full((4,), float(value), device="cuda"))
         assert output.tolist() == [value**2] * 4
-    assert len(calls) == RARE + 2  # one to warm up, one to record, and none to replay
+    assert len(calls) == RARE + 2  # one for warm-up, one for recording, none for replays
 
 
 @pytest.mark.parametrize("patcher", ["linear", "unet"])
 @torch.inference_mode()
 def test_a_replay_writes_into_the_cache(make_gpu_pipeline, patcher):
-    """Each token is kept, although Python runs only for the first of them."""
+    """Each token is added to the cache, although Python code runs only for the first ones."""
     pipeline = make_gpu_pipeline(patcher)
     decoders = []
     for pipeline.recording in (False, True):

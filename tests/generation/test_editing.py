@@ -1,4 +1,4 @@
-"""Edits against a loop without a cache, in which the null prompt is the picture without its instruction."""
+"""Edits against a loop without a cache, with the picture without its instruction as null prompt."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ INSTRUCTIONS = ["a red circle and a blue square", "two"]
 
 @pytest.fixture
 def pipeline(make_pipeline):
-    """One whose latents stay small, so that the pictures are not just white and black."""
+    """A pipeline with small latents, so that the pictures are not only black and white."""
     return make_pipeline(noise=DDPM(prediction_type="sample"))
 
 
 def predict(pipeline, prompt, latents, timestep):
-    """What the net makes of the image after a prompt, in one pass without a cache."""
+    """Predict for the image after a prompt, in one pass without a cache."""
     piece = flatten(Document((*prompt.segments, ImageSegment(latents[0]))), pipeline.tokenizer, P)
     tokens = torch.tensor([piece.tokens])
     output = pipeline.net(
@@ -40,7 +40,7 @@ def predict(pipeline, prompt, latents, timestep):
 
 @torch.no_grad()
 def edited(pipeline, image, instruction, sampling):
-    """(3, S, S), by a loop that reads everything again at each step."""
+    """Edit with a loop that reads everything again at each step. Returns (3, S, S)."""
     given = ImageSegment(image)
     prompts = [
         edit_prompt(given, pipeline.tokenizer.encode(instruction), pipeline.tokenizer),
@@ -58,7 +58,7 @@ def edited(pipeline, image, instruction, sampling):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_edit_is_what_a_loop_without_a_cache_draws(pipeline, sampler, guidance_scale):
+def test_edit_equals_a_loop_without_a_cache(pipeline, sampler, guidance_scale):
     sampling = Sampling(sampler, 3, guidance_scale, seed=5)
     steps = []
     drawn = edit(pipeline, IMAGES, INSTRUCTIONS, sampling, on_step=lambda step, latents: steps.append(step))

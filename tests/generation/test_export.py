@@ -1,4 +1,4 @@
-"""Models that are given away: written to a folder, read from it in another place, pushed to the hub and fetched."""
+"""Exported models: written to a folder, read elsewhere, pushed to the hub and downloaded."""
 
 import fnmatch
 import importlib
@@ -46,7 +46,7 @@ def files_of(folder):
 
 @pytest.fixture
 def exported(make_pipeline, tmp_path):
-    """A folder with a model, to look at or to break."""
+    """A folder with an exported model."""
     make_pipeline().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -71,7 +71,7 @@ def change_config(folder, **changes):
 
 
 @pytest.mark.parametrize("patcher", ["linear", "unet"])
-def test_a_folder_makes_the_same_pipeline(make_pipeline, assert_same_outputs, tmp_path, patcher):
+def test_a_folder_gives_the_same_pipeline(make_pipeline, assert_same_outputs, tmp_path, patcher):
     pipeline = make_pipeline(patcher, noise=NOISE)
     pipeline.save_pretrained(tmp_path / "model")
     shutil.move(tmp_path / "model", tmp_path / "moved")
@@ -82,7 +82,7 @@ def test_a_folder_makes_the_same_pipeline(make_pipeline, assert_same_outputs, tm
     assert files_of(tmp_path / "moved") == FILES
 
 
-def test_what_the_files_hold(exported, make_pipeline):
+def test_contents_of_the_files(exported, make_pipeline):
     pipeline = make_pipeline()
     config = json.loads((exported / "config.json").read_text())
     assert config["lit_transfusion_version"] == lit_transfusion.__version__
@@ -95,7 +95,7 @@ def test_what_the_files_hold(exported, make_pipeline):
     assert all(torch.equal(weights[name], weight) for name, weight in pipeline.net.state_dict().items())
 
 
-def test_a_model_card_says_what_it_is_and_is_kept(exported, make_pipeline):
+def test_a_model_card_describes_the_model_and_is_not_overwritten(exported, make_pipeline):
     head, body = (exported / "README.md").read_text(encoding="utf-8").split("---\n")[1:]
     assert yaml.safe_load(head)["library_name"] == "lit_transfusion"
     parameters = sum(p.numel() for p in make_pipeline().net.parameters())
@@ -106,7 +106,7 @@ def test_a_model_card_says_what_it_is_and_is_kept(exported, make_pipeline):
     assert (exported / "README.md").read_text() == "Mine."
 
 
-def test_the_device_is_where_the_net_is_put(exported):
+def test_device(exported):
     assert Pipeline.from_pretrained(exported, device="meta").net.head.weight.is_meta
 
 
@@ -126,7 +126,7 @@ def test_shared_weights_are_written_once_and_shared_again(own_package, tokenizer
 
 @pytest.fixture
 def with_vae(tokenizer, tmp_path):
-    """A pipeline on the latents of an autoencoder in a folder that only this machine has."""
+    """A pipeline with the latents of an autoencoder in a local folder."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -141,7 +141,7 @@ def with_vae(tokenizer, tmp_path):
     return Pipeline(net.eval(), NOISE, codec, tokenizer, image_size=8)
 
 
-def test_an_autoencoder_goes_with_its_pipeline(with_vae, assert_same_outputs, tmp_path):
+def test_an_autoencoder_is_saved_with_its_pipeline(with_vae, assert_same_outputs, tmp_path):
     with_vae.save_pretrained(tmp_path / "model")
     shutil.rmtree(tmp_path / "private")
     shutil.move(tmp_path / "model", tmp_path / "moved")
@@ -151,20 +151,20 @@ def test_an_autoencoder_goes_with_its_pipeline(with_vae, assert_same_outputs, tm
     assert files_of(tmp_path / "moved") == FILES | {"codec/config.json", "codec/diffusion_pytorch_model.safetensors"}
 
 
-def test_no_path_of_this_machine_is_given_away(with_vae, tmp_path):
+def test_no_local_path_is_exported(with_vae, tmp_path):
     with_vae.save_pretrained(tmp_path / "model")
     for file in files_of(tmp_path / "model"):
         assert str(tmp_path).encode() not in (tmp_path / "model" / file).read_bytes(), file
 
 
-def test_whoever_can_read_one_file_can_read_all(with_vae, tmp_path):
+def test_all_files_have_the_same_permissions(with_vae, tmp_path):
     with_vae.save_pretrained(tmp_path / "model")
     modes = {(tmp_path / "model" / file).stat().st_mode for file in files_of(tmp_path / "model")}
     assert len(modes) == 1
 
 
-def test_what_was_exported_can_be_exported_again(with_vae, assert_same_outputs, tmp_path):
-    """Even to where it is."""
+def test_an_exported_model_can_be_exported_again(with_vae, assert_same_outputs, tmp_path):
+    """The second export may go to the same folder."""
     with_vae.save_pretrained(tmp_path / "model")
     Pipeline.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "model")
     assert_same_outputs(with_vae, Pipeline.from_pretrained(tmp_path / "model"))
@@ -176,9 +176,7 @@ def test_what_was_exported_can_be_exported_again(with_vae, assert_same_outputs, 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 @pytest.mark.parametrize("sharded", [False, True], ids=["file", "shards"])
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_export_takes_the_averaged_weights_or_the_others(
-    make_pipeline, save_checkpoint, tmp_path, capsys, weights, sharded
-):
+def test_export_writes_averaged_or_raw_weights(make_pipeline, save_checkpoint, tmp_path, capsys, weights, sharded):
     pipeline = make_pipeline()
     path = save_checkpoint(tmp_path / "run.ckpt", pipeline, averages=1.0, sharded=sharded)
     export(str(path), str(tmp_path / "new" / "model"), weights)
@@ -188,20 +186,20 @@ def test_export_takes_the_averaged_weights_or_the_others(
         assert torch.equal(exported[name], weight + 1 if weights == "ema" else weight), name
 
 
-def test_export_of_a_run_that_averages_nothing(make_pipeline, save_checkpoint, assert_same_outputs, tmp_path):
+def test_export_of_a_run_without_averages(make_pipeline, save_checkpoint, assert_same_outputs, tmp_path):
     pipeline = make_pipeline()
     export(str(save_checkpoint(tmp_path / "run.ckpt", pipeline)), str(tmp_path / "model"))
     assert_same_outputs(pipeline, Pipeline.from_pretrained(tmp_path / "model"))
 
 
-def test_export_to_where_no_folder_can_be(make_pipeline, save_checkpoint, tmp_path):
+def test_export_to_an_invalid_folder(make_pipeline, save_checkpoint, tmp_path):
     path = save_checkpoint(tmp_path / "run.ckpt", make_pipeline())
-    with pytest.raises(InputError, match=r"--output .*run\.ckpt cannot be made: File exists"):
+    with pytest.raises(InputError, match=r"--output .*run\.ckpt .*File exists"):
         export(str(path), str(path))
 
 
-def test_a_part_that_is_no_plain_data_is_named(make_pipeline, own_package, tmp_path):
-    with pytest.raises(InputError, match=r"config\.json holds .* set"):
+def test_a_part_with_arguments_that_json_cannot_contain_is_an_error(make_pipeline, own_package, tmp_path):
+    with pytest.raises(InputError, match=r"config\.json .* set"):
         make_pipeline(mask=own_package.Window({1, 2})).save_pretrained(tmp_path)
 
 
@@ -209,7 +207,7 @@ def test_a_part_that_is_no_plain_data_is_named(make_pipeline, own_package, tmp_p
 
 
 def test_push_to_hub_uploads_what_is_exported(make_pipeline, assert_same_outputs, tmp_path, monkeypatch):
-    """Through the hub's own code, up to the two calls that send something."""
+    """Runs the hub's own code, except the two calls that send data."""
 
     def create_repo(api, repo_id, **_):
         return type("Repository", (), {"repo_id": repo_id})
@@ -228,7 +226,7 @@ def test_push_to_hub_uploads_what_is_exported(make_pipeline, assert_same_outputs
 
 @pytest.fixture
 def put_on_hub(tmp_path):
-    """Puts a folder into the hub's cache on this machine, as if it had been fetched; returns how to ask for it."""
+    """Puts a folder into the hub's cache, as if it were downloaded; returns the arguments to load it."""
 
     def put_on_hub(folder):
         repository, commit = tmp_path / "cache" / "models--me--shapes", "0" * 40
@@ -245,7 +243,7 @@ def test_a_model_on_the_hub(with_vae, put_on_hub, assert_same_outputs, tmp_path)
     assert_same_outputs(with_vae, Pipeline.from_pretrained("me/shapes", **put_on_hub(tmp_path / "model")))
 
 
-def test_nothing_but_the_model_is_fetched(with_vae, assert_same_outputs, tmp_path, monkeypatch):
+def test_only_the_model_is_downloaded(with_vae, assert_same_outputs, tmp_path, monkeypatch):
     with_vae.save_pretrained(tmp_path / "me")
     (tmp_path / "me" / "pytorch_model.bin").write_bytes(b"who knows")
 
@@ -264,13 +262,13 @@ def test_nothing_but_the_model_is_fetched(with_vae, assert_same_outputs, tmp_pat
 
 def test_a_model_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="runs/quickstrat: there is no such file or folder here, and the") as error:
+    with pytest.raises(InputError, match=r"runs/quickstrat .*machine.*hub") as error:
         Pipeline.from_pretrained("runs/quickstrat", cache_dir=tmp_path, local_files_only=True)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("path", ["none.ckpt", "runs/last.ckpt", "../x/y", "/none/here", "a/b/c"])
-def test_the_hub_is_not_asked_for_what_can_be_no_name_there(tmp_path, monkeypatch, path):
+def test_invalid_names_are_not_looked_up_on_the_hub(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline_module, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(InputError, match=f"checkpoint {path} not found"):
@@ -280,16 +278,14 @@ def test_the_hub_is_not_asked_for_what_can_be_no_name_there(tmp_path, monkeypatc
 # Classes of other packages
 
 
-def test_a_class_of_ones_own_comes_back_from_a_folder(make_pipeline, own_package, tmp_path):
+def test_a_users_own_class_is_loaded_from_a_folder(make_pipeline, own_package, tmp_path):
     make_pipeline(mask=own_package.Window(5)).save_pretrained(tmp_path / "model")
     mask = Pipeline.from_pretrained(tmp_path / "model").net.mask
     assert (type(mask), mask.size) == (own_package.Window, 5)
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
-def test_a_model_has_no_other_module_imported_than_the_user_has(
-    make_pipeline, own_package, put_on_hub, tmp_path, place
-):
+def test_a_model_never_causes_an_import(make_pipeline, own_package, put_on_hub, tmp_path, place):
     make_pipeline(mask=own_package.Window(5)).save_pretrained(tmp_path / "model")
     name, hub = ("me/shapes", put_on_hub(tmp_path / "model")) if place == "hub" else (tmp_path / "model", {})
     del sys.modules["own_parts"]
@@ -300,7 +296,7 @@ def test_a_model_has_no_other_module_imported_than_the_user_has(
     assert Pipeline.from_pretrained(name, **hub).net.mask.size == 5
 
 
-def test_the_card_says_what_to_import(make_pipeline, own_package, tmp_path):
+def test_the_model_card_names_the_modules_to_import(make_pipeline, own_package, tmp_path):
     make_pipeline(mask=own_package.Window(5)).save_pretrained(tmp_path / "own")
     make_pipeline().save_pretrained(tmp_path / "plain")
     own, plain = ((tmp_path / name / "README.md").read_text() for name in ("own", "plain"))
@@ -312,21 +308,21 @@ def test_the_card_says_what_to_import(make_pipeline, own_package, tmp_path):
 @pytest.mark.parametrize(
     "class_path", ["os.system", "lit_transfusion.serialization.build", "lit_transfusion.serialization.T"]
 )
-def test_nothing_but_parts_is_called_even_if_it_is_imported(exported, put_on_hub, part, class_path):
+def test_only_parts_are_called_even_if_more_is_imported(exported, put_on_hub, part, class_path):
     change_config(exported, **{part: {"class_path": class_path, "init_args": {}}})
     with pytest.raises(InputError, match=f"{class_path} is not a "):
         Pipeline.from_pretrained("me/shapes", **put_on_hub(exported))
 
 
-# Folders that are wrong
+# Invalid folders
 
 
-def test_a_run_is_not_what_was_exported(tmp_path):
+def test_a_run_is_not_an_exported_model(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match=r"holds no config\.json$"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         Pipeline.from_pretrained(tmp_path)
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(InputError, match=r"holds no config\.json; for this run, give .*checkpoints/last\.ckpt"):
+    with pytest.raises(InputError, match=r"no config\.json.*checkpoints/last\.ckpt"):
         Pipeline.from_pretrained(tmp_path)
 
 
@@ -338,7 +334,7 @@ def test_a_file_that_is_missing_is_named(exported, file):
 
 
 @pytest.mark.parametrize("length", [0, 5, 1000, -1])
-def test_weights_that_are_cut_short(exported, length):
+def test_truncated_weights(exported, length):
     weights = exported / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:length])
     with pytest.raises(InputError, match=r"model/model\.safetensors cannot be read \(") as error:
@@ -347,13 +343,13 @@ def test_weights_that_are_cut_short(exported, length):
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "another shape"])
-def test_weights_that_do_not_fit(exported, change):
+def test_weights_that_do_not_match(exported, change):
     weights = load_file(exported / "model.safetensors")
     weights["head.other" if change == "unexpected" else "head.weight"] = torch.zeros(2, 2)
     if change == "missing":
         del weights["head.weight"]
     save_file(weights, exported / "model.safetensors")
-    with pytest.raises(InputError, match=r"model\.safetensors does not fit config\.json beside it: .*head") as error:
+    with pytest.raises(InputError, match=r"model\.safetensors .*config\.json.*head") as error:
         Pipeline.from_pretrained(exported)
     assert "\n" not in str(error.value)
 
@@ -361,7 +357,7 @@ def test_weights_that_do_not_fit(exported, change):
 @pytest.mark.parametrize("content", ["{", "[]", "3", "{}", '{"codec": 3}', '{"model_type": "llama"}', "\udcff"])
 def test_a_config_of_something_else(exported, content):
     (exported / "config.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=r"config\.json (is not JSON|does not describe)") as error:
+    with pytest.raises(InputError, match=r"config\.json (is not valid JSON|does not describe)") as error:
         Pipeline.from_pretrained(exported)
     assert "\n" not in str(error.value)
 
@@ -369,33 +365,33 @@ def test_a_config_of_something_else(exported, content):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"patcher": "linear"}, "'linear' does not describe a Patcher"),
-        ({"mask": {"class_path": "lit_transfusion.model.Causal", "init_args": {"size": 3}}}, "Causal does not take"),
-        ({"size": 3}, "TransformerSize does not take"),
-        ({"size": {"dim": 64, "n_layers": 1, "n_heads": 2}}, "the patcher's dim is 32, the Transformer's 64"),
+        ({"patcher": "linear"}, "'linear' .*Patcher"),
+        ({"mask": {"class_path": "lit_transfusion.model.Causal", "init_args": {"size": 3}}}, "Causal .*size"),
+        ({"size": 3}, "TransformerSize "),
+        ({"size": {"dim": 64, "n_layers": 1, "n_heads": 2}}, ".*dim.* 32.* 64"),
     ],
 )
-def test_a_config_that_makes_no_net(exported, changes, text):
+def test_an_invalid_config(exported, changes, text):
     change_config(exported, **changes)
-    with pytest.raises(InputError, match=f"config.json: {text}"):
+    with pytest.raises(InputError, match=rf"config\.json: {text}"):
         Pipeline.from_pretrained(exported)
 
 
-def test_a_folder_has_no_other_weights_than_those_that_were_exported(exported):
-    with pytest.raises(InputError, match="holds one set of weights"):
+def test_a_folder_has_only_the_exported_weights(exported):
+    with pytest.raises(InputError, match=r"ema .*--weights raw"):
         Pipeline.from_pretrained(exported, ema=False)
 
 
-def test_a_tokenizer_that_is_none(exported):
+def test_a_damaged_tokenizer(exported):
     (exported / "tokenizer.model").write_bytes(b"none")
-    with pytest.raises(InputError, match=r"tokenizer\.model is not a SentencePiece model"):
+    with pytest.raises(InputError, match=r"tokenizer\.model .*SentencePiece"):
         Pipeline.from_pretrained(exported)
 
 
 # What is imported
 
 
-def test_using_a_model_needs_no_lightning(exported, make_pipeline, save_checkpoint, tmp_path):
+def test_loading_a_model_does_not_import_lightning(exported, make_pipeline, save_checkpoint, tmp_path):
     save_checkpoint(tmp_path / "run.ckpt", make_pipeline())
     code = """if True:
         import sys

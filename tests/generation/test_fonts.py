@@ -1,4 +1,4 @@
-"""A caption is drawn in a font that has its characters; what no font has is told once."""
+"""A caption is drawn in a font that has its characters; characters without a font are reported once."""
 
 import logging
 
@@ -15,7 +15,7 @@ from lit_transfusion.generation.pictures import captioned_grid, wrap
 
 
 def make_font(path, characters, height=1000):
-    """A font in which each of some characters is a block, and any other a frame."""
+    """Make a font that draws the given characters as blocks and all others as frames."""
 
     def glyph(*squares):
         pen = TTGlyphPen(None)
@@ -41,11 +41,11 @@ def make_font(path, characters, height=1000):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine whose only fonts are those that are put into a folder."""
+    """A machine with no fonts except those in a folder."""
     monkeypatch.setattr(font_manager, "X11FontDirectories", [str(tmp_path)])
     monkeypatch.setattr(font_manager, "OSXFontDirectories", [])
     monkeypatch.setattr(font_manager, "_get_fontconfig_fonts", list)
-    monkeypatch.setattr(fonts, "_told", set())
+    monkeypatch.setattr(fonts, "_warned", set())
     for cached in (best_font, font_files):
         cached.cache_clear()
     yield tmp_path
@@ -53,7 +53,7 @@ def machine(tmp_path, monkeypatch):
         cached.cache_clear()
 
 
-def test_captions_in_ascii_are_drawn_in_pillows_own_font(machine, caplog):
+def test_ascii_captions_use_pillows_own_font(machine, caplog):
     make_font(machine / "all.ttf", "abcß猫")
     assert font_for("2 cats: (a) & b!").getname() == ImageFont.load_default(12).getname()
     assert not caplog.messages
@@ -65,7 +65,7 @@ def test_alphabets_that_come_with_matplotlib(machine, text, caplog):
     assert not caplog.messages
 
 
-def test_font_of_the_machine_that_has_the_characters_is_taken_string_by_string(machine, caplog):
+def test_the_font_with_the_most_characters_is_used_for_each_text(machine, caplog):
     make_font(machine / "other-Regular.ttf", "犬")
     make_font(machine / "cjk-Bold.ttf", "赤い猫a")
     make_font(machine / "cjk-Regular.ttf", "赤い猫a")
@@ -77,7 +77,7 @@ def test_font_of_the_machine_that_has_the_characters_is_taken_string_by_string(m
     assert font_for("赤い猫 犬").getname()[0] == "cjk-Regular"  # it has the most
 
 
-def test_what_no_font_has_is_told_once_with_what_to_install(machine, caplog):
+def test_characters_without_a_font_are_reported_once_with_what_to_install(machine, caplog):
     with caplog.at_level(logging.WARNING, "lit_transfusion"):
         for text in ("猫", "猫 a", "a 猫"):
             font_for(text)
@@ -89,7 +89,7 @@ def test_what_no_font_has_is_told_once_with_what_to_install(machine, caplog):
 
 
 def test_caption_is_drawn_with_the_font_that_has_it(machine):
-    """Blocks, which are filled, and not frames or boxes."""
+    """The characters are drawn as filled blocks, not as frames or boxes."""
     make_font(machine / "cjk.ttf", "猫")
     page = captioned_grid(torch.ones(1, 3, 112, 112), ["猫猫"])
     below = torch.frombuffer(bytearray(page.convert("L").tobytes()), dtype=torch.uint8).view(page.height, page.width)
@@ -98,7 +98,7 @@ def test_caption_is_drawn_with_the_font_that_has_it(machine):
     assert page.height < 150
 
 
-def test_high_font_stays_within_its_cell(machine):
+def test_a_high_font_stays_within_its_cell(machine):
     make_font(machine / "high.ttf", "猫", height=3000)
     low, high = (captioned_grid(torch.ones(1, 3, 112, 112), [text * 40]) for text in ("a", "猫"))
     assert high.height > low.height
@@ -106,7 +106,7 @@ def test_high_font_stays_within_its_cell(machine):
     assert (below[-4:] == 238).all() and (below[118:] < 60).sum() > 20 * 10 * 10
 
 
-def test_text_without_spaces_is_broken_within_the_width(machine):
+def test_text_without_spaces_is_broken_to_the_width(machine):
     make_font(machine / "cjk.ttf", "猫犬")
     font = font_for("猫犬")
     lines = wrap("猫犬" * 10, font, 100).split("\n")

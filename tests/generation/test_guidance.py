@@ -1,4 +1,4 @@
-"""Guidance against its closed forms."""
+"""Guidance against closed forms."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ def predictions():
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_guidance_goes_on_from_null_through_prompted(scale):
+def test_guidance_extrapolates_from_null_through_prompted(scale):
     prompted, null = predictions()
     torch.testing.assert_close(guide(prompted, null, scale), (1 - scale) * null + scale * prompted)
 
 
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_rescaling_is_that_of_lin_et_al(rescale):
-    """Equations 15 and 16, image by image: σ_pos / σ_cfg of each, and φ of that beside 1 - φ of what it was."""
+    """Equations 15 and 16 for each image: scaled by σ_pos / σ_cfg with weight φ, unscaled with weight 1 - φ."""
     prompted, null = predictions()
     guided = guide(prompted, null, 4.0)
     result = guide(prompted, null, 4.0, rescale)
@@ -28,7 +28,7 @@ def test_rescaling_is_that_of_lin_et_al(rescale):
         torch.testing.assert_close(result[i], rescale * rescaled + (1 - rescale) * guided[i])
 
 
-def test_rescaled_in_full_it_has_the_contrast_of_the_prompted():
+def test_full_rescaling_gives_the_contrast_of_the_prompted_prediction():
     prompted, null = predictions()
     result = guide(prompted, null, 4.0, 1.0)
     torch.testing.assert_close(result.std(dim=(1, 2, 3)), prompted.std(dim=(1, 2, 3)))

@@ -1,4 +1,4 @@
-"""Prompts as documents."""
+"""Documents of prompts."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def pipeline(make_pipeline):
 
 
 def test_bos_first_then_the_picture_then_the_words(pipeline):
-    """Of which either may be missing."""
+    """Both picture and words are optional."""
     bos, words = pipeline.tokenizer.bos, pipeline.tokenizer.encode("a red circle")
     picture = torch.rand(3, 4, 4)
     assert prompt_document(pipeline) == Document((TextSegment((bos,)),))
@@ -29,26 +29,26 @@ def test_bos_first_then_the_picture_then_the_words(pipeline):
     assert torch.equal(image.latents, picture)
 
 
-# What is too long
+# Texts that are too long
 
 
 def test_a_caption_of_data_is_cut_as_in_training(pipeline):
     caption = "two green triangles on white and a blue square"
     tokens = pipeline.tokenizer.encode(caption)
     assert caption_tokens(pipeline, caption) == tokens and caption_read(pipeline, caption) == caption
-    pipeline.sequence_length = 12  # of which 8 are BOS, EOS, BOI, four patches, EOI
+    pipeline.sequence_length = 12  # 8 of them are BOS, EOS, BOI, four patches and EOI
     assert caption_tokens(pipeline, caption) == tokens[:4]
     assert caption_read(pipeline, caption) == pipeline.tokenizer.decode(tokens[:4])
     (text,) = prompt_document(pipeline, caption, cut=True).segments
     assert text.token_ids == (pipeline.tokenizer.bos, *tokens[:4])
-    pipeline.sequence_length = 18  # room for another image
+    pipeline.sequence_length = 18  # space for another image
     *_, text = prompt_document(pipeline, caption, torch.zeros(3, 4, 4), cut=True).segments
     assert text.token_ids == tokens[:4]
 
 
 @pytest.mark.parametrize("caption_first", [0.0, 1.0])
 def test_the_cut_is_where_the_recipe_cuts(pipeline, caption_first):
-    """Whatever the length of the rows: what is read of a held-out caption is what training would have kept of it."""
+    """For each row length, a held-out caption is cut at the same token as in training."""
     caption, recipe = "two green triangles on white", Recipe(caption_first, caption_dropout=0.0)
     for length in range(9, 40):
         pipeline.sequence_length = length
@@ -62,21 +62,17 @@ def test_the_cut_is_where_the_recipe_cuts(pipeline, caption_first):
 
 
 @pytest.mark.parametrize("room", [0, 1, 5])
-def test_drawing_and_editing_cut_what_comes_from_data(pipeline, room):
-    """And else say what has no room."""
+def test_drawing_and_editing_cut_texts_from_data(pipeline, room):
+    """Without `cut`, they are an error."""
     caption, picture = "two green triangles on white and a blue square", torch.zeros(1, 3, 4, 4)
     tokens, sampling = pipeline.tokenizer.encode(caption), Sampling(num_inference_steps=1)
-    kept = TextSegment((pipeline.tokenizer.bos, *tokens[:room]))
+    cut = TextSegment((pipeline.tokenizer.bos, *tokens[:room]))
     pipeline.sequence_length = 8 + room
-    expected = draw_after(pipeline, [Document((kept,))], sampling, None, None)
+    expected = draw_after(pipeline, [Document((cut,))], sampling, None, None)
     torch.testing.assert_close(draw(pipeline, [caption], sampling, cut=True), expected)
-    with pytest.raises(
-        InputError, match=f"has {len(tokens)} tokens; the model has room for {room + 1} beside an image"
-    ):
+    with pytest.raises(InputError, match=f"{len(tokens)} tokens.* room for {room + 1} beside an image"):
         draw(pipeline, [caption], sampling)
     pipeline.sequence_length = 14 + room
     assert edit(pipeline, picture, [caption], sampling, cut=True).shape == picture.shape
-    with pytest.raises(
-        InputError, match=f"has {len(tokens)} tokens; the model has room for {room + 1} beside 2 images"
-    ):
+    with pytest.raises(InputError, match=f"{len(tokens)} tokens.* room for {room + 1} beside 2 images"):
         edit(pipeline, picture, [caption], sampling)

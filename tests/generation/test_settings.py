@@ -1,4 +1,4 @@
-"""What cannot be sampled is refused in one line."""
+"""Invalid settings are an error that names key and value."""
 
 import pytest
 
@@ -9,22 +9,22 @@ from lit_transfusion.generation import Sampling
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"temperature": -0.1}, "temperature -0.1 is not a number from 0 on"),
-        ({"temperature": float("nan")}, "temperature nan is not a number from 0 on"),
-        ({"guidance_scale": -1.0}, "guidance_scale -1.0 is not a number from 0 on"),
-        ({"max_new_tokens": -1}, "max_new_tokens -1 is not a number from 0 on"),
-        ({"guidance_scale": float("inf")}, "guidance_scale inf is not a number from 0 on"),
-        ({"seed": 2**63}, "seed 9223372036854775808 is not between"),
-        ({"max_images": -1}, "max_images -1 is not a number from 0 on"),
-        ({"top_k": 0}, "top_k 0 is less than 1; null takes all tokens"),
-        ({"top_p": 0.0}, "top_p 0.0 is not a share above 0 and up to 1"),
-        ({"top_p": 1.1}, "top_p 1.1 is not a share above 0 and up to 1"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale 1.5 is not between 0 and 1"),
-        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval 0.8, 0.2 is not a rising pair between 0 and 1"),
-        ({"guidance_interval": (0.0, 2.0)}, "guidance_interval 0.0, 2.0 is not a rising pair between 0 and 1"),
+        ({"temperature": -0.1}, "temperature -0.1 "),
+        ({"temperature": float("nan")}, "temperature nan "),
+        ({"guidance_scale": -1.0}, "guidance_scale -1.0 "),
+        ({"max_new_tokens": -1}, "max_new_tokens -1 "),
+        ({"guidance_scale": float("inf")}, "guidance_scale inf "),
+        ({"seed": 2**63}, "seed 9223372036854775808 "),
+        ({"max_images": -1}, "max_images -1 "),
+        ({"top_k": 0}, "top_k 0 .*null"),
+        ({"top_p": 0.0}, "top_p 0.0 "),
+        ({"top_p": 1.1}, "top_p 1.1 "),
+        ({"guidance_rescale": 1.5}, "guidance_rescale 1.5 "),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval 0.8, 0.2 "),
+        ({"guidance_interval": (0.0, 2.0)}, "guidance_interval 0.0, 2.0 "),
     ],
 )
-def test_wrong_settings_are_refused(wrong, message):
+def test_invalid_settings(wrong, message):
     with pytest.raises(InputError, match=message):
         Sampling(**wrong)
 

@@ -1,4 +1,4 @@
-"""What one sees while something is drawn, and that watching changes nothing."""
+"""Views during generation, and results that are the same as without them."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from lit_transfusion.commands.playground.streaming import View, watch, watch_drawing, watch_edit, watch_going_on
+from lit_transfusion.commands.playground.streaming import View, watch, watch_continuation, watch_drawing, watch_edit
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation import Sampling, draw
@@ -25,7 +25,7 @@ def seen(pictures):
     return [picture.tobytes() for picture in pictures]
 
 
-def test_a_drawing_is_seen_from_its_first_step_to_its_end(pipeline):
+def test_views_of_a_drawing_from_the_first_step_to_the_result(pipeline):
     *before, last = watch_drawing(pipeline, "two", 2, STEPS)
     assert [view.note for view in before] == [f"step {step} of 40" for step in range(1, 41, 3)]
     assert last.note.startswith("done in ")
@@ -34,29 +34,29 @@ def test_a_drawing_is_seen_from_its_first_step_to_its_end(pipeline):
     assert seen(last.parts) == seen(to_pil(picture) for picture in draw(pipeline, ["two"] * 2, STEPS))
 
 
-def test_an_edit_is_what_the_function_for_it_makes(pipeline):
+def test_an_edit_equals_that_of_the_function(pipeline):
     given = torch.linspace(-1, 1, 48).view(3, 4, 4)
     *before, last = watch_edit(pipeline, given, "two", STEPS)
     assert len(before) == 14
     assert seen(last.parts) == [to_pil(edit(pipeline, given[None], ["two"], STEPS)[0]).tobytes()]
 
 
-def test_what_the_model_adds_is_told_with_why_it_stopped(pipeline, script):
+def test_the_last_view_has_all_parts_and_the_stop_reason(pipeline, script):
     word, boi = pipeline.tokenizer.decode, pipeline.tokenizer.boi
     script([60, boi, 61, 62, 63])
-    first, *before, last = watch_going_on(pipeline, None, "two", STEPS)
+    first, *before, last = watch_continuation(pipeline, None, "two", STEPS)
     assert first == View([], "writing") and before[-1].note == "step 40 of 40"
     text, picture, more = last.parts
     assert (text, more, picture.size) == (word([60]), word([61, 62, 63]), (4, 4))
     assert last.note.endswith("s, stopped by: token limit")
 
 
-def test_what_cannot_be_is_raised_to_who_watches(pipeline):
-    with pytest.raises(InputError, match="num_inference_steps 2000 is not between"):
+def test_errors_are_raised_in_the_iterator(pipeline):
+    with pytest.raises(InputError, match="num_inference_steps 2000 "):
         list(watch_drawing(pipeline, "two", 1, Sampling(num_inference_steps=2000)))
 
 
-def test_work_ends_when_nobody_watches_any_more():
+def test_work_ends_when_the_iterator_is_closed():
     ended = threading.Event()
 
     def work(emit):

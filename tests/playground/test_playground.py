@@ -1,4 +1,4 @@
-"""The command, from the terminal to the browser."""
+"""The command `playground`, in the terminal and in a browser."""
 
 import os
 import re
@@ -30,55 +30,56 @@ def ckpt(make_pipeline, tmp_path_factory):
 
 
 @pytest.fixture
-def refused(capsys, monkeypatch):
-    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):  # which the command sets
+def error_of(capsys, monkeypatch):
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):  # the command sets these
         monkeypatch.setenv(name, "")
 
-    def refused(*arguments):
+    def error_of(*arguments):
         with pytest.raises(SystemExit) as caught:
             cli.main(["playground", *arguments])
         assert caught.value.code == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
 
-    return refused
+    return error_of
 
 
-def test_without_gradio_it_says_how_to_install_it(refused, ckpt, monkeypatch):
+def test_without_gradio_the_error_says_how_to_install_it(error_of, ckpt, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "lit_transfusion.commands.playground.page", raising=False)
-    assert refused("--ckpt", ckpt) == 'error: the playground needs gradio; pip install -e ".[playground]" installs it'
+    error = error_of("--ckpt", ckpt)
+    assert error.startswith("error: ") and "gradio" in error and 'pip install -e ".[playground]"' in error
 
 
-def test_checkpoint_that_is_not_there_is_named(refused):
+def test_a_missing_checkpoint_is_named(error_of):
     pytest.importorskip("gradio", reason=needs_gradio)
-    assert "none.ckpt not found" in refused("--ckpt", "none.ckpt", "--port", "0")
+    assert "none.ckpt not found" in error_of("--ckpt", "none.ckpt", "--port", "0")
 
 
-def test_port_that_is_taken_is_named(refused, ckpt):
+def test_a_used_port_is_named(error_of, ckpt):
     pytest.importorskip("gradio", reason=needs_gradio)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"--port {port}: Address already in use" in refused("--ckpt", ckpt, "--port", port)
-    assert "--port 70000" in refused("--ckpt", ckpt, "--port", "70000")
+        assert f"--port {port}: Address already in use" in error_of("--ckpt", ckpt, "--port", port)
+    assert "--port 70000" in error_of("--ckpt", ckpt, "--port", "70000")
 
 
 # In a browser
 
 
 @pytest.fixture
-def kept(tmp_path):
-    """Where the pictures that are shown are kept."""
-    (tmp_path / "kept").mkdir()
-    return tmp_path / "kept"
+def picture_folder(tmp_path):
+    """The folder for pictures that the page shows."""
+    (tmp_path / "pictures").mkdir()
+    return tmp_path / "pictures"
 
 
 @pytest.fixture
-def server(ckpt, kept):
-    """The command in a process of its own, and the address that it prints."""
+def server(ckpt, picture_folder):
+    """The command in its own process, with the address that it prints."""
     pytest.importorskip("gradio", reason=needs_gradio)
     command = [sys.executable, "-m", "lit_transfusion", "playground", "--ckpt", ckpt, "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TMPDIR": str(kept)}
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "TMPDIR": str(picture_folder)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         process.address = re.match(r"http://\S+", process.stdout.readline()).group()
@@ -88,7 +89,7 @@ def server(ckpt, kept):
 
 @pytest.fixture
 def page():
-    """One in headless Chromium, which keeps a list of what it asks for, and of what its console says is wrong."""
+    """A page in headless Chromium, with lists of its requests and of errors on its console."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
     installed = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
     with playwright.sync_playwright() as browsers:
@@ -106,7 +107,7 @@ def page():
 
 
 @pytest.mark.slow
-def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
+def test_each_tab_works_in_a_browser(server, page, tmp_path):
     to_pil(torch.linspace(-1, 1, 48).view(3, 4, 4)).save(tmp_path / "given.png")
     expect = pytest.importorskip("playwright.sync_api").expect
     page.goto(server.address)
@@ -125,7 +126,7 @@ def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
 
     describing = tab("Image → text")
     describing.get_by_role("button", name="Describe").click()
-    page.get_by_text("there is no picture yet").wait_for()
+    page.get_by_text("no picture given").wait_for()
     describing.locator("input[type=file]").set_input_files(tmp_path / "given.png")
     describing.locator("img").wait_for()
     describing.get_by_role("button", name="Describe").click()
@@ -141,7 +142,7 @@ def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
 
     telling = tab("Interleaved")
     telling.get_by_label("Prompt").fill("a red circle")
-    telling.get_by_role("button", name="Go on").click()
+    telling.get_by_role("button", name="Continue").click()
     telling.get_by_text("stopped by").wait_for()
     assert telling.locator(".story .given").inner_text() == "a red circle"
 
@@ -153,14 +154,14 @@ def test_each_tab_does_its_task_in_a_browser(server, page, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_closes_cleanly_while_a_page_is_open_and_draws(server, page, kept):
+def test_it_closes_cleanly_while_a_page_is_open_and_draws(server, page, picture_folder):
     page.goto(server.address)
     page.get_by_label("number input for Steps").first.fill("250")
     page.get_by_label("number input for Steps").first.press("Tab")
     page.get_by_role("button", name="Draw").click()
     page.get_by_text("of 250").first.wait_for()
-    assert any(path.is_file() for path in kept.rglob("*"))
+    assert any(path.is_file() for path in picture_folder.rglob("*"))
     server.send_signal(signal.SIGINT)
     assert server.wait(timeout=30) == 0
     assert server.stderr.read() == ""
-    assert not list(kept.iterdir())
+    assert not list(picture_folder.iterdir())

@@ -1,4 +1,4 @@
-"""The page of the playground: what stands on it, and what its buttons do."""
+"""The page of the playground: its components, and what its buttons do."""
 
 import base64
 import html
@@ -12,7 +12,7 @@ from gradio.components import Component
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lit_transfusion.commands.playground.streaming import watch_drawing, watch_edit, watch_going_on
+from lit_transfusion.commands.playground.streaming import watch_continuation, watch_drawing, watch_edit
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion.process import SAMPLERS
 from lit_transfusion.errors import InputError
@@ -23,8 +23,8 @@ from lit_transfusion.generation.prompts import caption_read, prompt_document
 from lit_transfusion.generation.sample_state import StopReason
 from lit_transfusion.generation.settings import Sampling
 
-SHOWN = 384  # side, in pixels, up to which small pictures are enlarged
-KEEP = ["download", "fullscreen"]  # what may be done with a picture; not gradio's `share`, which sends it away
+SHOWN = 384  # pixels; small pictures are enlarged to at most this width
+KEEP = ["download", "fullscreen"]  # buttons of a picture; without gradio's `share`, which uploads it
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
 .pictures .grid-wrap { max-height: none !important; }
@@ -35,8 +35,8 @@ STYLE = """
 
 
 def build_page(pipeline: Pipeline, name: str) -> gr.Blocks:
-    """`name` is what the user calls the checkpoint."""
-    # What is shown and uploaded is kept in files, which are deleted when they are an hour old.
+    """Build the page; `name` is what the user calls the checkpoint."""
+    # Shown and uploaded pictures are files, which are deleted when they are an hour old.
     with gr.Blocks(title=f"lit_transfusion · {name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(heading(pipeline, name))
         with gr.Tab("Text → image"):
@@ -69,7 +69,7 @@ def draw_tab(pipeline: Pipeline) -> None:
             if examples:
                 gr.Examples([[text] for text in examples], prompt, label="Prompts that the model wrote itself")
             button, stop = buttons("Draw")
-            count = gr.Slider(1, 16, 4, step=1, label="Pictures", info="With seeds that follow one another")
+            count = gr.Slider(1, 16, 4, step=1, label="Pictures", info="With consecutive seeds")
             settings = drawing_settings()
         with gr.Column():
             gallery = gr.Gallery(
@@ -127,9 +127,9 @@ def edit_tab(pipeline: Pipeline) -> None:
 def story_tab(pipeline: Pipeline) -> None:
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox(label="Prompt", placeholder="What to go on from; may be empty")
-            file = upload("Picture before the prompt, if you like")
-            button, stop = buttons("Go on")
+            prompt = gr.Textbox(label="Prompt", placeholder="Text to continue; may be empty")
+            file = upload("Picture before the prompt (optional)")
+            button, stop = buttons("Continue")
             max_images = gr.Slider(0, 8, Sampling.max_images, step=1, label="Pictures", info="At most")
             settings = {"max_images": max_images} | writing_settings() | drawing_settings()
         with gr.Column():
@@ -139,13 +139,13 @@ def story_tab(pipeline: Pipeline) -> None:
     def go_on(prompt: str, file: str | None, sampling: Sampling) -> Iterator[tuple]:
         picture = None if file is None else given(pipeline, file)
         before = [*([] if picture is None else [to_pil(picture)]), *([prompt] if prompt else [])]
-        for view in watch_going_on(pipeline, picture, prompt, sampling):
+        for view in watch_continuation(pipeline, picture, prompt, sampling):
             yield story_html(before, view.parts), view.note
 
     connect([button.click, prompt.submit], stop, go_on, [prompt, file], settings, [story, note])
 
 
-# What the tabs share
+# Shared by the tabs
 
 
 def connect(
@@ -156,7 +156,7 @@ def connect(
     settings: dict[str, Component],
     outputs: Sequence[Component],
 ) -> None:
-    """Have `task(*inputs, sampling)` run when a trigger goes off, one at a time for all tabs and everyone."""
+    """Run `task(*inputs, sampling)` when a trigger fires, one task at a time for all tabs and users."""
 
     def run(*values: Any) -> Iterator:
         chosen = dict(zip(settings, values[len(inputs) :], strict=True))
@@ -178,7 +178,7 @@ def connect(
 
 
 def to_sampling(chosen: dict[str, Any]) -> Sampling:
-    """What is chosen on the page: there, 0 and nothing stand for None, and the interval has two sliders."""
+    """Convert the values on the page: there, 0 and empty mean None, and the guidance interval has two sliders."""
     if "guidance_to" in chosen:
         chosen["guidance_interval"] = chosen.pop("guidance_from"), chosen.pop("guidance_to")
     for name in ("top_k", "negative_prompt"):
@@ -236,14 +236,14 @@ def buttons(name: str) -> tuple[gr.Button, gr.Button]:
 
 
 def upload(label: str) -> gr.Image:
-    """The file as it is: the pipeline knows best what to do with transparency and with cameras held upright."""
+    """A picture box that passes on the unchanged file, since the pipeline handles transparency and EXIF rotation."""
     return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=260)
 
 
 def given(pipeline: Pipeline, file: str | None) -> Tensor:
     """The uploaded picture, (3, S, S) in [-1, 1]."""
     if file is None:
-        raise InputError("there is no picture yet: drop one into its box")
+        raise InputError("no picture given: drop one into the picture box")
     try:
         return read_image(file, pipeline.image_size)
     except ValueError as error:
@@ -251,21 +251,21 @@ def given(pipeline: Pipeline, file: str | None) -> Tensor:
 
 
 def own_prompts(pipeline: Pipeline) -> list[str]:
-    """A few texts that the model begins with by itself and draws something after: those that it was trained on."""
+    """A few texts that the model writes without a prompt and then draws, which are like those of its training."""
     written = generate(pipeline, [prompt_document(pipeline)] * 8, Sampling(temperature=1.0, max_images=0))
     drawn_after = [sample for sample in written if sample.stop_reason is StopReason.IMAGE_LIMIT]
     texts = [pipeline.tokenizer.decode(sample.token_ids) for sample in drawn_after]
-    texts = [text for text in texts if text and caption_read(pipeline, text) == text]  # with room for an image
+    texts = [text for text in texts if text and caption_read(pipeline, text) == text]  # an image fits after them
     return list(dict.fromkeys(texts))[:4]
 
 
 def enlarge(picture: Image.Image) -> Image.Image:
-    """A whole number of times, so that small pictures show their pixels crisp and square."""
+    """Enlarge a picture by an integer factor, so that its pixels stay sharp and square."""
     return ImageOps.scale(picture, max(1, SHOWN // picture.width), Image.Resampling.NEAREST)
 
 
 def story_html(given: Sequence[str | Image.Image], added: Sequence[str | Image.Image]) -> str:
-    """Texts and pictures in their order, what the model added set apart from what it was given."""
+    """HTML of texts and pictures in order; given and added parts have different CSS classes."""
     parts = [*(("given", part) for part in given), *(("added", part) for part in added)]
     shown = [
         f'<p class="{kind}">{html.escape(part)}</p>'

@@ -1,4 +1,4 @@
-"""Serves the page, and sees to it that nothing else has a part in it."""
+"""Serve the page, and forbid it any request to other machines."""
 
 import logging
 import socket
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lit_transfusion.commands.playground.page import STYLE, THEME
 from lit_transfusion.errors import InputError
 
-# With our theme, gradio 6.31 asks no other machine for anything. Browsers hold any version of it to that.
+# With our theme, gradio 6.31 makes no requests to other machines. Browsers enforce this policy for any version of it.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
@@ -22,11 +22,11 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"no page can be at --host {host} --port {port}: {reason}") from None
+        raise InputError(f"cannot bind to --host {host} --port {port}: {reason}; use another host or port") from None
 
 
 def serve(page: gr.Blocks, listener: socket.socket) -> None:
-    """Until Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     app = FastAPI(middleware=[Middleware(WithPolicy)])
     nothing_more = {"footer_links": [], "run_history": False, "ssr_mode": False}
     gr.mount_gradio_app(app, page, path="", theme=THEME, css=STYLE, **nothing_more)
@@ -35,7 +35,7 @@ def serve(page: gr.Blocks, listener: socket.socket) -> None:
 
 
 class WithPolicy:
-    """Tells the browser the policy with every answer."""
+    """Middleware that adds POLICY to the headers of every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -50,7 +50,7 @@ class WithPolicy:
 
 
 class Server(uvicorn.Server):
-    """Does not complain, when it is closed, of pages that are still open."""
+    """A uvicorn server that logs no error about open pages when it is closed."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

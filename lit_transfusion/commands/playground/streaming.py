@@ -1,4 +1,4 @@
-"""Generation that someone watches: each task yields what there is to see of it while it goes on."""
+"""Generation with live results: each task yields views of its progress."""
 
 import threading
 import time
@@ -19,25 +19,25 @@ from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.generation.settings import Sampling
 
-MOMENTS = 16  # of a denoising that are decoded, so that watching costs little
+MOMENTS = 16  # denoising steps that are decoded and shown; few, so that this costs little time
 
 
 class View(NamedTuple):
-    """What there is to see at a moment."""
+    """The current state of a task, to show on the page."""
 
     parts: list[str | Image.Image]
-    note: str  # how far it is
+    note: str  # progress
 
 
-Emit = Callable[[View | None], None]  # None, if there is nothing new, just asks whether to go on
+Emit = Callable[[View | None], None]  # shows a view; None only checks whether the page is still open
 
 
 class Left(Exception):
-    """Nobody watches any more."""
+    """Raised in the task when the page is closed or stopped."""
 
 
 def watch_drawing(pipeline: Pipeline, prompt: str, count: int, sampling: Sampling) -> Iterator[View]:
-    """`count` pictures of the prompt, with seeds that follow one another."""
+    """Draw `count` pictures of the prompt, with consecutive seeds."""
 
     def work(emit: Emit) -> None:
         start = time.monotonic()
@@ -48,7 +48,7 @@ def watch_drawing(pipeline: Pipeline, prompt: str, count: int, sampling: Samplin
 
 
 def watch_edit(pipeline: Pipeline, picture: Tensor, instruction: str, sampling: Sampling) -> Iterator[View]:
-    """The picture (3, S, S) in [-1, 1] changed as the instruction says."""
+    """Change the picture (3, S, S) in [-1, 1] as the instruction says."""
 
     def work(emit: Emit) -> None:
         start = time.monotonic()
@@ -58,8 +58,8 @@ def watch_edit(pipeline: Pipeline, picture: Tensor, instruction: str, sampling: 
     return watch(work)
 
 
-def watch_going_on(pipeline: Pipeline, picture: Tensor | None, prompt: str, sampling: Sampling) -> Iterator[View]:
-    """What the model adds to the picture and the prompt. What it wrote is seen in the end, with the stop reason."""
+def watch_continuation(pipeline: Pipeline, picture: Tensor | None, prompt: str, sampling: Sampling) -> Iterator[View]:
+    """Continue the picture and the prompt. Only the last view shows the text, with the stop reason."""
 
     def work(emit: Emit) -> None:
         start = time.monotonic()
@@ -72,7 +72,7 @@ def watch_going_on(pipeline: Pipeline, picture: Tensor | None, prompt: str, samp
 
 
 def moments(pipeline: Pipeline, sampling: Sampling, emit: Emit) -> OnStep:
-    """Shows a denoising at some of its steps, the first among them; the last is the result's to show."""
+    """Make a callback that shows some denoising steps, including the first; the result shows the last."""
     steps = sampling.num_inference_steps
     every = -(-steps // MOMENTS)
 
@@ -91,7 +91,7 @@ def done(start: float) -> str:
 
 
 def watch(work: Callable[[Emit], None]) -> Iterator[View]:
-    """What `work`, in a thread of its own, emits. It ends early if the iterator is closed, or the program."""
+    """Run `work` in its own thread and yield what it emits; it stops early if the iterator or the program is closed."""
     views: SimpleQueue[View | None] = SimpleQueue()
     left = threading.Event()
 
@@ -106,7 +106,7 @@ def watch(work: Callable[[Emit], None]) -> Iterator[View]:
     working.add_done_callback(lambda _: views.put(None))
     try:
         yield from iter(views.get, None)
-        working.result()  # raises what went wrong
+        working.result()  # raises the error of the task, if any
     finally:
         left.set()
         pool.shutdown(wait=False)

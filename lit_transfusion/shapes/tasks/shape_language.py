@@ -1,11 +1,11 @@
-"""The language of the Shapes captions as a task of lm-eval: which of two endings is right.
+"""The lm-eval task `shape_language`: choose the right one of two endings, in the language of the Shapes captions.
 
-A hundred questions with the words of held-out scenes, twenty of each of five kinds: the number of a noun and of a verb,
-the order of adjectives, `of` after `left` but not after `above`, `in` before `the centre` but `at` before an edge. Of
-each kind, what is right in one half of the questions is wrong in the other, or differs by its order alone. So chance
-is 1/2 whatever words a model likes for their own sake.
+It has a hundred questions with the words of held-out scenes, twenty of each of five kinds: the number of a noun and of
+a verb, the order of adjectives, `of` after `left` but not after `above`, and `in` before `the centre` but `at` before
+an edge. For each kind, the endings that are right in half of the questions are wrong in the other half, or the two
+endings differ only in word order. So chance is 1/2, even if a model prefers some words.
 
-`shape_language.jsonl` holds the questions; this file, run as a program, writes it again.
+`shape_language.jsonl` contains the questions; run this file as a program to write it again.
 """
 
 import json
@@ -23,7 +23,7 @@ EDGES = ("top", "left", "right", "bottom")
 
 
 def load(**_: Any) -> dict[str, Any]:
-    """What lm-eval calls for the data set; it passes what else it knows."""
+    """Load the questions; lm-eval calls this and passes metadata, which is ignored."""
     import datasets  # comes with the extra lm-eval
 
     lines = FILE.read_text(encoding="utf-8").splitlines()
@@ -31,14 +31,14 @@ def load(**_: Any) -> dict[str, Any]:
 
 
 def number_of_noun(plural: bool, random: Random) -> tuple[str, str, str]:
-    """two small blue → circles; a small blue → circle"""
+    """Example: two small blue → circles; a small blue → circle."""
     scene = draw(Count if plural else Single, random)
     endings = PLURALS[scene.shape], scene.shape
     return f"{scene.number if plural else 'a'} {scene.size} {scene.colour}", *in_order(plural, endings)
 
 
 def number_of_verb(plural: bool, random: Random) -> tuple[str, str, str]:
-    """the two circles → are small and blue; the circle at the top → is small and blue"""
+    """Example: the two circles → are small and blue; the circle at the top → is small and blue."""
     scene = draw(Count if plural else Single, random)
     subject = f"{scene.number} {PLURALS[scene.shape]}" if plural else f"{scene.shape} {scene.place}"
     endings = f"are {scene.size} and {scene.colour}", f"is {scene.size} and {scene.colour}"
@@ -46,14 +46,14 @@ def number_of_verb(plural: bool, random: Random) -> tuple[str, str, str]:
 
 
 def order_of_adjectives(plural: bool, random: Random) -> tuple[str, str, str]:
-    """two → small blue circles, a → small blue circle; not: blue small circle"""
+    """Example: two → small blue circles; a → small blue circle, not: blue small circle."""
     scene = draw(Count if plural else Single, random)
     number, shape = (scene.number, PLURALS[scene.shape]) if plural else ("a", scene.shape)
     return number, f"{scene.size} {scene.colour} {shape}", f"{scene.colour} {scene.size} {shape}"
 
 
 def relation(with_of: bool, random: Random) -> tuple[str, str, str]:
-    """a red circle left → of a blue square; a red circle above → a blue square"""
+    """Example: a red circle left → of a blue square; a red circle above → a blue square."""
     words = draw(Relation, random).words()
     where = random.choice(("left", "right") if with_of else ("above", "below"))
     endings = f"of a {words['second']}", f"a {words['second']}"
@@ -61,7 +61,7 @@ def relation(with_of: bool, random: Random) -> tuple[str, str, str]:
 
 
 def place(at: bool, random: Random) -> tuple[str, str, str]:
-    """a small blue circle at the → top; a small blue circle in the → centre"""
+    """Example: a small blue circle at the → top; a small blue circle in the → centre."""
     scene = draw(Single, random)
     endings = random.choice(EDGES), "centre"
     return f"a {scene.size} {scene.colour} {scene.shape} {'at' if at else 'in'} the", *in_order(at, endings)
@@ -86,12 +86,12 @@ def held_out(kind: type[Scene]) -> list[Scene]:
 
 
 def in_order(first_is_right: bool, endings: tuple[str, str]) -> tuple[str, str]:
-    """The right one, then the wrong one."""
+    """The right ending, then the wrong one."""
     return endings if first_is_right else endings[::-1]
 
 
 def questions() -> Iterator[dict[str, Any]]:
-    """Each with its kind, a context, two choices and the place of the right one among them. No two are the same."""
+    """Yield the questions, all different: kind, context, two choices, and the index of the right one."""
     random, seen = Random(0), set()
     for ask in KINDS:
         count = 0
