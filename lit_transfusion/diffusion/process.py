@@ -1,10 +1,8 @@
 """How images are noised in training and denoised in sampling, around the schedulers of diffusers."""
 
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # what `diffusers` itself names has no types
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
@@ -33,20 +31,11 @@ class Scheduler(Protocol):
     ) -> Denoised: ...
 
 
-class DDIM(DPMSolverMultistepScheduler):
-    """DDIM as the first-order DPM-Solver++, which it is. diffusers' own DDIMScheduler goes astray where it clips, and
-    stops short of the clean image where the number of steps does not divide T."""
-
-    @classmethod
-    def from_config(cls, *args: Any, **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
-        return super().from_config(*args, solver_order=1, **kwargs)
-
-
-SAMPLERS: dict[str, type[DDPMScheduler | DPMSolverMultistepScheduler]] = {
-    "ddpm": DDPMScheduler,  # ancestral, the paper's
-    "ddim": DDIM,  # deterministic, good from some 25 steps on
-    "dpm++": DPMSolverMultistepScheduler,  # deterministic, second order, good from some 15 steps on
-}
+SAMPLERS = (
+    "ddpm",  # ancestral, the paper's
+    "ddim",  # deterministic, good from some 25 steps on
+    "dpm++",  # deterministic, second order, good from some 15 steps on
+)
 
 
 class NoiseProcess:
@@ -100,6 +89,9 @@ class DDPM(NoiseProcess):
         self.prediction_type = prediction_type
         self.clip_sample = clip_sample
         self.timestep_shift = timestep_shift
+        # Here, since it takes seconds, and the net needs none of it. The short path of the class has no types.
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
         self._scheduler = DDPMScheduler(
             num_train_timesteps=num_train_timesteps,
             beta_schedule=beta_schedule,
@@ -136,10 +128,25 @@ class DDPM(NoiseProcess):
         if not 1 <= num_inference_steps <= first:
             raise InputError(f"num_inference_steps {num_inference_steps} is not between 1 and {first}")
         timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
-        # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
-        # `from_config` and `step` are declared to return tuples too, and `step` to take one generator only.
-        sampler: Scheduler = SAMPLERS[name].from_config(  # type: ignore[assignment]
-            self._scheduler.config, thresholding=self.clip_sample
-        )
+        sampler = scheduler_of(name, self._scheduler.config, self.clip_sample)
         sampler.set_timesteps(timesteps=timesteps.tolist())
         return sampler
+
+
+def scheduler_of(name: str, config: Any, clip_sample: bool) -> Scheduler:
+    """The scheduler of diffusers for a sampler, with the settings of a DDPMScheduler.
+
+    DDIM is the first-order DPM-Solver++. diffusers' own DDIMScheduler is wrong where it clips, and stops before the
+    clean image where the number of steps does not divide T.
+    """
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
+    # `from_config` and `step` are declared to return tuples too, and `step` to take one generator only.
+    if name == "ddpm":
+        return DDPMScheduler.from_config(config, thresholding=clip_sample)  # type: ignore[return-value]
+    order = 1 if name == "ddim" else 2
+    return DPMSolverMultistepScheduler.from_config(  # type: ignore[return-value]
+        config, thresholding=clip_sample, solver_order=order
+    )
