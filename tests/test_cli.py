@@ -5,6 +5,7 @@ import re
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from itertools import combinations
@@ -15,7 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_transfusion import cli, lightning_cli
+from lit_transfusion import cli
+from lit_transfusion.config import lightning as lightning_cli
 from lit_transfusion.config.argv import spell_out
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.generation.pipeline import KEY
@@ -369,8 +371,8 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(REPOSITORY)
     command = [word for word in filled_in(command, belongings) if word != "--print_config"]
-    if command[0] in cli.TOOLS:
-        assert cli.tool_parser(command[0]).parse_args(spell_out(cli.TOOLS[command[0]], command[1:]))
+    if cli.COMMANDS[command[0]].implementation:
+        assert cli.tool_parser(command[0]).parse_args(spell_out(cli.tool_of(command[0]), command[1:]))
     else:
         assert printed(*command)["model"]
 
@@ -391,7 +393,7 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
         (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
         (
             ["train_tokenizer", "--help"],
-            ["Train a SentencePiece tokenizer", "--source SOURCE", "whose data.source is meant"],
+            ["Train a SentencePiece tokenizer", "--source SOURCE", "whose data.source is used"],
         ),
         (["export", "--help"], ["Write a folder with all that", "takes the averaged weights", "--output OUTPUT"]),
         (["playground", "--help"], ["Open a page for the browser", "It has no password", "--port PORT"]),
@@ -415,13 +417,39 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
             assert text in said
 
 
+QUICK = ("ablate", "playground", "export", "score_shapes", "score_edits", "rank_choices")  # options of plain types
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in QUICK)], ids=" ".join)
+def test_help_imports_neither_torch_nor_lightning(arguments):
+    """They take seconds."""
+    code = (
+        "import atexit, sys\n"
+        "from lit_transfusion.cli import main\n"
+        "atexit.register(lambda: print([name for name in ('torch', 'lightning') if name in sys.modules]))\n"
+        f"main({arguments})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_commands_without_an_implementation_are_those_of_lightning():
+    names = [name for name, command in cli.COMMANDS.items() if command.implementation is None]
+    assert names == list(lightning_cli.TransfusionCLI.subcommands())
+
+
+@pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if command.implementation])
+def test_command_has_a_function_of_its_name(name):
+    assert cli.tool_of(name).__name__ == name
+
+
 # What cannot be run
 
 
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["train"], ["'train'", "fit, validate, test, predict, ", "generate, evaluate, ablate"]),
+        (["train"], ["'train'", "known: ", "fit, validate, test, predict", "generate, ", "evaluate, "]),
         (["fit"], ["required", "model.patcher"]),
         (["fit", "--config"], ["--config"]),
         (["fit", "--config", "none.yaml"], ["none.yaml not found"]),

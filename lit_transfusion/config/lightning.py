@@ -18,11 +18,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-import lit_transfusion.config.registry  # noqa: F401
 from lit_transfusion import run_folder
 from lit_transfusion.config.actions import ConfigFile, words_with_widths
 from lit_transfusion.config.compose import read, resolved, with_interpolations
-from lit_transfusion.config.messages import in_its_own_words, naming_likely_options
+from lit_transfusion.config.messages import naming_likely_options, raising_own_errors
+from lit_transfusion.config.registry import PARTS, TRAINING_PARTS, import_all
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import check_resumable
@@ -32,6 +32,7 @@ from lit_transfusion.training.fsdp import check_sharding, check_strategy
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.trainer_settings import settle
 
+import_all((*PARTS, *TRAINING_PARTS))
 set_parsing_settings(
     omegaconf_absolute_to_relative_paths=True,
     # Against mistakes. It is no boundary: a config that you pass may import any module that is not in this list.
@@ -92,7 +93,7 @@ class TransfusionCLI(LightningCLI):
             raise InputError(f"--arm {arm} has no meaning: no --config that is given has arms")
 
     def instantiate_classes(self) -> None:
-        with in_its_own_words():
+        with raising_own_errors():
             super().instantiate_classes()
 
     def _instantiate_trainer(self, config: dict[str, Any], *args: Any) -> lightning.Trainer:

@@ -11,10 +11,6 @@ from rich.console import Console
 
 from lit_transfusion.config.compose import collect
 from lit_transfusion.errors import InputError
-from lit_transfusion.studies.cluster import executor, run_on
-from lit_transfusion.studies.plan import plan, table_of
-from lit_transfusion.studies.runner import make_jobs, read_json, run_here
-from lit_transfusion.studies.study import read_study
 
 
 def ablate(
@@ -44,6 +40,13 @@ def ablate(
         cluster: Hand the runs to a cluster: slurm; or local, to try that on this machine.
         cluster_options: Of submitit's executor: {slurm_partition: …, gpus_per_node: 8, timeout_min: 1440}.
     """
+    # Imports are here, since they take seconds, and --help is quick.
+    from lit_transfusion.run_folder import read_json
+    from lit_transfusion.studies.cluster import executor, run_on
+    from lit_transfusion.studies.plan import plan, table_of
+    from lit_transfusion.studies.runner import make_jobs, run_here
+    from lit_transfusion.studies.study import read_study
+
     try:
         from lit_transfusion.studies.report import circumstances, code_version, write_report
         from lit_transfusion.studies.results import write_tensorboard
@@ -96,6 +99,8 @@ def ablate(
 
 def remember(folder: Path, seconds: float, commit: str) -> None:
     """Add the time of this start to that of earlier ones, and its commit to theirs."""
+    from lit_transfusion.run_folder import read_json
+
     path = folder / "time.json"
     earlier = read_json(path)
     seconds = round(earlier.get("seconds", 0.0) + seconds, 1)

@@ -20,11 +20,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_transfusion.config.compose import collect, study_section
-from lit_transfusion.config.messages import in_its_own_words, one_line
+from lit_transfusion.config.messages import one_line, raising_own_errors
+from lit_transfusion.config.registry import PARTS, import_all
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.text_reader import read_text, split_lines
+
+import_all(PARTS)  # so that a study can name metrics by their short names
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def read_study(path: str | Path) -> Study:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Questions, "study")
     try:
-        with in_its_own_words():
+        with raising_own_errors():
             asked = parser.instantiate(parser.parse_object({"study": section})).study
         Sampling(asked.sampler, asked.num_inference_steps, asked.guidance_scale)
     except (ArgumentError, InputError) as error:
