@@ -143,10 +143,7 @@ def scheduler_of(name: str, config: Any, clip_sample: bool) -> Scheduler:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
-    # `from_config` and `step` are declared to return tuples too, and `step` to take one generator only.
     if name == "ddpm":
-        return DDPMScheduler.from_config(config, thresholding=clip_sample)  # type: ignore[return-value]
+        return DDPMScheduler.from_config(config, thresholding=clip_sample)
     order = 1 if name == "ddim" else 2
-    return DPMSolverMultistepScheduler.from_config(  # type: ignore[return-value]
-        config, thresholding=clip_sample, solver_order=order
-    )
+    return DPMSolverMultistepScheduler.from_config(config, thresholding=clip_sample, solver_order=order)
