@@ -151,7 +151,7 @@ def test_limits_on_imports_are_temporary(folder):
     assert parser.parse_object({"mask": "my_ideas.Window"}).mask.class_path == "my_ideas.Window"
 
 
-def test_missing_module_is_an_error(refused):
+def test_missing_module_is_an_error(error_of):
     assert "--import_module no_ideas: No module named 'no_ideas'" in error_of("generate", "--import_module", "no_ideas")
 
 

@@ -88,7 +88,7 @@ def test_invalid_sampling_is_an_error_before_training(make_study):
 def test_table_has_the_total_time():
     plans = [ArmPlan(arm, "", 2_500_000, 10_000, 1000, 500.0, 2e9, 0.36) for arm in ("a", "b")]
     text = shown(plans)
-    for cell in ("2.50M", "0.01M", "1,000", "0.50M", "2.00e+12", "6 min", "2 arms x 3 seeds, 2 at once", "18 min"):
+    for cell in ("2.50M", "0.01M", "1,000", "0.50M", "2.00e+12", "6 min", "2 arms x 3 seeds, 2 at a time", "18 min"):
         assert cell in text
     text = shown([plans[0], plans[1]._replace(seconds=None)])
     assert "–" in text and "at a time" not in text
