@@ -116,7 +116,7 @@ def beside_llama(size: TransformerSize, quick: bool) -> Table:
         f"A training step on {length} positions, dim {size.dim}, {size.n_layers} layers, 8,192 tokens",
         ["", "ms", "positions/s", "ratio"],
         notes=[
-            "Shows the cost of images, and the gain from masks and logits at targets. All with fused AdamW and clipping."
+            "Shows the cost of images, and the gain from masks and logits at targets. All with fused AdamW, clipping."
         ],
     )
     first = next(iter(timing.values())).median
