@@ -6,10 +6,10 @@
 #       -v "$PWD/runs:/app/runs" -v /path/to/pictures:/data:ro \
 #       lit-transfusion fit --config configs/quickstart.yaml --trainer.accelerator gpu --trainer.devices 1 --trainer.strategy auto
 #
-# --gpus all   needs the NVIDIA Container Toolkit on the host; leave it out on a CPU.
-# --ipc=host   gives the processes of `data.num_workers` enough shared memory.
-# /app/runs    is what a run leaves behind. Make it on the host first (mkdir -p runs), or Docker makes it as root.
-# /data        is where your own pictures go, for the paths in a config.
+# --gpus all   needs the NVIDIA Container Toolkit on the host. Leave it out on a CPU.
+# --ipc=host   provides enough shared memory for the processes of `data.num_workers`.
+# /app/runs    contains the files of the runs. Create it on the host first (mkdir -p runs), or Docker creates it as root.
+# /data        contains your own pictures, for the paths in a config.
 FROM python:3.11-slim
 
 # torch.compile, and with it FlexAttention, calls a C++ compiler at run time.
@@ -19,7 +19,7 @@ RUN apt-get update \
 
 WORKDIR /app
 
-# The dependencies are a layer of their own: gigabytes that change less often than the code.
+# The dependencies are a separate layer: gigabytes that change less often than the code.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > /tmp/requirements.txt \
@@ -30,7 +30,7 @@ COPY lit_transfusion lit_transfusion
 RUN pip install --no-cache-dir --no-deps .
 COPY configs configs
 
-# The same user id as outside, so that what is written to the mounted folder belongs to you.
+# The same user id as on the host, so that the files in the mounted folder belong to you.
 ARG UID=1000
 RUN useradd --uid "$UID" --create-home user \
     && mkdir --parents runs \

@@ -6,23 +6,23 @@ PYTHON ?= python
 help:        ## Show this list
 	@awk -F ': *## ' '/^[a-z-]+: *## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install:     ## Install the package in place, with all that developing needs
+install:     ## Install the package in place, with all development tools
 	$(PYTHON) -m pip install -e ".[dev]"
 
 test:        ## Run the tests that take seconds
 	$(PYTHON) -m pytest
 
-test-slow:   ## Run the tests that take minutes, the notebooks among them
+test-slow:   ## Run the tests that take minutes, including the notebooks
 	$(PYTHON) -m pytest -m slow
 
 lint:        ## Check style, formatting and types
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
-format:      ## Mend style and formatting where that can be done by machine
+format:      ## Fix style and formatting automatically
 	$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
 
-quickstart:  ## Learn to draw and describe coloured shapes, on a CPU
+quickstart:  ## Train on coloured shapes, on a CPU
 	$(PYTHON) -m lit_transfusion fit --config configs/quickstart.yaml
 
-clean:       ## Remove caches and build outputs; runs/ stays
+clean:       ## Remove caches and build outputs, but not runs/
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Attention alone: what each backend costs by length and layout, against dense attention under the same mask."""
+"""Time of each attention backend by length and layout, compared with dense attention with the same mask."""
 
 from functools import partial
 
@@ -21,9 +21,9 @@ def run(quick: bool, device: str = "cpu") -> list[Table]:
         f"Forward and backward, one row, {HEADS} heads of {HEAD_DIM}, float32",
         ["L", "layout", "visible", "causal, no mask", "eager", "dense", "split", "dense / split"],
         notes=[
-            "The intervals' own cost (masks, cuts) is part of each variant. Outputs and gradients of all but the "
-            "causal one, which is a floor and sees other keys, were asserted equal before. `visible`: share of all "
-            "pairs, and of FlexAttention's 128 x 128 tiles.",
+            "The cost of masks and cuts is included in each variant. Outputs and gradients were asserted equal before, "
+            "but for the causal variant, which has another mask and is a lower bound. `visible`: share of all pairs, "
+            "and of FlexAttention's 128 x 128 tiles.",
         ],
     )
     for length in (512,) if quick else (512, 1024, 2048, 4096):

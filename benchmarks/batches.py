@@ -1,4 +1,4 @@
-"""The random documents and batches that the benchmarks work on, packed by the project's own code."""
+"""Random documents and batches for the benchmarks, packed by lit_transfusion."""
 
 import random
 from types import SimpleNamespace
@@ -8,12 +8,12 @@ import torch
 from lit_transfusion.data.packing import FlatDocument, collate, flatten
 from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 
-CHANNELS = 16  # of a latent image; a patch is one latent pixel
+CHANNELS = 16  # channels of a latent image; a patch is one latent pixel
 MARKERS = SimpleNamespace(pad=0, bos=1, eos=2, boi=3, eoi=4)
 
 
 def pairs(count: int, side: int, vocab_size: int = 8192, seed: int = 0) -> list[Document]:
-    """Captions of 5 to 40 tokens, each with an image of `side` x `side` patches behind it."""
+    """Captions of 5 to 40 tokens, each followed by an image of `side` x `side` patches."""
     numbers, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     documents = []
     for _ in range(count):
@@ -24,7 +24,7 @@ def pairs(count: int, side: int, vocab_size: int = 8192, seed: int = 0) -> list[
 
 
 def one_long_document(length: int, side: int, vocab_size: int = 8192, seed: int = 0) -> Document:
-    """Captions and images by turns, one document of at most `length` positions."""
+    """One document of at most `length` positions, with alternating captions and images."""
     segments, taken = [], 0
     for document in pairs(length // side**2 + 1, side, vocab_size, seed):
         caption, image, _ = document.segments
@@ -41,7 +41,7 @@ def flat(document: Document) -> FlatDocument:
 
 
 def packed(length: int, rows: int, side: int, vocab_size: int = 8192, seed: int = 0, long: bool = False) -> PackedBatch:
-    """Rows filled with pairs one after another (or each with one long document)."""
+    """A batch whose rows contain pairs, or one long document each."""
     if long:
         filled = [[flat(one_long_document(length, side, vocab_size, seed + row))] for row in range(rows)]
         return collate(filled, length, MARKERS.pad, (CHANNELS, side, side))

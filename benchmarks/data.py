@@ -1,5 +1,7 @@
-"""Data against training: tokens/s that one worker makes of shards and of a folder and that `tiny` trains on; and what a
-VAE costs where it encodes in training."""
+"""Speed of data loading compared with training, and the cost of a VAE that encodes during training.
+
+Tokens/s that one worker reads from shards and from a folder, and tokens/s that `tiny` trains on.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,9 +26,9 @@ from lit_transfusion.latents import VAE, Pixels
 from lit_transfusion.model import SIZES, Bidirectional, LinearPatcher, Transfusion
 from lit_transfusion.prepare.command import prepare
 
-BATCHES = 4  # made at once, which is long enough to be timed
-WAYS = {"down": "DownEncoder", "up": "UpDecoder"}  # of an autoencoder
-SIDE = 512  # of the photographs, about what web sets are kept at
+BATCHES = 4  # read per timed call, so that a call is long enough
+WAYS = {"down": "DownEncoder", "up": "UpDecoder"}  # block types of an autoencoder
+SIDE = 512  # pixels of a photograph, a common size in web data sets
 
 
 def run(quick: bool, device: str = "cpu") -> list[Table]:
@@ -35,13 +37,13 @@ def run(quick: bool, device: str = "cpu") -> list[Table]:
 
 
 def compare(image_size: int, patch_size: int, quick: bool) -> Table:
-    """Documents of one caption and one picture, made in this process and packed, and a step on a batch of them."""
+    """Time to read and pack documents of one caption and one picture, and a training step on them."""
     count, rounds = (24, 2) if quick else (400, 5)
     patches = (image_size // patch_size) ** 2
     table = Table(
         f"Pictures of {image_size} x {image_size}, {patches} patches of each, from JPEGs of {SIDE} x {SIDE * 3 // 4}",
-        ["", "tokens/s", "of what is trained", "bytes a picture"],
-        notes=["Asserted before: shards without loss give the pictures of the folder, to the last bit."],
+        ["", "tokens/s", "to training", "bytes a picture"],
+        notes=["Asserted before: lossless shards give exactly the pictures of the folder."],
     )
     with tempfile.TemporaryDirectory() as place:
         folder = photographs(Path(place) / "folder", count)
@@ -71,13 +73,13 @@ def compare(image_size: int, patch_size: int, quick: bool) -> Table:
         trained = tokens / timing["trained"].median
         table.add("trained on by `tiny`", show(trained), "1", "")
         for name in sources:
-            made = BATCHES * tokens / timing[name].median  # rows are as good as full, and of the same length
+            made = BATCHES * tokens / timing[name].median  # rows are almost full, and have the same length
             table.add(name, show(made), f"**{made / trained:.1f}x**", show(size[name]))
     return table
 
 
 def latents(quick: bool) -> Table:
-    """Latents of a few pictures, from a VAE of the size of Stable Diffusion's with random weights."""
+    """Time per picture of latents, with a VAE of the size of Stable Diffusion's and random weights."""
     image_size, channels, count, rounds = (64, (32, 64), 4, 2) if quick else (256, (128, 256, 512, 512), 4, 5)
     with tempfile.TemporaryDirectory() as place, redirect_stdout(StringIO()):
         folder, output = photographs(Path(place) / "folder", count), Path(place) / "shards"
@@ -103,7 +105,7 @@ def latents(quick: bool) -> Table:
         table = Table(
             f"Latents of pictures of {image_size} x {image_size}, {millions:.0f}M parameters in the VAE",
             ["", "ms a picture", "ratio", "bytes a picture in the shards"],
-            notes=["Asserted before: the same latents from the same generator, but for float16."],
+            notes=["Asserted before: the same latents from the same generator, within the precision of float16."],
         )
         size = mean_size(output.glob("*.tar"), count)
         for name in timing:
@@ -128,7 +130,7 @@ def tiny(data: TransfusionData, patch_size: int) -> Transfusion:
 
 
 def photographs(folder: Path, count: int) -> Path:
-    """Smooth noise with grain, of about as many bytes as photographs have, with captions of 5 to 40 words."""
+    """Write pictures of noise, as large as photographs in bytes, with captions of 5 to 40 words."""
     numbers = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):

@@ -1,4 +1,4 @@
-"""On a GPU: the paper's sizes in bf16, compiled and not; attention; memory; agreement with float32 on a CPU."""
+"""The paper's sizes on a GPU in bf16: with and without compilation, attention, memory, agreement with float32."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ from lit_transfusion.model.flops import peak_bf16
 from lit_transfusion.model.visibility import block_mask
 
 VOCAB = 32_000
-ROWS = {"nano": 4, "0.16B": 8, "0.37B": 8, "0.76B": 4, "1.4B": 2}  # of 4,096 positions, with room to spare in 80 GB
+ROWS = {"nano": 4, "0.16B": 8, "0.37B": 8, "0.76B": 4, "1.4B": 2}  # rows of 4,096 positions, which fit in 80 GB
 
 
 def run(quick: bool, device: str = "cuda") -> list[Table]:
@@ -45,7 +45,7 @@ def sizes_table(sizes: list[str], quick: bool) -> Table:
     table = Table(
         "A training step in bf16, rows of 4,096, pairs of 256 patches, V=32,000",
         ["size", "rows", "", "ms", "tokens/s", "MFU", "peak GB"],
-        notes=[f"MFU: least FLOPs needed (visible pairs, targets only) over a peak of {peak / 1e12:.0f} TFLOP/s."],
+        notes=[f"MFU: minimum FLOPs (visible pairs, targets only) over a peak of {peak / 1e12:.0f} TFLOP/s."],
     )
     for size in sizes:
         batch = on_gpu(packed(4096, ROWS[size], side=16, vocab_size=VOCAB))
@@ -67,7 +67,7 @@ def attention_table(quick: bool) -> Table:
     table = Table(
         "Attention, forward and backward, 4 rows, 16 heads of 64, bf16",
         ["L", "layout", "dense", "FlexAttention", "FlexAttention, FLASH", "dense / flex"],
-        notes=["FLASH needs the package flash-attn-4; '-' where it cannot be had."],
+        notes=["FLASH needs the package flash-attn-4; '-' if it is not available."],
     )
     for length in (1024,) if quick else (512, 1024, 2048, 4096, 8192):
         for layout, (side, long) in LAYOUTS.items():
@@ -81,7 +81,7 @@ def attention_table(quick: bool) -> Table:
             try:
                 both_ways(flash, *inputs)
                 variants["flash"] = partial(both_ways, flash, *inputs)
-            except Exception:  # of many kinds: no package, no kernel for this mask or card
+            except Exception:  # for example a missing package, or no kernel for this mask or GPU
                 pass
             for tensor, reference in zip(variants["flex"](), variants["dense"](), strict=True):
                 torch.testing.assert_close(tensor, reference, atol=0.05, rtol=0.05)
@@ -111,11 +111,11 @@ def memory_table(size: str) -> Table:
 
 def sampling_table(sizes: list[str], quick: bool, device: str = "cuda") -> Table:
     table = Table(
-        "Sampling in bf16 after 256 positions: a guided step of 256 patches, and a token",
-        ["size", "samples at once", "ms a step", "compiled", "ratio", "ms a token", "compiled", "ratio"],
+        "Sampling in bf16 after 256 positions: a guided denoising step of 256 patches, and a token",
+        ["size", "batch", "ms per step", "compiled", "ratio", "ms per token", "compiled", "ratio"],
         notes=[
-            "Compiled: blocks compiled, and a step replayed as a CUDA graph once it is recorded. Before that, each "
-            "batch of images takes eight plain passes, a warm-up and a recording, which are not in these numbers."
+            "Compiled: the blocks are compiled, and a step is replayed as a CUDA graph after it is recorded. Before "
+            "that, each batch of images needs eight plain passes, a warm-up and a recording, which are not included."
         ],
     )
     prefix, (few, many) = 256, (2, 18 if quick else 66)
@@ -144,8 +144,10 @@ def sampling_table(sizes: list[str], quick: bool, device: str = "cuda") -> Table
 
 
 def agreement_table(steps: int) -> Table:
-    """The same net and batch: float32 on the CPU, bf16 on the GPU. Noise is drawn on each device, so curves differ a
-    little from step to step and must agree on the whole."""
+    """Compare the losses of float32 on the CPU with bf16 on the GPU, for the same net and batch.
+
+    Noise is drawn on each device, so single steps differ, but the averages must agree.
+    """
     batch = packed(256, 2, side=8, vocab_size=VOCAB)
     cpu = new_step(new_net(SIZES["nano"], VOCAB), batch)
     _, gpu = gpu_step("nano", on_gpu(batch), attention="dense")
@@ -155,5 +157,5 @@ def agreement_table(steps: int) -> Table:
         mean = curves[start : start + max(steps // 5, 1)].mean(0)
         table.add(f"from {start}", *(show(float(x)) for x in mean), f"{float(mean[1] / mean[0] - 1):.1%}")
     end = curves[-steps // 5 :].mean(0)
-    assert abs(end[1] / end[0] - 1) < 0.05, "bf16 on the GPU learns otherwise than float32 on the CPU"
+    assert abs(end[1] / end[0] - 1) < 0.05, "bf16 on the GPU and float32 on the CPU learn differently"
     return table

@@ -1,4 +1,4 @@
-"""The head and its loss: at all positions or where a target is, and what memory a whole step takes."""
+"""Time of the head and its loss, at all positions or at targets only, and the memory of a whole step."""
 
 import multiprocessing
 from pathlib import Path
@@ -61,14 +61,14 @@ def memory(quick: bool) -> Table:
     length, rows, vocab_size = (512, 1, 32_000) if quick else (2048, 4, 32_000)
     variants = {
         "all logits, dense mask": {"attention": "dense", "all_logits": True},
-        "logits where a target is, by document": {},
+        "logits at targets, attention by document": {},
         "... and selective activation checkpointing": {"activation_checkpointing": "selective"},
         "... and full activation checkpointing": {"activation_checkpointing": "full"},
     }
     table = Table(
         f"Peak memory of two steps, d256 L6, V={vocab_size}, {rows} rows of {length}, pairs of 64 patches",
         ["step", "MB", "to all logits"],
-        notes=["What a fresh process holds at most, less what it held before the first step (weights)."],
+        notes=["Peak memory of a new process, minus its memory before the first step (weights)."],
     )
     first = None
     for name, options in list(variants.items())[: 2 if quick else None]:
@@ -80,7 +80,7 @@ def memory(quick: bool) -> Table:
 
 
 def memory_of_process(what: str) -> int:
-    """Bytes: VmRSS, what is held now, or VmHWM, the most so far. (getrusage would count the parent process in.)"""
+    """Bytes of memory: VmRSS (now) or VmHWM (peak). getrusage would include the parent process."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return 1024 * int(line.split()[1])
 

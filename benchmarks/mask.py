@@ -1,4 +1,4 @@
-"""Making the mask: a BlockMask from the intervals against FlexAttention's own way, and the dense mask."""
+"""Time to create the mask: a BlockMask from the intervals, by FlexAttention's own function, and a dense mask."""
 
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
@@ -14,7 +14,7 @@ def run(quick: bool, device: str = "cpu") -> list[Table]:
     table = Table(
         "Pairs of 64 patches",
         ["B", "L", "intervals", "cuts", "dense mask", "BlockMask of the intervals", "create_block_mask", "ratio"],
-        notes=["Both BlockMasks were asserted to hold the same tiles. The ratio is that of the last two."],
+        notes=["Both BlockMasks were asserted to have the same tiles. The ratio compares the last two."],
     )
     for rows, length in ((1, 512), (4, 1024)) if quick else ((1, 512), (8, 1024), (1, 4096), (4, 4096)):
         batch = packed(length, rows, side=8)

@@ -1,4 +1,4 @@
-"""Packing against padding: how much of what is computed is real, and what a real token costs."""
+"""Packing compared with padding: the share of computed positions that are real, and the cost of a real token."""
 
 import random
 from itertools import islice
@@ -59,7 +59,7 @@ def first_fit_share(documents: list[int], length: int) -> float:
 
 
 def seconds(quick: bool) -> Table:
-    """The documents of two rows that training would be handed, as rows of their own and packed."""
+    """Time of a training step on the documents of two rows, padded (one document per row) and packed."""
     count, size, length, sides = (200, SIZES["nano"], 512, (4, 8)) if quick else (800, SIZES["tiny"], 2048, (8, 16))
     small, large = (pairs(count, side) for side in sides)
     mixes = {
@@ -72,7 +72,7 @@ def seconds(quick: bool) -> Table:
     table = Table(
         "A training step on the documents of two rows",
         ["documents", "", "rows x positions", "filled", "ms", "real tokens/s", "ratio"],
-        notes=["A batch holds images of one size, so that the mix of sizes above has no step of its own."],
+        notes=["A batch contains images of one size, so the mix of sizes above is not measured here."],
     )
     for mix, documents in mixes.items():
         rows = two_rows(documents, length)
@@ -97,7 +97,7 @@ def seconds(quick: bool) -> Table:
 
 
 def two_rows(documents: list[Document], length: int) -> list[list[FlatDocument]]:
-    """The first that first-fit packing closes."""
+    """The first two rows that first-fit packing completes."""
     packer = FirstFit(length, open_rows=16)
     closed = (packer.add(document, len(document.tokens)) for document in map(flat, documents))
     return list(islice(filter(None, closed), 2))

@@ -1,4 +1,4 @@
-"""Beside others: transfusion-pytorch on the same documents, and transformers' Llama on as many positions."""
+"""Comparison with transfusion-pytorch on the same documents, and with transformers' Llama on as many positions."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,7 +52,7 @@ def beside_transfusion_pytorch(size: TransformerSize, quick: bool) -> Table:
         with FlopCounterMode(display=False) as counter:
             step()
         flops[name] = counter.get_total_flops()
-    if not quick:  # half a minute to compile
+    if not quick:  # compilation takes half a minute
         name = "lit_transfusion, compiled"
         nets[name] = new_net(size)
         nets[name].transformer.run_block = block_runner(compile=True)
@@ -62,10 +62,10 @@ def beside_transfusion_pytorch(size: TransformerSize, quick: bool) -> Table:
         f"A training step on {len(documents)} pairs of {SIDE * SIDE} patches, dim {size.dim}, {size.n_layers} layers",
         ["", "parameters", "ms", "real tokens/s", "GFLOP counted", "GFLOP/s", "tokens/s, ratio", "GFLOP/s, ratio"],
         notes=[
-            "Not the same net: theirs has an adaptive norm with a time vector for each token (twice the products of "
-            "the layer itself), logits everywhere, U-Net skips over its layers, and rectified flow in place of DDPM. "
-            "So tokens/s compares what one gets, GFLOP/s how well each uses the machine. Both are counted by torch's "
-            "FlopCounterMode, and the optimiser is the same.",
+            "The nets are not the same: theirs has an adaptive norm with a time vector for each token (twice the "
+            "products of the layer itself), logits at all positions, U-Net skips over its layers, and rectified flow "
+            "instead of DDPM. So tokens/s compares the result, and GFLOP/s how well each uses the machine. Both are "
+            "counted by torch's FlopCounterMode, and the optimiser is the same.",
         ],
     )
     tokens, peer = int(batch.lengths.sum()), "transfusion-pytorch"
@@ -84,7 +84,7 @@ def beside_transfusion_pytorch(size: TransformerSize, quick: bool) -> Table:
 
 
 def ratios(theirs: Timing, ours: Timing, factor: float = 1.0) -> str:
-    """Of the medians, and of the least times, which neighbours disturb less."""
+    """The ratio of the medians, and of the minimum times, which depend less on other processes."""
     return f"**{factor * theirs.median / ours.median:.2f}x** [{factor * theirs.minimum / ours.minimum:.2f}x]"
 
 
@@ -115,7 +115,9 @@ def beside_llama(size: TransformerSize, quick: bool) -> Table:
     table = Table(
         f"A training step on {length} positions, dim {size.dim}, {size.n_layers} layers, 8,192 tokens",
         ["", "ms", "positions/s", "ratio"],
-        notes=["What the image path costs, and what masks and logits give back. Both with fused AdamW and clipping."],
+        notes=[
+            "Shows the cost of images, and the gain from masks and logits at targets. All with fused AdamW, clipping."
+        ],
     )
     first = next(iter(timing.values())).median
     for name, time in timing.items():

@@ -1,4 +1,4 @@
-"""From one packing to the next, nothing may be compiled again."""
+"""Checks that another packing causes no recompilation."""
 
 import torch
 
@@ -12,11 +12,11 @@ from lit_transfusion.model.visibility import Bidirectional
 
 def run(quick: bool, device: str = "cpu") -> list[Table]:
     table = Table(
-        "Graphs compiled after each of five steps, each on another packing",
+        "Number of compiled graphs after each of five steps with different packings",
         ["what is compiled", "1", "2", "3", "4", "5"],
         notes=[
-            "Counted by torch's own tracer with a back end that compiles nothing. An AssertionError if any row rises. "
-            "By document, attention stays outside, and a block has a graph before it and one behind.",
+            "Counted with torch's tracer and a backend that compiles nothing. Raises AssertionError if a row rises. "
+            "Attention by document is not compiled, so a block has one graph before it and one after it.",
         ],
     )
     batches = [packed(256, 2, side=8, seed=seed) for seed in range(5)]
@@ -41,7 +41,7 @@ def graphs_of_steps(batches, attention: str) -> list[int]:
 
 
 def graphs_of_flex(batches) -> list[int]:
-    """Forward, since on a CPU it has no backward pass; on CUDA the same holds for both (`pytest -m gpu`)."""
+    """Count graphs of the forward pass: on a CPU there is no backward pass. `pytest -m gpu` checks both on CUDA."""
     torch._dynamo.reset()
     counter = Counter()
     attend = torch.compile(lambda lo, hi, q, k, v: flex(lo, hi)(q, k, v), dynamic=False, backend=counter)
@@ -55,6 +55,8 @@ def graphs_of_flex(batches) -> list[int]:
 
 
 class Counter:
+    """A torch.compile backend that counts graphs."""
+
     def __init__(self) -> None:
         self.graphs = 0
 

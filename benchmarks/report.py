@@ -1,4 +1,4 @@
-"""What a benchmark returns, and how it is kept: numbers as JSON, and Markdown made from them."""
+"""The tables of a benchmark, saved as JSON and as Markdown."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lit_transfusion.hardware import cpu_name
 
 @dataclass
 class Table:
-    """Rows of cells under a heading. Notes say what is measured and what was asserted before."""
+    """Rows of cells with a title. Notes describe what is measured and what was asserted before."""
 
     title: str
     columns: list[str]
@@ -31,21 +31,21 @@ class Table:
 
 
 def environment() -> dict[str, str]:
-    """What the numbers depend on beside the code."""
+    """What the numbers depend on, apart from the code."""
     values = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "cpu": f"{cpu_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
-        "load": f"{os.getloadavg()[0]:.1f} when begun",
+        "load": f"{os.getloadavg()[0]:.1f} at the start",
     }
     if torch.cuda.is_available():
         values["gpu"] = torch.cuda.get_device_name()
     return values
 
 
-def keep(path: Path, name: str, command: str, about: str, header: dict[str, str], tables: list[Table]) -> None:
-    """Put one benchmark's results beside the others in `path` (.json), and all of them into the .md of that name."""
+def save(path: Path, name: str, command: str, about: str, header: dict[str, str], tables: list[Table]) -> None:
+    """Add the results of a benchmark to `path` (.json), and write all of its results to the .md file beside it."""
     results = json.loads(path.read_text()) if path.exists() else {}
     results[name] = {
         "about": about,
@@ -56,7 +56,7 @@ def keep(path: Path, name: str, command: str, about: str, header: dict[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     parts = ["# Benchmarks\n", "Written by `python -m benchmarks` (see `benchmarks/README.md`); times in ms are",
-             "median [least].\n"]  # fmt: skip
+             "median [minimum].\n"]  # fmt: skip
     for name, result in results.items():
         parts += [f"## {name}\n", f"{result['about']}\n", f"`{result['command']}`: "]
         parts += [", ".join(f"{key} {value}" for key, value in result["environment"].items()) + "\n"]

@@ -1,4 +1,4 @@
-"""Sampling: a guided denoising step with and without the prefix cache, text by the token, and both beside others."""
+"""Time of a guided denoising step with and without the prefix cache, and of a token, also in other libraries."""
 
 import contextlib
 import importlib.util
@@ -24,7 +24,7 @@ VOCAB, STEPS = 8192, 4
 
 
 class Latents(Codec):
-    """There is no autoencoder to be measured: images are latents already."""
+    """A codec that does nothing: images are latents already."""
 
     latent_channels, downscale = CHANNELS, 1
 
@@ -47,12 +47,12 @@ def run(quick: bool, device: str = "cpu") -> list[Table]:
 def new_pipeline(size, side: int) -> Pipeline:
     net = new_net(size, VOCAB).eval()
     with torch.no_grad():
-        net.head.weight[MARKERS.eos] = 0  # the likeliest token is another: texts go on until their limit
+        net.head.weight[MARKERS.eos] = 0  # EOS is never the likeliest token, so texts have full length
     return Pipeline(net, DDPM(), Latents(), MARKERS, image_size=side)
 
 
 def random_prompt(length: int) -> Document:
-    """BOS and words; BOI follows."""
+    """A prompt of BOS and random words. BOI is added later."""
     words = torch.randint(5, VOCAB, (length - 2,), generator=torch.Generator().manual_seed(0))
     return Document((TextSegment((MARKERS.bos, *words.tolist())),))
 
@@ -65,9 +65,9 @@ def drawing(size, prefixes, patches, quick: bool) -> Table:
         f"A denoising step, dim {size.dim}, {size.n_layers} layers",
         ["prefix", "patches", "all computed again", "prefix cached", "ratio", "cached, no guidance"],
         notes=[
-            "With guidance the prompt and BOS alone are two rows of one batch, or two passes of their own lengths "
-            "where all is computed again. Mixing the two predictions and the sampler's own arithmetic (DDIM) are "
-            "included. Cached and recomputed latents were asserted equal to 1e-4.",
+            "With guidance, the prompt and BOS alone are two rows of one batch, or two passes of different lengths if "
+            "all is recomputed. Combining the two predictions and the DDIM step are included. Cached and recomputed "
+            "latents were asserted equal to 1e-4.",
         ],
     )
     for prefix in prefixes:
@@ -89,7 +89,7 @@ def drawing(size, prefixes, patches, quick: bool) -> Table:
 
 
 def cached(pipeline: Pipeline, prompts: list[Document], guidance_scale: float) -> Callable[[], torch.Tensor]:
-    """The denoising of images whose prefixes have been read."""
+    """A function that denoises images after prefixes that are in the cache."""
     sampling = Sampling(num_inference_steps=STEPS, guidance_scale=guidance_scale)
     with torch.inference_mode():
         decoder = read_prompts(pipeline, prompts, with_boi=True)
@@ -105,7 +105,7 @@ def cached(pipeline: Pipeline, prompts: list[Document], guidance_scale: float) -
 
 @torch.inference_mode()
 def recomputed(pipeline: Pipeline, prompt: Document) -> torch.Tensor:
-    """The same without a cache: both documents from their first position on, at each step, each in its own length."""
+    """Denoise without a cache: compute both documents completely in each step, each with its own length."""
     latents = torch.randn(pipeline.latent_shape, generator=torch.Generator().manual_seed(0))[None]
     scheduler = pipeline.noise.sampler("ddim", STEPS)
     for timestep in scheduler.timesteps.tolist():
@@ -126,7 +126,7 @@ def whole_document(pipeline: Pipeline, text: Document, latents: torch.Tensor, ti
 
 
 def writing(size, prefixes, quick: bool) -> Table:
-    """Per token: the time for many less the time for two, so that the reading of the prefix drops out."""
+    """Time per token: the difference of many tokens and two tokens, which removes the time for the prefix."""
     few, many = 2, 18 if quick else 34
     with_llama = importlib.util.find_spec("transformers") is not None
     columns = ["prefix", "rows", "lit_transfusion", *(["transformers' Llama", "ratio"] if with_llama else [])]
@@ -152,7 +152,7 @@ def writing(size, prefixes, quick: bool) -> Table:
 
 
 def per_token(few: Timing, many: Timing, tokens: int) -> float:
-    """Seconds; what the reading of the prefix costs drops out. (The least of a difference is not that of its parts.)"""
+    """Seconds per token, without the prefix. Medians only: minimums cannot be subtracted."""
     return (many.median - few.median) / tokens
 
 
@@ -196,8 +196,8 @@ def write_with_llama(llama, prefix: int, rows: int, count: int) -> Callable[[], 
 
 
 def beside_transfusion_pytorch(size, prefixes, quick: bool) -> Table:
-    """Per guided evaluation, of which their solver makes two a step: the time for many less the time for few."""
-    from loguru import logger  # its own
+    """Time per guided evaluation, from the difference of many and few. Their solver makes two per step."""
+    from loguru import logger  # its logger
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.peers import new_theirs

@@ -1,4 +1,4 @@
-"""A whole training step: from the plain form to ours, one change at a time, and against the machine's best GEMM."""
+"""Time of a whole training step, from a plain version to ours, one change at a time, and compared with GEMM."""
 
 import torch
 
@@ -24,19 +24,19 @@ def run(quick: bool, device: str = "cpu") -> list[Table]:
 
 
 def ladder(name: str, size: TransformerSize, length: int, side: int, quick: bool) -> Table:
-    """Each rung has all changes of those above it, but for the last two, which are alternatives."""
+    """Each row has all changes of the rows above it, but for the last two, which are alternatives."""
     batch = packed(length, 1, side)
     steps, losses = {}, {}
     for rung, options in {
         "plain: dense mask, all logits, loop AdamW": {"attention": "dense", "all_logits": True, "fused": False},
-        "logits where a target is": {"attention": "dense", "fused": False},
+        "logits at targets": {"attention": "dense", "fused": False},
         "fused AdamW": {"attention": "dense"},
         "attention by document": {},
         "... and compiled": {"compile": True},
         "... and full activation checkpointing": {"activation_checkpointing": "full"},
     }.items():
         if quick and options.get("compile"):
-            continue  # half a minute
+            continue  # compilation takes half a minute
         net = new_net(size, attention=options.pop("attention", "split"))
         runner = {key: options.pop(key) for key in ("compile", "activation_checkpointing") if key in options}
         net.transformer.run_block = block_runner(**runner)
@@ -50,9 +50,9 @@ def ladder(name: str, size: TransformerSize, length: int, side: int, quick: bool
     peak = max(peak, gemm_rate())
     table = Table(
         f"{name}, one row of {length}",
-        ["step", "ms", "tokens/s", "to plain", "GFLOP/s of the least needed", "of the best GEMM"],
+        ["step", "ms", "tokens/s", "to plain", "GFLOP/s of the minimum", "of the best GEMM"],
         notes=[
-            f"{flops / 1e9:.1f} GFLOP at least; {len(batch.target_positions)} of {length} positions have a target. "
+            f"{flops / 1e9:.1f} GFLOP minimum; {len(batch.target_positions)} of {length} positions have a target. "
             f"Best GEMM {peak / 1e9:.0f} GFLOP/s. The losses of the first two steps were asserted equal.",
         ],
     )
@@ -67,7 +67,7 @@ def ladder(name: str, size: TransformerSize, length: int, side: int, quick: bool
 
 
 def without_images(quick: bool) -> Table:
-    """The image path runs in each step, lest a rank's gradients be missing. What that costs where there is no image."""
+    """The cost of the image path without images. It runs in each step, so that all ranks have its gradients."""
     size = SIZES["nano" if quick else "tiny"]
     batch = packed(512, 1, side=8)
     text = batch._replace(

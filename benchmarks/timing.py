@@ -1,8 +1,8 @@
-"""How everything here is timed: variants in turns, several rounds, the median and the least.
+"""Timing of variants: several rounds in alternating order, the median and the minimum.
 
-On a CPU with one thread the clock is the processor time of this process, which neighbours disturb least; with more
-threads or on a GPU it is the time on the wall. Variants that are compared run in turns, forwards and backwards
-(A B C, C B A, …), so that a machine that gets slower or faster does so for all of them.
+With one CPU thread, the clock is the processor time of this process, which other processes disturb least. With more
+threads or on a GPU, it is wall time. Variants run in alternating order (A B C, C B A, …), so that a machine that gets
+slower or faster affects all of them.
 """
 
 import statistics
@@ -24,16 +24,16 @@ class Timing(NamedTuple):
 def interleave(
     variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", warmup: int = 1
 ) -> dict[str, Timing]:
-    """Time each variant once in each round, after `warmup` calls of each that are not counted."""
+    """Time each variant once per round, after `warmup` calls that are not counted."""
     for variant in variants.values():
         for _ in range(warmup):
             variant()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(rounds):
         for name in list(variants) if i % 2 == 0 else reversed(variants):
-            began = clock(device)
+            start = clock(device)
             variants[name]()
-            seconds[name].append(clock(device) - began)
+            seconds[name].append(clock(device) - start)
     return {name: Timing(statistics.median(values), min(values)) for name, values in seconds.items()}
 
 
@@ -45,7 +45,7 @@ def clock(device: str) -> float:
 
 
 def gemm_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """The most floating-point operations per second that any of some matrix products reaches here."""
+    """The highest rate of some matrix products on this machine, in floating-point operations per second."""
     shapes = [(8192, 8192, 8192)] if device == "cuda" else [(2048, 256, 1408), (1024, 512, 2816), (2048, 1024, 2048)]
     best = 0.0
     for m, k, n in shapes:
@@ -56,5 +56,5 @@ def gemm_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
 
 
 def show(number: float) -> str:
-    """Three digits that mean something."""
+    """Format a number with three significant digits."""
     return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"

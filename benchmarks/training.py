@@ -1,4 +1,4 @@
-"""One training step as the LightningModule makes it, on latents that are ready, for the benchmarks that need one."""
+"""A training step as in the LightningModule, on given latents."""
 
 from collections.abc import Callable
 
@@ -27,14 +27,14 @@ def new_step(
     fused: bool = True,
     precision: torch.dtype | None = None,
 ) -> Callable:
-    """A function that makes one step and returns the loss.
+    """Return a function that runs one step and returns the loss.
 
     Args:
         net: The net to train.
-        batch: What it is trained on, always the same.
-        all_logits: Compute the head at all positions, as is usual, and let the loss ignore those without a target.
-        fused: Torch's fused AdamW, or its loop over the parameters.
-        precision: Of autocast; None computes everything in float32.
+        batch: The batch of every step.
+        all_logits: Compute the head at all positions, as is usual; the loss ignores positions without a target.
+        fused: Use torch's fused AdamW; otherwise its loop over the parameters.
+        precision: Precision of autocast; None computes all in float32.
     """
     noise = DDPM()
     optimizer = torch.optim.AdamW(decay_groups(net), lr=1e-4, fused=fused or None, foreach=False if not fused else None)
@@ -73,7 +73,7 @@ def new_step(
 
 
 def least_flops(net: Transfusion, batch: PackedBatch) -> float:
-    """What this batch cannot be trained on without (see `lit_transfusion/model/flops.py`)."""
+    """The minimum FLOPs of a step on this batch (see `lit_transfusion/model/flops.py`)."""
     lo, hi = net.mask.intervals(batch.document_ids, batch.image_ids)
     flops = Flops.count(net, tuple(batch.images.shape[1:]))
     return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images)))

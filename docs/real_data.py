@@ -1,10 +1,10 @@
-"""Real data as a lab would have it: OpenMoji's drawings in WebDataset tars, WordNet's entries in a parquet file.
+"""Write real data in common formats: OpenMoji's drawings as WebDataset tars, WordNet's entries as a parquet file.
 
     pip install -e ".[openmoji,data]" && apt install wordnet-base
     python docs/real_data.py DIR
 
-makes DIR/tars/openmoji-000.tar, … (PNG of 256 x 256, with a line for each caption) and DIR/text/wordnet.parquet, a row
-for each of WordNet's 117,659 entries: its words, what they mean, and examples.
+writes DIR/tars/openmoji-000.tar, … (PNG of 256 x 256, with one caption per line) and DIR/text/wordnet.parquet, with one
+row for each of WordNet's 117,659 entries: its words, their meaning, and examples.
 """
 
 import io
@@ -25,7 +25,7 @@ WORDNET = Path("/usr/share/wordnet")
 
 def write_tars(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    source = OpenMoji(image_size=256, flags=True)  # variants of skin tone would be on both sides of the split
+    source = OpenMoji(image_size=256, flags=True)  # no variants of skin tone, which would be on both sides of the split
     names = ["-".join(f"{ord(part):x}" for part in emoji) for emoji in source.emoji()]
     for start in track(range(0, len(source), DRAWINGS_OF_A_TAR), "tars"):
         with tarfile.open(folder / f"openmoji-{start // DRAWINGS_OF_A_TAR:03d}.tar", "w") as tar:
@@ -62,6 +62,6 @@ def entry(line: str) -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     if not WORDNET.is_dir():
-        sys.exit(f"{WORDNET} is not there: apt install wordnet-base")
+        sys.exit(f"{WORDNET} does not exist; install it with: apt install wordnet-base")
     write_tars(folder / "tars")
     write_parquet(folder / "text" / "wordnet.parquet")

@@ -1,8 +1,8 @@
-"""What the limits of shape_fit.py and shape_scorer.py do to true pictures and to what is none of the shapes.
+"""Print how often the limits in shapes/fit.py and shapes/scorer.py misread true pictures and other shapes.
 
 python docs/shape_limits.py
 
-The limits were chosen on these pictures and on 64 drawings of the quickstart's model, not on those of the tests.
+The limits were chosen on these pictures and on 64 drawings of the quickstart's model, not on pictures of the tests.
 """
 
 import math
@@ -21,7 +21,7 @@ from lit_transfusion.shapes.source import Shapes
 
 IMAGE_SIZES = (16, 24, 32, 64)
 PICTURES = 100
-FINE = 8  # times as many pixels, before they are averaged
+FINE = 8  # oversampling factor
 
 
 def regular(corners: int, turn: float = -90.0) -> list[tuple[float, float]]:
@@ -48,7 +48,7 @@ OUTLINES = {
 
 
 def picture_of(outline: list[tuple[float, float]], image_size: int, random: Random) -> Tensor:
-    """(3, S, S) in [-1, 1]: the outline in some palette colour, at some size and place."""
+    """Draw the outline in a random palette colour, size and position: (3, S, S) in [-1, 1]."""
     size, side = random.uniform(0.25, 0.56), image_size * FINE
     corners = torch.tensor(outline)
     low, high = corners.amin(0), corners.amax(0)
@@ -62,7 +62,7 @@ def picture_of(outline: list[tuple[float, float]], image_size: int, random: Rand
 
 
 def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
-    """The pictures (N, 3, S, S) as a good model might draw them, and somewhat worse."""
+    """The pictures (N, 3, S, S) with the errors of a good model, and with larger ones."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(images.shape, generator=generator)
     shift = torch.randn(*images.shape[:2], 1, 1, generator=generator)
@@ -78,7 +78,7 @@ def degraded(images: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    print("True pictures that are not read as what they show, in %\n")
+    print("True pictures that are misread, in %\n")
     for image_size in IMAGE_SIZES:
         examples = list(Shapes(image_size, num_examples=PICTURES))
         wanted = [Counter(parse_caption(example.captions[0])) for example in examples]

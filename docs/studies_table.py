@@ -1,4 +1,4 @@
-"""The table of docs/studies/README.md, from the findings of the reports beside it.
+"""Print docs/studies/README.md: a table of the findings of all reports in that folder.
 
 python docs/studies_table.py > docs/studies/README.md
 """
@@ -39,7 +39,7 @@ of order and image_loss_weight, of which it reports nothing.
 
 
 def table(studies: Path) -> str:
-    """The whole README, from the findings.csv of each study in a folder."""
+    """The text of the README, from the findings.csv of each study in a folder."""
     rows = []
     for name in ORDER:
         path = studies / name / "findings.csv"
@@ -49,7 +49,7 @@ def table(studies: Path) -> str:
     tested = [row for row in rows if row["p"]]
     p_values = [float(row["p"]) for row in tested]
     for row, holm, bh in zip(tested, adjusted_by_holm(p_values), adjusted_by_bh(p_values), strict=True):
-        row |= {"holm": holm, "bh": bh}  # for all studies, where findings.csv has them for one
+        row |= {"holm": holm, "bh": bh}  # adjusted for all studies; findings.csv has them for one study
     counts = {
         "total": len(rows),
         "tested": len(tested),
@@ -62,7 +62,7 @@ def table(studies: Path) -> str:
 
 
 def verdict(row: dict, key: str) -> str:
-    """By p, or by p as it is adjusted."""
+    """The verdict by p ("p"), or by adjusted p ("holm", "bh")."""
     if row["at_floor"] == "True":
         return "at the floor"
     if not row[key] or float(row[key]) >= 0.05:

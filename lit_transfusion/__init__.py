@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`from lit_transfusion import Pipeline`, imported when it is asked for: the net alone needs torch alone."""
+    """Import `Pipeline` only when it is used, so that `import lit_transfusion.model` needs nothing but torch."""
     if name == "Pipeline":
         from lit_transfusion.generation.pipeline import Pipeline
 

@@ -1,4 +1,4 @@
-"""`python -m lit_transfusion`."""
+"""Run the command line: `python -m lit_transfusion`."""
 
 from lit_transfusion.cli import main
 

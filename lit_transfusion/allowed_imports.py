@@ -1,12 +1,12 @@
-"""Which modules may be imported because something that was read names them.
+"""Decides which modules can be imported because a file names them.
 
-To import a module runs it. Checkpoints, exported models, models on the hub and the config.yaml of the run that a
-checkpoint lies in name classes, and a stranger may have written them. So they may name:
+Importing a module runs its code. Checkpoints, exported models, models on the hub, and the config.yaml beside a
+checkpoint name classes, and any person may have written them. So they can only name:
 
     - modules of this package,
-    - modules that the user named with `--import_module`, or in Python has imported before.
+    - modules that the user named with `--import_module`, or has imported before in Python.
 
-What the user wrote or passed is theirs to judge: class paths on the command line, and configs given with `--config`.
+Class paths on the command line, and configs given with `--config`, are not limited: the user chose them.
 """
 
 import importlib
@@ -19,14 +19,14 @@ from lit_transfusion.errors import InputError
 
 PACKAGE = "lit_transfusion"
 OPTION = "--import_module"
-named: list[str] = []  # with the option, in this command
+named: list[str] = []  # modules named by the option in this command
 
 
 def import_named(words: Sequence[str]) -> list[str]:
-    """Import the modules that `--import_module NAME` names, wherever it is among the words; the other words.
+    """Import the modules of all `--import_module NAME` options, and return the other words of the command line.
 
     Raises:
-        InputError: There is no name, or no such module.
+        InputError: The name is missing, or the module cannot be imported.
     """
     rest, modules, words = [], [], iter(words)
     for word in words:
@@ -41,24 +41,24 @@ def import_named(words: Sequence[str]) -> list[str]:
             importlib.import_module(module)
         except (ImportError, TypeError, ValueError) as error:
             raise InputError(
-                f"{OPTION} {module}: {error}; give the name of a module that is installed, or start "
-                f"`python -m {PACKAGE}` in the folder that holds it"
+                f"{OPTION} {module}: {error}; use the name of an installed module, or run `python -m {PACKAGE}` in the "
+                "folder of the module"
             ) from None
     return rest
 
 
 def allowed_module(class_path: str) -> ModuleType:
-    """The module of a class that something read names.
+    """Import the module of a class that a file names.
 
     Raises:
-        InputError: It may not be imported, or it cannot be.
+        InputError: The module is not allowed, or cannot be imported.
     """
     name = class_path.rpartition(".")[0]
     if is_within(name, [PACKAGE]):
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"{class_path} cannot be imported ({error}); is {PACKAGE} too old for it?") from None
+            raise InputError(f"{class_path} cannot be imported ({error}); a newer {PACKAGE} may have it") from None
     if name not in sys.modules:
         raise not_allowed(class_path)
     return sys.modules[name]
@@ -67,8 +67,8 @@ def allowed_module(class_path: str) -> ModuleType:
 def not_allowed(class_path: str) -> InputError:
     module = class_path.rpartition(".")[0]
     return InputError(
-        f"{class_path} is a class of the module {module}, which is not part of {PACKAGE}, and importing a module runs "
-        f"it: if you trust it, add {OPTION} {module} (in Python: import {module} before)"
+        f"{class_path} is a class of the module {module}, which is not part of {PACKAGE}. Importing a module runs its "
+        f"code. If you trust it, add {OPTION} {module} (in Python: import {module} first)"
     )
 
 
@@ -77,7 +77,10 @@ def is_within(name: str, packages: Sequence[str]) -> bool:
 
 
 def foreign_modules(config: Any) -> list[str]:
-    """Modules of other people's classes in a config or a description: those that need `--import_module`."""
+    """The modules of classes in a config that are neither of this package nor of torch or Lightning.
+
+    They need `--import_module`.
+    """
     paths = [path for path in class_paths(config) if "." in path]
     libraries = (PACKAGE, "torch", "lightning", "pytorch_lightning")
     return list(dict.fromkeys(path.rpartition(".")[0] for path in paths if not is_within(path, libraries)))

@@ -1,88 +1,103 @@
-"""The command: Lightning's subcommands on composed YAML files, and the tools that need no trainer."""
+"""The command line. Each command is named in one table, and its module is imported only when the command is called."""
 
 import errno
+import importlib
 import inspect
 import logging
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from omegaconf.errors import OmegaConfBaseException
-
-import lit_transfusion.config.registry  # noqa: F401
 from lit_transfusion.allowed_imports import OPTION, import_named
-from lit_transfusion.commands.draw_benchmark import draw_benchmark
-from lit_transfusion.commands.evaluate import evaluate
-from lit_transfusion.commands.export import export
-from lit_transfusion.commands.generate import generate
-from lit_transfusion.commands.playground.command import playground
-from lit_transfusion.commands.rank_choices import rank_choices
-from lit_transfusion.commands.train_tokenizer import train_tokenizer
-from lit_transfusion.config.actions import SourceFile
-from lit_transfusion.config.argv import spell_out
-from lit_transfusion.config.lightning import TransfusionCLI, run_lightning
-from lit_transfusion.config.messages import in_its_own_words, naming_likely_options, one_line
 from lit_transfusion.errors import InputError
-from lit_transfusion.prepare.command import prepare
 from lit_transfusion.printing import print_anything
-from lit_transfusion.shapes.score_edits import score_edits
-from lit_transfusion.shapes.score_shapes import score_shapes
-from lit_transfusion.studies.command import ablate
 
-TOOLS = {  # need no trainer
-    "prepare": prepare,
-    "train_tokenizer": train_tokenizer,
-    "generate": generate,
-    "evaluate": evaluate,
-    "ablate": ablate,
-    "export": export,
-    "playground": playground,
-    "score_shapes": score_shapes,
-    "score_edits": score_edits,
-    "rank_choices": rank_choices,
-    "draw_benchmark": draw_benchmark,
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+class Command(NamedTuple):
+    """One command. Its module is given as text, so that the table imports nothing (torch and Lightning take seconds).
+
+    Args:
+        implementation: module:function below lit_transfusion; None for the four commands of Lightning.
+        summary: What it does, for the help.
+        example: How it is called, for the help.
+        takes_classes: Whether its options name classes, such as sources or metrics.
+    """
+
+    implementation: str | None
+    summary: str
+    example: str
+    takes_classes: bool = False
+
+
+TRAIN = {
+    "prepare": Command(
+        "prepare.command:prepare", "pictures, once, into fast shards", "--input DIR --output SHARDS", takes_classes=True
+    ),
+    "train_tokenizer": Command(
+        "commands.train_tokenizer:train_tokenizer",
+        "captions and texts into a vocabulary",
+        "--config CONFIG --output tokenizer.model",
+        takes_classes=True,
+    ),
+    "fit": Command(None, "train", "--config configs/quickstart.yaml"),
+    "validate": Command(None, "losses on the held-out pictures", "--config runs/NAME/config.yaml --ckpt_path last"),
+    "test": Command(None, "the same, logged as test", "--config runs/NAME/config.yaml --ckpt_path last"),
+    "predict": Command(None, "draw and caption held-out pictures", "--config runs/NAME/config.yaml --ckpt_path last"),
+    "ablate": Command(
+        "studies.command:ablate", "a study: arms x seeds, its report", "--config configs/ablate_mask.yaml --dry_run"
+    ),
 }
+USE = {
+    "generate": Command("commands.generate:generate", "draw a prompt, caption a picture", '--ckpt CKPT --prompt "..."'),
+    "playground": Command("commands.playground.command:playground", "a page for the browser", "--ckpt CKPT"),
+    "export": Command("commands.export:export", "a folder to share", "--ckpt CKPT --output DIR"),
+}
+MEASURE = {
+    "evaluate": Command("commands.evaluate:evaluate", "losses, pictures, captions", "--ckpt CKPT", takes_classes=True),
+    "score_shapes": Command("shapes.score_shapes:score_shapes", "held-out shapes, drawn and described", "--ckpt CKPT"),
+    "score_edits": Command("shapes.score_edits:score_edits", "edits of held-out shapes", "--ckpt CKPT"),
+    "rank_choices": Command("commands.rank_choices:rank_choices", "text with choices, by lm-eval", "--ckpt CKPT"),
+    "draw_benchmark": Command(
+        "commands.draw_benchmark:draw_benchmark",
+        "pictures for GenEval and COCO FID",
+        "--ckpt CKPT --prompts FILE --output DIR",
+    ),
+}
+COMMANDS = TRAIN | USE | MEASURE
 
-DESCRIPTION = """\
+HELP = """\
+usage: python -m lit_transfusion COMMAND [OPTIONS]
+
 Transfusion: one Transformer that writes text and draws images.
 
 Train
-  prepare         pictures, once, into fast shards      prepare --input DIR --output SHARDS
-  train_tokenizer captions and texts into a vocabulary  train_tokenizer --config CONFIG --output tokenizer.model
-  fit             train                                 fit --config configs/quickstart.yaml
-  validate        losses on the held-out pictures       validate --config runs/NAME/config.yaml --ckpt_path last
-  test            the same, logged as test              test --config runs/NAME/config.yaml --ckpt_path last
-  predict         draw and caption held-out pictures    predict --config runs/NAME/config.yaml --ckpt_path last
-  ablate          a study: arms x seeds, its report     ablate --config configs/ablate_mask.yaml --dry_run
+{train}
 
-Use (CKPT is runs/NAME/checkpoints/last.ckpt, or what was exported from it)
-  generate        draw a prompt, caption a picture      generate --ckpt CKPT --prompt "..."
-  playground      a page for the browser                playground --ckpt CKPT
-  export          a folder to give away                 export --ckpt CKPT --output DIR
+Use (CKPT is runs/NAME/checkpoints/last.ckpt, or an exported folder)
+{use}
 
 Measure
-  evaluate        losses, pictures, captions            evaluate --ckpt CKPT
-  score_shapes    held-out shapes, drawn and described  score_shapes --ckpt CKPT
-  score_edits     edits of held-out shapes              score_edits --ckpt CKPT
-  rank_choices    text with choices, by lm-eval         rank_choices --ckpt CKPT
-  draw_benchmark  pictures for GenEval and COCO FID     draw_benchmark --ckpt CKPT --prompts FILE --output DIR
+{measure}
 
-With classes of your own in a checkpoint: any of these takes --import_module MODULE, which imports MODULE first.
+COMMAND --help lists the options of a command.
 
-Each has a --help of its own. A run is: the defaults of the classes < the files that a config builds on (`base:`) <
-the config < the command line. `--print_config` shows the whole.
+A checkpoint may contain classes from your own module. Every command takes --import_module MODULE, which imports it.
+
+A run is configured by the defaults of the classes, then the files that a config builds on (`base:`), then the config,
+then the command line. Later values replace earlier ones. `--print_config` prints the result.
 """
 
 
 FULL = "free some space, then run the same command again (a run resumes with --ckpt_path last)"
-LOCKED = "choose a directory that can be written to, or change its permissions"
-USERS_ERRORS = {  # errors of the file system that only the user can do something about, and what
+LOCKED = "choose a directory that you can write to, or change its permissions"
+FIXES = {  # file system errors that only the user can fix, with what to do
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
     errno.EFBIG: FULL,
@@ -93,59 +108,126 @@ USERS_ERRORS = {  # errors of the file system that only the user can do somethin
 }
 
 
-def run_tool(name: str, argv: Sequence[str]) -> None:
-    """Call a tool with what stands on the command line."""
-    parser = tool_parser(name)
-    with in_its_own_words(), naming_likely_options(parser):
-        options = parser.instantiate(parser.parse_args(spell_out(TOOLS[name], argv)))
-    options.pop("import_module")
-    if "config" not in inspect.signature(TOOLS[name]).parameters:
-        options.pop("config")
-    TOOLS[name](**options)
-
-
-def tool_parser(name: str) -> ArgumentParser:
-    """Knows the options of a tool; they may also stand in a --config file, unless that is one of them."""
-    tool = TOOLS[name]
-    description = inspect.getdoc(tool).partition("\n\nArgs:")[0]
-    parser = ArgumentParser(prog=f"lit_transfusion {name}", description=description, exit_on_error=False)
-    options = inspect.signature(tool).parameters
-    if "source" in options:
-        said = "YAML file of a run, whose data.source is meant, or one with options of this command."
-        parser.add_argument("--config", action=SourceFile, help=said)
-    elif "config" not in options:
-        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options of this command.")
-    said = "Module that holds classes of your own, to be imported first. May be given several times."
-    parser.add_argument(OPTION, metavar="MODULE", help=said)  # for --help; `main` has taken it
-    parser.add_function_arguments(tool, as_group=False, as_positional=False, sub_configs=True)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command. What the user can mend is said in one line, with exit status 2; Ctrl-C ends a tool with 130, as
-    a shell has it, and a fit, after its checkpoint, with Lightning's 1."""
+    """Run a command.
+
+    Errors that the user can fix are printed in one line, with exit status 2. After Ctrl-C the status is 130, or 1 for a
+    fit, which saves a checkpoint first (Lightning's status).
+    """
     argv = sys.argv[1:] if argv is None else argv
     print_anything()
     quieten()
     try:
-        with sigterm_raises():
+        with exit_on_sigterm():
             run(import_named(argv) or ["--help"])
-    except SIGTERMException:
-        sys.exit(143)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except (InputError, ArgumentError, OmegaConfBaseException, MisconfigurationException) as error:
-        fail(one_line(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("lit_transfusion"):  # an error of ours
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:  # an error in the program: keep the traceback
             raise
-        fail(f"{one_line(error)}; install it, or leave out what needs it")
-    except OSError as error:
-        if error.errno not in USERS_ERRORS:
-            raise
+        fail(message)
+
+
+def run(argv: Sequence[str]) -> None:
+    if argv[0] in ("-h", "--help"):
+        print(help_text())
+        sys.exit(0)
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(COMMANDS)}")
+    if argv[0] in COMMANDS and COMMANDS[argv[0]].implementation:
+        run_tool(argv[0], argv[1:])
+    else:
+        run_trainer(argv)
+
+
+def help_text() -> str:
+    sections = {"train": TRAIN, "use": USE, "measure": MEASURE}
+    return HELP.format(
+        **{
+            title: "\n".join(f"  {name:<16}{one.summary:<38}{name} {one.example}" for name, one in section.items())
+            for title, section in sections.items()
+        }
+    )
+
+
+def run_tool(name: str, argv: Sequence[str]) -> None:
+    """Call a command that needs no trainer, with the options on the command line."""
+    from lit_transfusion.config.argv import spell_out
+    from lit_transfusion.config.messages import naming_likely_options, raising_own_errors
+
+    tool, parser = tool_of(name), tool_parser(name)
+    with raising_own_errors(), naming_likely_options(parser):
+        options = parser.instantiate(parser.parse_args(spell_out(tool, argv)))
+    options.pop("import_module")
+    if "config" not in inspect.signature(tool).parameters:
+        options.pop("config")
+    tool(**options)
+
+
+def tool_of(name: str) -> Callable[..., None]:
+    """Import the function of a command that needs no trainer."""
+    module, _, function = (COMMANDS[name].implementation or "").partition(":")
+    return getattr(importlib.import_module(f"lit_transfusion.{module}"), function)
+
+
+def tool_parser(name: str) -> "ArgumentParser":
+    """Make the parser of a command. Its options may also be in a --config file, unless `config` is one of them."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    if COMMANDS[name].takes_classes:
+        from lit_transfusion.config.registry import PARTS, import_all
+
+        import_all(PARTS)
+    tool = tool_of(name)
+    description = inspect.getdoc(tool).partition("\n\nArgs:")[0]
+    parser = ArgumentParser(prog=f"lit_transfusion {name}", description=description, exit_on_error=False)
+    options = inspect.signature(tool).parameters
+    if "source" in options:
+        from lit_transfusion.config.actions import SourceFile
+
+        text = "YAML file of a run, whose data.source is used, or a file with options of this command."
+        parser.add_argument("--config", action=SourceFile, help=text)
+    elif "config" not in options:
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options of this command.")
+    text = "Module with your own classes, which is imported first. Can be given several times."
+    parser.add_argument(OPTION, metavar="MODULE", help=text)  # only for --help: `main` has removed it from argv
+    parser.add_function_arguments(tool, as_group=False, as_positional=False, sub_configs=True)
+    return parser
+
+
+def run_trainer(argv: Sequence[str]) -> None:
+    """Run one of Lightning's commands."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from lit_transfusion.config.lightning import run_lightning
+
+    try:
+        run_lightning(argv, "Transfusion: one Transformer that writes text and draws images.")
+    except SIGTERMException:  # Lightning raises it without a status
+        sys.exit(143)
+
+
+def message_for_user(error: Exception) -> str | None:
+    """The message of an error that the user can fix; None for an error in the program."""
+    from jsonargparse import ArgumentError
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lit_transfusion.config.messages import one_line
+
+    if isinstance(error, InputError | ArgumentError | OmegaConfBaseException):
+        return one_line(error)
+    if isinstance(error, ModuleNotFoundError):
+        is_ours = (error.name or "").startswith("lit_transfusion")
+        return None if is_ours else f"{one_line(error)}; install it, or leave out the option that needs it"
+    if isinstance(error, OSError):
         where = error.filename2 or error.filename or "while writing"
-        fail(f"{where}: {error.strerror}; {USERS_ERRORS[error.errno]}")
+        return f"{where}: {error.strerror}; {FIXES[error.errno]}" if error.errno in FIXES else None
+
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    return one_line(error) if isinstance(error, MisconfigurationException) else None
 
 
 def fail(message: str) -> NoReturn:
@@ -153,25 +235,17 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def run(argv: Sequence[str]) -> None:
-    if argv[0] in TOOLS:
-        run_tool(argv[0], argv[1:])
-        return
-    commands = [*TransfusionCLI.subcommands(), *TOOLS]
-    if argv[0] not in commands and not argv[0].startswith("-"):
-        raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(commands)}")
-    run_lightning(argv, DESCRIPTION)
-
-
 @contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that it closes its files and stops its workers. (A run that trains
-    handles it in `training/graceful_stop.py`.)"""
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that it closes its files and stops its workers.
+
+    A run that trains handles SIGTERM in `training/graceful_stop.py`.
+    """
 
     def stop(*_: Any) -> None:
-        raise SIGTERMException(143)
+        sys.exit(143)
 
-    if threading.current_thread() is not threading.main_thread():  # only that one has handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread has signal handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -182,12 +256,12 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def quieten() -> None:
-    """Leave out what Lightning and torch say to their own developers."""
+    """Leave out messages of Lightning and torch that are for developers."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("lit_transfusion").setLevel(logging.INFO)
-    for name in ("lightning.pytorch", "lightning"):
+    for name in (None, "lightning", "lightning.pytorch"):  # Lightning has its own handlers if it was imported before
         for handler in logging.getLogger(name).handlers:
-            handler.addFilter(lambda record: "Tip:" not in record.getMessage())
+            handler.addFilter(is_no_tip)
     for message in (
         ".*LeafSpec.*",
         ".*intended to run from within Python.*",
@@ -196,3 +270,7 @@ def quieten() -> None:
         ".*does not have many workers.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

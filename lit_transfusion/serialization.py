@@ -1,7 +1,7 @@
-"""Parts as plain data, and back: how a checkpoint remembers which classes it was made of.
+"""Convert parts to plain data and back, so that a checkpoint contains its classes and their arguments.
 
-A swappable part (patcher, mask, noise process, codec) keeps each constructor argument as an attribute of the same
-name. Its description is then what YAML would say of it: {"class_path": …, "init_args": {…}}.
+A part that can be replaced (patcher, mask, noise process, codec) must store each constructor argument as an attribute
+of the same name. Its description then has the form of YAML: {"class_path": …, "init_args": {…}}.
 """
 
 import inspect
@@ -14,13 +14,15 @@ T = TypeVar("T")
 
 
 def describe(part: Any) -> dict[str, Any]:
-    """The class of `part` and the arguments that make it again, in plain types."""
+    """Return the class of `part` and its constructor arguments, in plain types."""
     cls = type(part)
     arguments = list(inspect.signature(cls.__init__).parameters.values())[1:]
     names = [a.name for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
     missing = [name for name in names if not hasattr(part, name)]
     if missing:
-        raise TypeError(f"{cls.__name__} must keep its argument(s) {', '.join(missing)} as attributes of the same name")
+        raise TypeError(
+            f"{cls.__name__} must store its argument(s) {', '.join(missing)} as attributes of the same name"
+        )
     return {
         "class_path": f"{cls.__module__}.{cls.__qualname__}",
         "init_args": {name: getattr(part, name) for name in names},
@@ -28,9 +30,12 @@ def describe(part: Any) -> dict[str, Any]:
 
 
 def build(description: dict[str, Any], base: type[T]) -> T:
-    """Make a part again. Only subclasses of `base` are ever called, whatever the description names.
+    """Create a part from its description. Only subclasses of `base` are called, whatever the description names.
 
-    Its module must be one of this package, or one that was imported before: see `allowed_imports.py`.
+    The module must belong to this package, or have been imported before: see `allowed_imports.py`.
+
+    Raises:
+        InputError: The description is invalid, or its class or arguments do not exist in this version.
     """
     match description:
         case {"class_path": str(class_path), "init_args": dict(init_args)} if "." in class_path:
@@ -38,16 +43,18 @@ def build(description: dict[str, Any], base: type[T]) -> T:
         case _:
             raise InputError(f"{description!r} does not describe a {base.__name__}")
     if cls is None:
-        raise InputError(f"{class_path}: its module has no class of that name, in the version that is here")
+        raise InputError(f"{class_path}: its module has no class of that name in the installed version")
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InputError(f"{class_path} is not a {base.__name__}")
     return call(cls, init_args)
 
 
 def call(cls: type[T], arguments: dict[str, Any]) -> T:
-    """The instance that these arguments make; they may come from another version of the class."""
+    """Create an instance. The arguments may come from another version of the class."""
     try:
         inspect.signature(cls).bind(**arguments)
     except TypeError as error:
-        raise InputError(f"{cls.__name__} does not take the arguments that were saved for it: {error}") from None
+        raise InputError(
+            f"{cls.__name__} does not accept its saved arguments: {error}; use the version that saved them"
+        ) from None
     return cls(**arguments)

@@ -1,4 +1,4 @@
-"""What a checkpoint, an export, or the config beside a checkpoint may have imported, and what not."""
+"""The modules that a checkpoint, an export, or the config beside a checkpoint can import."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ class Window(Causal):
     def __init__(self, size: int = 3) -> None:
         self.size = size
 
-class _Drawings(Shapes):  # unlisted: other tests in this process ask which sources there are
+class _Drawings(Shapes):  # private, since other tests in this process list all sources
     pass
 """
 FAST = ["--num_inference_steps", "1"]
@@ -33,7 +33,7 @@ FAST = ["--num_inference_steps", "1"]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where a module of the user's own lies, which leaves a file where it is imported."""
+    """A folder with a module of the user, which creates a file when it is imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_ideas.py").write_text(MODULE)
@@ -43,7 +43,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checkpoint(folder, make_pipeline):
-    """Of a net whose mask is from that module; so is the source of its run."""
+    """A checkpoint whose mask, and the source of its run, are from that module."""
     pipeline = make_pipeline(mask=Causal())
     pipeline.image_size = 16
     description = pipeline.describe()
@@ -58,14 +58,16 @@ def checkpoint(folder, make_pipeline):
 
 
 @pytest.fixture
-def refused(capsys):
-    def refused(*words):
+def error_of(capsys):
+    """Run a command that must fail; return its message."""
+
+    def error_of(*words):
         with pytest.raises(SystemExit) as caught:
             cli.main(list(words))
         assert caught.value.code == 2
         return capsys.readouterr().err.strip().splitlines()[-1]
 
-    return refused
+    return error_of
 
 
 def was_imported():
@@ -81,33 +83,33 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_a_checkpoint_has_a_module_imported_only_if_the_user_names_it(checkpoint, refused, command):
+def test_checkpoint_imports_a_module_only_if_the_user_names_it(checkpoint, error_of, command):
     options = [*command[1:], "--ckpt", checkpoint, *([] if command[0] == "export" else FAST)]
-    message = refused(command[0], *options)
+    message = error_of(command[0], *options)
     assert "my_ideas.Window" in message and "--import_module my_ideas" in message and "last.ckpt" in message
     assert not was_imported()
     cli.main([command[0], *options, "--import_module", "my_ideas"])
     assert was_imported()
 
 
-def test_what_was_exported_needs_the_same(checkpoint, refused):
+def test_export_imports_a_module_only_if_the_user_names_it(checkpoint, error_of):
     cli.main(["export", "--ckpt", checkpoint, "--output", "model", "--import_module=my_ideas"])
     Path("imported").unlink()
     del sys.modules["my_ideas"]
-    assert "model/config.json: my_ideas.Window" in refused("generate", "--ckpt", "model", "--prompt", "two", *FAST)
+    assert "model/config.json: my_ideas.Window" in error_of("generate", "--ckpt", "model", "--prompt", "two", *FAST)
     assert not was_imported()
     cli.main(["generate", "--import_module", "my_ideas", "--ckpt", "model", "--prompt", "two", *FAST])
 
 
-def test_the_config_beside_a_checkpoint_has_a_module_imported_only_if_the_user_names_it_or_passes_the_file(
-    checkpoint, refused, make_pipeline
+def test_config_beside_a_checkpoint_imports_a_module_only_if_the_user_names_it_or_passes_the_file(
+    checkpoint, error_of, make_pipeline
 ):
     pipeline = make_pipeline()
     pipeline.image_size = 16
     weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
     torch.save({"state_dict": weights, KEY: pipeline.describe()}, checkpoint)
     evaluate = ["evaluate", "--ckpt", checkpoint, "--metrics", "ImageShare", "--num_examples", "2", *FAST]
-    message = refused(*evaluate)
+    message = error_of(*evaluate)
     assert "run/config.yaml" in message and "my_ideas._Drawings" in message and "--import_module my_ideas" in message
     assert not was_imported()
     cli.main([*evaluate, "--import_module", "my_ideas"])
@@ -127,18 +129,18 @@ def test_the_config_beside_a_checkpoint_has_a_module_imported_only_if_the_user_n
         {"class_path": "Shapes", "init_args": {"scenes": {"class_path": "my_ideas._Drawings"}}},
     ],
 )
-def test_there_is_no_other_way_in(checkpoint, refused, make_pipeline, source):
-    """Classes can be named in several ways; none of them imports the module."""
+def test_no_form_of_a_class_path_imports_the_module(checkpoint, error_of, make_pipeline, source):
+    """A class can be given in several forms; none of them imports the module."""
     pipeline = make_pipeline()
     pipeline.image_size = 16
     weights = {f"net.{name}": weight for name, weight in pipeline.net.state_dict().items()}
     torch.save({"state_dict": weights, KEY: pipeline.describe()}, checkpoint)
     Path("run/config.yaml").write_text(yaml.safe_dump({"data": {"source": source}}))
-    refused("evaluate", "--ckpt", checkpoint, "--metrics", "ImageShare", *FAST)
+    error_of("evaluate", "--ckpt", checkpoint, "--metrics", "ImageShare", *FAST)
     assert not was_imported()
 
 
-def test_what_is_allowed_for_a_moment_is_not_allowed_or_denied_for_good(folder):
+def test_limits_on_imports_are_temporary(folder):
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -149,17 +151,17 @@ def test_what_is_allowed_for_a_moment_is_not_allowed_or_denied_for_good(folder):
     assert parser.parse_object({"mask": "my_ideas.Window"}).mask.class_path == "my_ideas.Window"
 
 
-def test_a_module_that_is_not_there_is_named(refused):
-    assert "--import_module no_ideas: No module named 'no_ideas'" in refused("generate", "--import_module", "no_ideas")
+def test_missing_module_is_an_error(error_of):
+    assert "--import_module no_ideas: No module named 'no_ideas'" in error_of("generate", "--import_module", "no_ideas")
 
 
 @pytest.mark.parametrize("words", [["--import_module"], ["--import_module="], ["--import_module", "../x"]])
-def test_what_is_no_name_of_a_module_is_an_error(words):
+def test_invalid_module_name_is_an_error(words):
     with pytest.raises(InputError, match="--import_module"):
         import_named(words)
 
 
-def test_modules_of_other_people_in_a_config():
+def test_foreign_modules_of_a_config():
     config = {
         "model": {
             "mask": {"class_path": "a.b.Mask", "init_args": {}},

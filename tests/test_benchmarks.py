@@ -1,4 +1,4 @@
-"""The benchmarks run, keep what they measured, and say what they cannot run. (What they measure is in docs/.)"""
+"""The benchmarks run, save their results, and report what cannot run. (The results are in docs/.)"""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def command(monkeypatch):
     return command
 
 
-def test_results_are_kept_beside_those_of_other_benchmarks(command, tmp_path, capsys):
+def test_results_are_added_to_those_of_other_benchmarks(command, tmp_path, capsys):
     output = tmp_path / "results" / "numbers.json"
     command("mask", "--quick", "--output", output)
     command("recompile", "--quick", "--output", output)
@@ -35,14 +35,14 @@ def test_results_are_kept_beside_those_of_other_benchmarks(command, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_loss_asserts_before_it_measures(command, capsys):
+def test_loss_runs(command, capsys):
     command("loss", "--quick")
     assert "gradient in place" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_shards_are_read_faster_than_what_they_were_made_of(command, tmp_path):
-    """Pictures than a folder of files, and latents than an autoencoder makes them."""
+def test_shards_are_read_faster_than_their_input(command, tmp_path):
+    """Pictures are read faster than from a folder of files; latents faster than an autoencoder encodes."""
     output = tmp_path / "numbers.json"
     command("data", "--quick", "--output", output)
     pictures, latents = json.loads(output.read_text())["data"]["tables"]
@@ -53,26 +53,26 @@ def test_shards_are_read_faster_than_what_they_were_made_of(command, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_what_cannot_run_is_left_out_with_its_reason(command, capsys):
+def test_benchmark_that_cannot_run_is_left_out_with_its_reason(command, capsys):
     command("gpu")
-    assert "gpu: left out, there is no CUDA device" in capsys.readouterr().out
+    assert "gpu: left out (no CUDA device)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["speed"], "unknown benchmark 'speed'; known: attention"),
-        (["mask", "--output", "x.md"], "does not end in .json"),
+        (["mask", "--output", "x.md"], ".json"),
     ],
 )
-def test_bad_arguments_are_one_line(command, capsys, arguments, message):
+def test_invalid_arguments_are_one_line(command, capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         command(*arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_variants_take_turns_forwards_and_backwards():
+def test_variants_run_in_alternating_order():
     calls = []
     timing = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3, warmup=1)
     assert "".join(calls) == "abc" + "abc" + "cba" + "abc"

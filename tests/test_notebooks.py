@@ -16,7 +16,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)
-    resources = {"metadata": {"path": str(NOTEBOOKS)}}  # where it runs
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}  # the working directory
 
     done = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
 

@@ -1,4 +1,4 @@
-"""Parts as plain data, and back."""
+"""Parts are converted to plain data and back."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ PARTS = [
 
 
 class Window(Visibility):
-    """A part of someone else's."""
+    """A part that is not of this package."""
 
     def __init__(self, size: int, *, both_sides: bool = False) -> None:
         self.size = size
@@ -36,8 +36,8 @@ class Forgetful(Visibility):
 
 
 @pytest.mark.parametrize(("part", "base"), PARTS, ids=[type(part).__name__ for part, _ in PARTS])
-def test_every_shipped_part_comes_back(part, base):
-    """The same class with the same arguments, through plain data; a module with places for the same weights."""
+def test_every_part_of_the_package_is_restored(part, base):
+    """The class and the arguments are the same after JSON; a module accepts the same weights."""
     description = json.loads(json.dumps(describe(part)))
     assert description["class_path"].split(".")[0] == "lit_transfusion"
     again = build(description, base)
@@ -47,7 +47,7 @@ def test_every_shipped_part_comes_back(part, base):
         again.load_state_dict(part.state_dict())
 
 
-def test_a_description_is_what_yaml_would_say():
+def test_description_has_the_form_of_yaml():
     assert describe(LinearPatcher(dim=48))["class_path"] == "lit_transfusion.model.patchers.linear.LinearPatcher"
     arguments = {"num_train_timesteps": 9, "beta_schedule": "linear", "prediction_type": "sample", "clip_sample": False}
     arguments |= {"timestep_shift": 1.0}
@@ -65,30 +65,30 @@ def test_a_description_is_what_yaml_would_say():
     assert describe(Bidirectional())["init_args"] == {}
 
 
-def test_a_unet_of_before_positions_can_be_built():
+def test_unet_saved_without_positions_can_be_built():
     description = describe(PARTS[1][0])
     del description["init_args"]["positions"]
     assert [*build(description, Patcher).state_dict()] == [*PARTS[1][0].state_dict()]
 
 
-def test_a_part_of_ones_own_comes_back():
+def test_own_part_is_restored():
     window = build(describe(Window(5, both_sides=True)), Visibility)
     assert (window.size, window.both_sides) == (5, True)
 
 
-def test_a_part_that_forgets_its_arguments_is_told_so():
-    with pytest.raises(TypeError, match=r"Forgetful must keep its argument\(s\) size as attributes"):
+def test_part_that_does_not_store_its_arguments_is_an_error():
+    with pytest.raises(TypeError, match=r"Forgetful must store its argument\(s\) size as attributes"):
         describe(Forgetful(2))
 
 
 @pytest.mark.parametrize("class_path", ["os.system", "collections.OrderedDict", "builtins.print"])
-def test_what_is_not_of_the_family_is_never_called(class_path, capfd):
+def test_class_that_is_not_a_subclass_is_never_called(class_path, capfd):
     with pytest.raises(InputError, match=f"{class_path} is not a Visibility"):
         build({"class_path": class_path, "init_args": {"command": "echo called"}}, Visibility)
     assert "called" not in capfd.readouterr().out
 
 
-def test_a_part_of_another_family_is_refused():
+def test_part_of_another_kind_is_an_error():
     with pytest.raises(InputError, match=r"Causal is not a Patcher"):
         build(describe(Causal()), Patcher)
 
@@ -97,10 +97,13 @@ def test_a_part_of_another_family_is_refused():
     ("class_path", "message"),
     [
         ("lit_transfusion.model.NoSuchMask", "its module has no class of that name"),
-        ("lit_transfusion.no_such_room.Mask", r"cannot be imported \(No module named 'lit_transfusion.no_such_room'\)"),
+        (
+            "lit_transfusion.no_such_package.Mask",
+            r"cannot be imported \(No module named 'lit_transfusion.no_such_package'\)",
+        ),
     ],
 )
-def test_what_this_package_does_not_have_is_named(class_path, message):
+def test_unknown_class_of_this_package_is_an_error(class_path, message):
     with pytest.raises(InputError, match=f"{class_path}:? {message}"):
         build({"class_path": class_path, "init_args": {}}, Visibility)
 
@@ -116,20 +119,20 @@ def test_what_this_package_does_not_have_is_named(class_path, message):
         {"class_path": "Mask", "init_args": {}},
     ],
 )
-def test_what_is_no_description_is_refused(description):
+def test_invalid_description_is_an_error(description):
     with pytest.raises(InputError, match="does not describe a Visibility"):
         build(description, Visibility)
 
 
-def test_arguments_of_another_version_are_named():
+def test_arguments_of_another_version_are_an_error():
     description = describe(Causal()) | {"init_args": {"reach": 3}}
-    with pytest.raises(InputError, match=r"Causal does not take the arguments that were saved for it: .*'reach'"):
+    with pytest.raises(InputError, match=r"Causal does not accept its saved arguments: .*'reach'"):
         build(description, Visibility)
 
 
 @pytest.mark.parametrize("module", ["no_such_package", "lit_transfusion_2", "antigravity", "this"])
-def test_what_is_not_of_this_package_is_not_imported(module):
-    """Whether it exists or not: `antigravity` opens a browser, `this` prints a poem."""
+def test_module_outside_this_package_is_not_imported(module):
+    """Both for missing and for existing modules (`antigravity` opens a browser, `this` prints a text)."""
     with pytest.raises(InputError, match=f"{module}.Mask is a class of the module {module}.*--import_module {module}"):
         build({"class_path": f"{module}.Mask", "init_args": {}}, Visibility)
     assert module not in sys.modules

@@ -16,7 +16,7 @@ from rich.table import Table
 from lit_transfusion.allowed_imports import PACKAGE, class_paths, is_within, named, not_allowed
 from lit_transfusion.config.actions import SourceFile, importing_only_what_is_allowed
 from lit_transfusion.config.compose import compose
-from lit_transfusion.config.messages import in_its_own_words, one_line
+from lit_transfusion.config.messages import one_line, raising_own_errors
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation import (
@@ -240,12 +240,12 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
     parser.add_subclass_arguments(Source, "source")
     words = ["--config", str(path), "--source.init_args.image_size", str(image_size)]
     try:
-        with in_its_own_words():
+        with raising_own_errors():
             options = parser.parse_args(words)
     except ArgumentError as error:
         raise InputError(f"{path}: {one_line(error)}") from None
     try:
-        with in_its_own_words():
+        with raising_own_errors():
             source = parser.instantiate(options).source.pictures
     except ArgumentError as error:
         raise InputError(f"{path}: {one_line(error)}") from None

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.progress import reporting
 
 
@@ -19,6 +18,8 @@ def export(ckpt: str, output: str, weights: Literal["ema", "raw"] = "ema") -> No
         output: The folder. Existing files with the same names are replaced, except the model card.
         weights: ema takes the averaged weights, if the checkpoint has them; raw takes the weights of the optimiser.
     """
+    from lit_transfusion.generation.pipeline import Pipeline  # here, since it takes seconds, and --help is quick
+
     with reporting() as on_progress:
         on_progress(f"reading {ckpt}", 0, None)
         pipeline = Pipeline.from_pretrained(ckpt, ema=weights == "ema")

@@ -4,9 +4,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.metric import Unavailable
-from lit_transfusion.evaluation.ranked_classification import LLAMA_SUITE, RankedClassification
-from lit_transfusion.generation.pipeline import open_pipeline
 from lit_transfusion.progress import reporting
 
 
@@ -31,6 +28,11 @@ def rank_choices(
         batch_size: Number of texts to process together.
         device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
     """
+    # Here, since these imports take seconds, and --help is quick.
+    from lit_transfusion.evaluation.metric import Unavailable
+    from lit_transfusion.evaluation.ranked_classification import LLAMA_SUITE, RankedClassification
+    from lit_transfusion.generation.pipeline import open_pipeline
+
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size} is invalid: it must be at least 1")
     metric = RankedClassification(tuple(task or LLAMA_SUITE), include_path, limit, num_fewshot)

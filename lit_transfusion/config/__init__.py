@@ -1,1 +1,1 @@
-"""From YAML files and words on a command line to the parts of a run."""
+"""Reads YAML files and the command line, and creates the parts of a run."""

@@ -1,4 +1,4 @@
-"""What `--config` reads: the file of a run, or of a tool that wants to know of a run's source."""
+"""The `--config` options: the file of a run, and the file of a command that has a source."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.model.transformer import SIZES
 
 # PyYAML writes the text 1e5 without quotes, and OmegaConf reads that as a number. jsonargparse does both to resolve
-# ${...}, which would make 100000.0 of a folder of this name.
+# ${...}. Without this resolver, a folder named 1e5 would become 100000.0.
 yaml.SafeDumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -26,8 +26,10 @@ yaml.SafeDumper.add_implicit_resolver(
 
 @contextmanager
 def importing_only_what_is_allowed() -> Iterator[None]:
-    """While something is parsed that the user did not pass, jsonargparse imports nothing but what is in this package or
-    was named with `--import_module`. (Its settings can be added to and not taken back, so that they are put back here.)
+    """Let jsonargparse import only this package and the modules of `--import_module`.
+
+    This is for files that the user did not pass. jsonargparse's function adds to its settings and cannot remove from
+    them, so they are restored here.
     """
     before = dict(_common.parsing_settings)
     set_parsing_settings(
@@ -39,11 +41,11 @@ def importing_only_what_is_allowed() -> Iterator[None]:
         _common.parsing_settings.update(before)
 
 
-Parts = list[tuple[str, dict[str, Any]]]  # what is laid over each other, each with the name of its file
+Parts = list[tuple[str, dict[str, Any]]]  # (name of the file, content); later parts overwrite earlier ones
 
 
 class ComposedFile(ActionConfigFile):
-    """A --config file that may build on others (`base:`)."""
+    """A --config file that can build on other files (`base:`)."""
 
     def lay_over(self, parser, cfg: Namespace, parts: Parts, option_string: str | None) -> None:
         for path, content in parts:
@@ -55,7 +57,7 @@ class ComposedFile(ActionConfigFile):
 
 
 def with_widths(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with the widths of a size in place of its name, so that what is laid over it may change one of them."""
+    """Replace the name of a size by its widths, so that a later part can change one of them."""
     model = content.get("model")
     name = model.get("size") if isinstance(model, dict) else None
     if not isinstance(name, str) or name not in SIZES:
@@ -64,18 +66,18 @@ def with_widths(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def words_with_widths(words: Sequence[str]) -> list[str]:
-    """The same for a name on the command line: --model.size NAME or --model.size=NAME."""
-    joined = re.sub(r"(^|\0)--model\.size[\0=]([^\0]*)", spelled_out, "\0".join(words))
+    """Replace the name of a size on the command line: --model.size NAME or --model.size=NAME."""
+    joined = re.sub(r"(^|\0)--model\.size[\0=]([^\0]*)", widths_of_name, "\0".join(words))
     return joined.split("\0") if words else []
 
 
-def spelled_out(option: re.Match[str]) -> str:
+def widths_of_name(option: re.Match[str]) -> str:
     start, name = option.groups()
     return f"{start}--model.size={json.dumps(asdict(SIZES[name]))}" if name in SIZES else option[0]
 
 
 class ConfigFile(ComposedFile):
-    """Of a run; it may hold the arms of a study (`arms:`)."""
+    """The --config file of a run, which can contain the arms of a study (`arms:`)."""
 
     def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
         if not isinstance(values, str) or "\n" in values:  # not a path: already content
@@ -87,8 +89,10 @@ class ConfigFile(ComposedFile):
 
 
 class SourceFile(ComposedFile):
-    """Of a tool that has a source: that of a run, which says under `data` what it is, or one with the tool's own
-    options."""
+    """The --config file of a command that has a source: the config of a run, or options of the command itself.
+
+    The config of a run has a `data` section, from which the source is taken.
+    """
 
     def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
         parts = compose(values)
@@ -97,11 +101,11 @@ class SourceFile(ComposedFile):
 
 
 def source_options(parts: Parts) -> Parts:
-    """Of what a run's files say of its data, what such a tool asks."""
+    """The options of such a command, taken from the `data` sections of a run."""
     whole = OmegaConf.to_container(OmegaConf.unsafe_merge(*(content for _, content in parts)))
     data = [(path, resolved({**whole, "part": content.get("data") or {}}, "part")) for path, content in parts]
     keys = "source", "vocab_size", "character_coverage"
-    options = [(path, {key: said[key] for key in keys if key in said}) for path, said in data]
-    sizes = [(path, said["image_size"]) for path, said in data if "image_size" in said]
-    # As in a run, whose link wins over the sources that the files name one after the other.
+    options = [(path, {key: section[key] for key in keys if key in section}) for path, section in data]
+    sizes = [(path, section["image_size"]) for path, section in data if "image_size" in section]
+    # The size comes last, because in a run the link from data.image_size also overwrites the sources of all files.
     return options + [(path, {"source": {"init_args": {"image_size": size}}}) for path, size in sizes[-1:]]

@@ -1,8 +1,8 @@
-"""How a config file builds on others, and how it holds the arms of a study.
+"""Read a config file that builds on other files, or contains the arms of a study.
 
 base: quickstart.yaml            # or a list; paths are relative to this file
-model: {patcher: UNetPatcher}    # what this file changes, or what all arms share
-arms:                            # each only what differs
+model: {patcher: UNetPatcher}    # what this file changes, for all arms
+arms:                            # what differs in each arm
   bidirectional: {model: {mask: Bidirectional}}
   causal: {model: {mask: Causal}}
 """
@@ -19,16 +19,19 @@ from lit_transfusion.text_reader import read_text
 
 OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 
-# Classes that version 0.1 had elsewhere: the config.yaml of its runs names them.
+# Classes that have moved since version 0.1. The config.yaml of its runs contains the old paths.
 MOVED = {"Shapes": "source", "ShapeEdits": "edits", "GenEvalShapes": "geneval", "ShapeCaptions": "captions"}
 OLD_PATHS = re.compile(rf"lit_transfusion\.(?:data\.sources|evaluation)(?:\.\w+)?\.({'|'.join(MOVED)})\b")
 
 
 def compose(path: str | Path, arm: str | None = None) -> list[tuple[str, dict[str, Any]]]:
-    """The parts of a run in the order in which they are laid over each other, each with the file it is from.
+    """The parts of a run, each with the name of its file. Later parts overwrite earlier ones.
 
-    First what the file builds on, then the file, then the arm that was asked for (the first, if none was). A file
-    without arms has those of the file that it builds on.
+    The order is: the files that the file builds on, the file itself, the arm (by default the first). A file without
+    arms has the arms of the file that it builds on.
+
+    Raises:
+        InputError: A file is missing or invalid, or the arm does not exist.
     """
     parts, arms = collect(Path(path))
     if arms:
@@ -42,13 +45,13 @@ def compose(path: str | Path, arm: str | None = None) -> list[tuple[str, dict[st
 
 
 def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, dict]]:
-    """What a file builds on and the file itself, and its arms. `above` are the files that build on this one."""
+    """The parts of a file and of the files that it builds on, and its arms. `above` are the files that build on it."""
     if path.resolve() in above:
-        raise InputError(f"{path} builds on itself")
+        raise InputError(f"{path} builds on itself; change its `base`")
     content = read(path)
     bases = bases_of(path, content)
     content.pop("base", None)
-    content.pop("study", None)  # what is asked of the arms, which `ablate` reads
+    content.pop("study", None)  # read by `ablate`
     parts, arms = [], {}
     for base in bases:
         below, arms_below = collect(base, (*above, path.resolve()))
@@ -57,32 +60,32 @@ def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, d
     if "arms" in content:
         arms = content.pop("arms")
         if not isinstance(arms, dict) or not arms:
-            raise InputError(f"{path}: `arms` names no arm")
+            raise InputError(f"{path}: `arms` is empty or no mapping; use `arms: {{NAME: {{KEY: VALUE}}}}`")
         arms = {str(name): changes or {} for name, changes in arms.items()}  # a name may be a number
         for name, changes in arms.items():
             if not isinstance(changes, dict):
-                raise InputError(f"{path}: arm {name} must hold keys and values")
+                raise InputError(f"{path}: arm {name} must contain keys and values")
     return [*parts, (str(path), content)], arms
 
 
 def study_section(path: Path) -> dict[str, Any]:
-    """What a file, and the files that it builds on, say of the study that its arms make."""
+    """The `study` section of a file, merged with those of the files that it builds on."""
     content = read(path)
     section: dict[str, Any] = {}
     for base in bases_of(path, content):
         section |= study_section(base)
     own = content.get("study") or {}
     if not isinstance(own, dict):
-        raise InputError(f"{path}: `study` must hold keys and values, such as metrics: [...]")
+        raise InputError(f"{path}: `study` must contain keys and values, such as metrics: [...]")
     return section | own
 
 
 def bases_of(path: Path, content: dict[str, Any]) -> list[Path]:
-    """The files that a file builds on, which are named relative to it."""
+    """The files that a file builds on. Their names are relative to the folder of the file."""
     bases = content.get("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise InputError(f"{path}: `base` must be the name of a file, or a list of them")
+        raise InputError(f"{path}: `base` must be the name of a file or a list of names")
     return [path.parent / base for base in bases]
 
 
@@ -94,18 +97,18 @@ def read(path: Path) -> dict[str, Any]:
         check_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold keys and values")
+        raise InputError(f"{path} must contain keys and values")
     return content
 
 
 def check_keys(path: Path, root: yaml.Node | None) -> None:
-    """Of two equal keys YAML's loader keeps the later without a word, be it a whole arm."""
+    """Raise InputError if a key occurs twice: YAML's loader would silently use the second one."""
     nodes, checked = [root], set()
     while nodes:
         node = nodes.pop()
-        if isinstance(node, yaml.CollectionNode) and id(node) not in checked:  # an alias may lead back
+        if isinstance(node, yaml.CollectionNode) and id(node) not in checked:  # an alias can contain itself
             checked.add(id(node))
             lines: dict[str, int] = {}
             for child in node.value:
@@ -115,24 +118,25 @@ def check_keys(path: Path, root: yaml.Node | None) -> None:
                 line = key.start_mark.line + 1
                 if key.value in lines:
                     raise InputError(
-                        f"{path}, line {line}: the key {key.value!r} is there already, in line {lines[key.value]}"
+                        f"{path}, line {line}: duplicate key {key.value!r}, first used in line {lines[key.value]}; "
+                        "remove one"
                     )
                 lines[key.value] = line
 
 
 def resolved(content: dict[str, Any], key: str) -> Any:
-    """The value at a key such as data.source, its ${...} replaced; None if there is no such key."""
+    """The value of a key such as data.source, with ${...} replaced; None if the key does not exist."""
     value = OmegaConf.select(OmegaConf.create(content), key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def with_interpolations(values: Any, written: Any, path: tuple[str, ...] = ()) -> Any:
-    """A config whose values are known, with those that follow from others as they were written, ${...}.
+    """Put the ${...} of a config back in place of the values that they were resolved to.
 
     Args:
-        values: The config, nested, all its values known.
-        written: The same before its ${...} were resolved, in the relative form, ${..key}, that jsonargparse gives them.
-        path: Keys that lead here.
+        values: The nested config after ${...} were resolved.
+        written: The same config before, with ${...} in the relative form ${..key} that jsonargparse uses.
+        path: The keys of this part of the config.
     """
     if isinstance(written, str) and "${" in written:
         return re.sub(r"\$\{(\.+)([\w.\[\]]*)\}", lambda found: absolute(found[1], found[2], path), written)
@@ -145,7 +149,7 @@ def with_interpolations(values: Any, written: Any, path: tuple[str, ...] = ()) -
 
 
 def absolute(dots: str, key: str, path: tuple[str, ...]) -> str:
-    """${..key} as ${key} from the root, where it is written at `path`: one dot is the parent."""
+    """Convert ${..key}, written at `path`, to ${key} from the root. One dot is the parent."""
     above = path[: max(len(path) - len(dots), 0)]
     steps = [*(f"[{name}]" if name.isdigit() else f".{name}" for name in above), f".{key}" if key else ""]
     return "${" + "".join(steps).lstrip(".") + "}"

@@ -1,4 +1,4 @@
-"""What jsonargparse says of what it refuses, put so that the user can mend it."""
+"""Turn jsonargparse's errors into one line that says what to change."""
 
 import difflib
 import inspect
@@ -6,37 +6,33 @@ import pydoc
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.sources import Source
 from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation import Metric
-from lit_transfusion.latents import Codec
-from lit_transfusion.training import callbacks
-from lit_transfusion.training.lit_module import LitTransfusion
 
 
 @contextmanager
-def in_its_own_words() -> Iterator[None]:
-    """Raise what a part says of its arguments as the part says it. Where the part may also be null or stands in a list,
-    jsonargparse wraps that in what it says of each thing that could have stood there."""
+def raising_own_errors() -> Iterator[None]:
+    """Raise the error of a part about its arguments instead of the error that jsonargparse makes of it.
+
+    Where a part can also be null, or is in a list, jsonargparse adds the errors of all other types that it tried.
+    """
     try:
         yield
     except ValueError as error:
-        said: BaseException | None = error
-        while said is not None and not isinstance(said, InputError | ModuleNotFoundError):
-            said = said.__cause__
-        if said is None:
+        own: BaseException | None = error
+        while own is not None and not isinstance(own, InputError | ModuleNotFoundError):
+            own = own.__cause__
+        if own is None:
             raise
-        raise said from None
+        raise own from None
 
 
 @contextmanager
 def naming_likely_options(parser: ArgumentParser) -> Iterator[None]:
-    """Where the parser does not know an option, on the command line or in a file, ask whether one like it is meant."""
+    """Where an option is unknown, on the command line or in a file, suggest the most similar one."""
     try:
         yield
     except ArgumentError as error:
@@ -50,8 +46,8 @@ def naming_likely_options(parser: ArgumentParser) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error without jsonargparse's vain attempts, and with the names of the classes it knows."""
-    vain = (
+    """The message of an error without the types that jsonargparse tried, and with the names of known classes."""
+    noise = (
         "Expected a path but",
         "Expected a <class 'NoneType'>",
         "Does not validate against any",
@@ -63,12 +59,12 @@ def one_line(error: Exception) -> str:
         "a dict with",
     )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(vain)]
+    lines = [line for line in lines if line and not line.startswith(noise)]
     message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
     keys = re.findall(r'Parser key "([\w.]+)":', message)
-    # What stands in a mix are sources, too.
+    # The entries of a mix are sources, too.
     known = known_classes(keys[0]) if keys[1:] in ([], ["sources"]) and keys else []
-    if known:  # leave out what else was tried at the same place
+    if known:  # leave out the other types that were tried for this key
         message = re.sub(r"; (Expected a dot import path string|Not a valid subclass of|Given value)\b.*", "", message)
     there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
     message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
@@ -77,40 +73,60 @@ def one_line(error: Exception) -> str:
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
 
 
-def with_known_options(refused: re.Match) -> str:
-    """Of a class by its path, what its options are."""
-    cls = pydoc.locate(refused[1])
+def with_known_options(unknown: re.Match) -> str:
+    """Add the options of a class, given by its path, to the message about an option that it does not have."""
+    cls = pydoc.locate(unknown[1])
     known = ", ".join(inspect.signature(cls).parameters) if inspect.isclass(cls) else ""
-    return f"{refused[0]}; known: {known}" if known else refused[0]
+    return f"{unknown[0]}; known: {known}" if known else unknown[0]
 
 
 def likely_option(name: str, options: Iterable[str]) -> str | None:
-    """Of the options of a parser, the one or the group of them that is most like a name that it does not know."""
+    """The option, or group of options, that is most similar to an unknown name; None if no one is similar."""
     known = ""
     for word in name.split("."):
-        there = {option.removeprefix(known).partition(".")[0] for option in options if option.startswith(known)}
-        if word not in there:
-            likely = difflib.get_close_matches(word, there, n=1)
+        candidates = {option.removeprefix(known).partition(".")[0] for option in options if option.startswith(known)}
+        if word not in candidates:
+            likely = difflib.get_close_matches(word, candidates, n=1)
             return known + likely[0] if likely else None
         known += f"{word}."
     return None
 
 
 def known_classes(key: str) -> list[str]:
-    """Short names of the classes that may stand at a key such as `model.mask`; none where no class is asked for."""
-    section, _, name = key.partition(".")
-    owner = {"model": LitTransfusion, "data": TransfusionData}.get(section)
-    hint = get_type_hints(owner.__init__).get(name) if owner else None
+    """Short names of the classes that are valid for a key such as `model.mask`; empty if the key takes no class."""
     if key == "trainer.callbacks":
+        from lit_transfusion.training import callbacks
+
         return [*callbacks.__all__, "and those of lightning.pytorch.callbacks"]
-    if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
-        hint = Metric
-    elif key == "codec":  # of `prepare`
-        hint = Codec
-    elif key == "source":  # of `train_tokenizer`
-        hint = Source
-    base = get_args(hint)[-1] if get_args(hint) else hint  # of a callable, what it returns
+    hint = type_of(key)
+    base = get_args(hint)[-1] if get_args(hint) else hint  # for a callable: the type that it returns
     return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
+
+
+def type_of(key: str) -> Any:
+    """The type of the classes that are valid for a key; None if there is none. Imports what it needs only here."""
+    section, _, name = key.partition(".")
+    if section == "model":
+        from lit_transfusion.training.lit_module import LitTransfusion
+
+        return get_type_hints(LitTransfusion.__init__).get(name)
+    if section == "data":
+        from lit_transfusion.data.datamodule import TransfusionData
+
+        return get_type_hints(TransfusionData.__init__).get(name)
+    if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
+        from lit_transfusion.evaluation import Metric
+
+        return Metric
+    if key == "codec":  # of `prepare`
+        from lit_transfusion.latents import Codec
+
+        return Codec
+    if key == "source":  # of `train_tokenizer`
+        from lit_transfusion.data.sources import Source
+
+        return Source
+    return None
 
 
 def subclasses(base: type) -> Iterator[type]:

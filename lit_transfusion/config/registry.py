@@ -1,18 +1,27 @@
-"""All classes that YAML and the command line can name by their short class names.
+"""The modules that define all classes which YAML and the command line can name by their short class names.
 
-jsonargparse finds a short name among the subclasses that are imported. So a package that adds sources, metrics or
-callbacks is imported here, and nowhere else for its names.
+jsonargparse finds a short name among the subclasses of classes that are imported. So a module that adds a source, a
+metric or a callback must be listed here.
 """
 
-import lit_transfusion.data.sources
-import lit_transfusion.diffusion
-import lit_transfusion.evaluation
-import lit_transfusion.latents
-import lit_transfusion.model
-import lit_transfusion.shapes.captions
-import lit_transfusion.shapes.edits
-import lit_transfusion.shapes.geneval
-import lit_transfusion.shapes.source
-import lit_transfusion.training.callbacks
-import lit_transfusion.training.fsdp
-import lit_transfusion.training.optim  # noqa: F401
+import importlib
+from collections.abc import Iterable
+
+PARTS = (
+    "data.sources",
+    "diffusion",
+    "evaluation",
+    "latents",
+    "model",
+    "shapes.captions",
+    "shapes.edits",
+    "shapes.geneval",
+    "shapes.source",
+)
+TRAINING_PARTS = ("training.callbacks", "training.fsdp", "training.optim")  # they import Lightning: seconds
+
+
+def import_all(modules: Iterable[str]) -> None:
+    """Import modules of this package."""
+    for module in modules:
+        importlib.import_module(f"lit_transfusion.{module}")

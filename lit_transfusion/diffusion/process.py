@@ -1,10 +1,8 @@
 """Noise processes: noising in training, and denoising in sampling by the schedulers of diffusers."""
 
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # not from `diffusers`, whose names have no types
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
@@ -33,23 +31,11 @@ class Scheduler(Protocol):
     ) -> Denoised: ...
 
 
-class DDIM(DPMSolverMultistepScheduler):
-    """DDIM, as the first-order DPM-Solver++, which is equivalent.
-
-    The DDIMScheduler of diffusers is wrong when it clips, and does not reach the clean image when the number of steps
-    does not divide T.
-    """
-
-    @classmethod
-    def from_config(cls, *args: Any, **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
-        return super().from_config(*args, solver_order=1, **kwargs)
-
-
-SAMPLERS: dict[str, type[DDPMScheduler | DPMSolverMultistepScheduler]] = {
-    "ddpm": DDPMScheduler,  # ancestral, the paper's
-    "ddim": DDIM,  # deterministic, good from about 25 steps
-    "dpm++": DPMSolverMultistepScheduler,  # deterministic, second order, good from about 15 steps
-}
+SAMPLERS = (
+    "ddpm",  # ancestral, the paper's
+    "ddim",  # deterministic, good from about 25 steps
+    "dpm++",  # deterministic, second order, good from about 15 steps
+)
 
 
 class NoiseProcess:
@@ -109,6 +95,9 @@ class DDPM(NoiseProcess):
         self.prediction_type = prediction_type
         self.clip_sample = clip_sample
         self.timestep_shift = timestep_shift
+        # Here, since it takes seconds, and the net needs none of it. The short path of the class has no types.
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
         self._scheduler = DDPMScheduler(
             num_train_timesteps=num_train_timesteps,
             beta_schedule=beta_schedule,
@@ -148,10 +137,22 @@ class DDPM(NoiseProcess):
                 f"num_inference_steps {num_inference_steps} is not between 1 and {first}; use a number in this range"
             )
         timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
-        # dpm++ has no clip_sample, but thresholding with its default maximum of 1 is the same clipping.
-        # The declared result of `from_config` and `step` includes tuples, and `step` is declared with one generator.
-        sampler: Scheduler = SAMPLERS[name].from_config(  # type: ignore[assignment]
-            self._scheduler.config, thresholding=self.clip_sample
-        )
+        sampler = scheduler_of(name, self._scheduler.config, self.clip_sample)
         sampler.set_timesteps(timesteps=timesteps.tolist())
         return sampler
+
+
+def scheduler_of(name: str, config: Any, clip_sample: bool) -> Scheduler:
+    """The scheduler of diffusers for a sampler, with the settings of a DDPMScheduler.
+
+    DDIM is the first-order DPM-Solver++. diffusers' own DDIMScheduler is wrong where it clips, and stops before the
+    clean image where the number of steps does not divide T.
+    """
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
+    if name == "ddpm":
+        return DDPMScheduler.from_config(config, thresholding=clip_sample)
+    order = 1 if name == "ddim" else 2
+    return DPMSolverMultistepScheduler.from_config(config, thresholding=clip_sample, solver_order=order)

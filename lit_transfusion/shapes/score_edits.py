@@ -1,17 +1,14 @@
 """`score_edits`: measure how well a checkpoint that was fine-tuned on `ShapeEdits` does held-out edits."""
 
-import torch
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from lit_transfusion.generation.editing import edit, edit_grid
-from lit_transfusion.generation.engine import Sampling
-from lit_transfusion.generation.pictures import picture_path, save
-from lit_transfusion.generation.pipeline import open_pipeline
 from lit_transfusion.progress import reporting
-from lit_transfusion.shapes.edits import ShapeEdits
-from lit_transfusion.shapes.scorer import EditScore, noise_pictures, score_edited
+
+if TYPE_CHECKING:
+    from lit_transfusion.shapes.scorer import EditScore
 
 
 def score_edits(
@@ -40,6 +37,17 @@ def score_edits(
         output: PNG file for the first 24 edits, as input, output and truth; null writes no file.
         device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
     """
+    # Imports are here, since they take seconds, and --help is quick.
+    import torch
+    from torch import Tensor
+
+    from lit_transfusion.generation.editing import edit, edit_grid
+    from lit_transfusion.generation.pictures import picture_path, save
+    from lit_transfusion.generation.pipeline import open_pipeline
+    from lit_transfusion.generation.settings import Sampling
+    from lit_transfusion.shapes.edits import ShapeEdits
+    from lit_transfusion.shapes.scorer import noise_pictures, score_edited
+
     path = None if output is None else picture_path(output)
     pipeline = open_pipeline(ckpt, device)
     held_out = ShapeEdits(pipeline.image_size, num_val_examples=num_samples).split("val")
@@ -75,7 +83,7 @@ def score_edits(
         console.print(str(saved))
 
 
-def summary(scores: list[EditScore]) -> tuple[str, str, str]:
+def summary(scores: "list[EditScore]") -> tuple[str, str, str]:
     """The number of edits, and the shares that are right and that keep the other object."""
     right, unchanged = (100 * sum(column) / len(scores) for column in zip(*scores, strict=True))
     return str(len(scores)), f"{right:.0f} %", f"{unchanged:.0f} %"

@@ -1,27 +1,16 @@
 """`score_shapes`: measure how well a checkpoint that was trained on `Shapes` draws and describes held-out shapes."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from lit_transfusion.generation.engine import Sampling, draw, generate, write
-from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
-from lit_transfusion.generation.pipeline import open_pipeline
-from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.progress import reporting
-from lit_transfusion.shapes.scenes import parse_caption
-from lit_transfusion.shapes.scorer import (
-    ColourShapeScore,
-    noise_pictures,
-    read_picture,
-    score,
-    score_captions,
-    score_pictures,
-)
-from lit_transfusion.shapes.source import ShapePrompt, Shapes, single_object_prompts
+
+if TYPE_CHECKING:
+    from lit_transfusion.shapes.scorer import ColourShapeScore
+    from lit_transfusion.shapes.source import ShapePrompt
 
 
 def score_shapes(
@@ -50,6 +39,19 @@ def score_shapes(
         output: PNG file for the drawn pictures; null writes no file.
         device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
     """
+    # Imports are here, since they take seconds, and --help is quick.
+    import torch
+    from torch import Tensor
+
+    from lit_transfusion.generation.engine import draw, generate, write
+    from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
+    from lit_transfusion.generation.pipeline import open_pipeline
+    from lit_transfusion.generation.prompts import prompt_document
+    from lit_transfusion.generation.settings import Sampling
+    from lit_transfusion.shapes.scenes import parse_caption
+    from lit_transfusion.shapes.scorer import score_captions, score_pictures
+    from lit_transfusion.shapes.source import Shapes, single_object_prompts
+
     path = None if output is None else picture_path(output)
     prompts = single_object_prompts(num_samples)
     pipeline = open_pipeline(ckpt, device)
@@ -84,12 +86,15 @@ def score_shapes(
         console.print(str(saved))
 
 
-def percent(result: ColourShapeScore) -> list[str]:
+def percent(result: "ColourShapeScore") -> list[str]:
     return [f"{100 * share:.0f} %" for share in result]
 
 
-def baselines(prompts: Sequence[ShapePrompt], image_size: int, number: int = 96) -> dict[str, ColourShapeScore]:
+def baselines(prompts: "Sequence[ShapePrompt]", image_size: int, number: int = 96) -> "dict[str, ColourShapeScore]":
     """The scores of pictures that were not drawn for the prompts; each picture is compared with each prompt."""
+    from lit_transfusion.shapes.scorer import noise_pictures, read_picture, score
+    from lit_transfusion.shapes.source import Shapes
+
     train = Shapes(image_size, scenes=("single",)).split("train")
     pictures = {
         "noise": noise_pictures(number, image_size),

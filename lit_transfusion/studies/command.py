@@ -1,4 +1,4 @@
-"""`ablate`: from a study's YAML file to its report."""
+"""The `ablate` command: train and evaluate all arms of a study, and write its report."""
 
 import json
 import os
@@ -11,10 +11,6 @@ from rich.console import Console
 
 from lit_transfusion.config.compose import collect
 from lit_transfusion.errors import InputError
-from lit_transfusion.studies.cluster import executor, run_on
-from lit_transfusion.studies.plan import plan, table_of
-from lit_transfusion.studies.runner import make_jobs, read_json, run_here
-from lit_transfusion.studies.study import read_study
 
 
 def ablate(
@@ -26,24 +22,30 @@ def ablate(
     output: str | None = None,
     override: list[str] | None = None,
     cluster: Literal["slurm", "local"] | None = None,
-    cluster_options: dict[str, Any] = {},  # noqa: B006 (never written to)
+    cluster_options: dict[str, Any] = {},  # noqa: B006 (never changed)
 ) -> None:
     """Train all arms of a study at several seeds, evaluate them, and write the table, the curves and the samples.
 
-    Started again, it takes up what is not finished. A run that fails does not stop the others.
+    The same command resumes a study that was stopped. A run that fails does not stop the others.
 
     Args:
         config: YAML file with `arms` and a `study` section, such as configs/ablate_mask.yaml.
-        seeds: Each arm is trained at the seeds 0, 1, … up to this many.
-        parallel: Runs at once. Each has its share of the cores, and of the GPUs if there is one for each.
-        dry_run: Only print what would be done: arms, parameters, tokens, FLOPs, expected time.
+        seeds: Number of seeds. Each arm is trained with the seeds 0, 1, ….
+        parallel: Number of runs at the same time. They share the cores, and the GPUs if there are enough.
+        dry_run: Only print the plan: arms, parameters, tokens, FLOPs, expected time.
         arms: Only these arms; null for all.
-        output: Directory of the runs and of report/ (of some arms report_of_THEM/); null is runs/NAME of the file.
-        override: What holds for all arms beside the file, as on the command line of `fit`:
-            --override=--trainer.max_steps=100.
-        cluster: Hand the runs to a cluster: slurm; or local, to try that on this machine.
-        cluster_options: Of submitit's executor: {slurm_partition: …, gpus_per_node: 8, timeout_min: 1440}.
+        output: Directory of the runs and of report/ (with --arms: report_of_ARMS/). Null is runs/NAME of the file.
+        override: Options of `fit` for all arms, such as --override=--trainer.max_steps=100.
+        cluster: Run on a cluster: slurm, or local to test this on one machine.
+        cluster_options: Options of submitit's executor: {slurm_partition: …, gpus_per_node: 8, timeout_min: 1440}.
     """
+    # Imports are here, since they take seconds, and --help is quick.
+    from lit_transfusion.run_folder import read_json
+    from lit_transfusion.studies.cluster import executor, run_on
+    from lit_transfusion.studies.plan import plan, table_of
+    from lit_transfusion.studies.runner import make_jobs, run_here
+    from lit_transfusion.studies.study import read_study
+
     try:
         from lit_transfusion.studies.report import circumstances, code_version, write_report
         from lit_transfusion.studies.results import write_tensorboard
@@ -52,13 +54,13 @@ def ablate(
 
     for name, number in (("seeds", seeds), ("parallel", parallel)):
         if number < 1:
-            raise InputError(f"{name} {number} is less than 1")
+            raise InputError(f"--{name} {number} is less than 1; use at least 1")
     study = read_study(config).only(arms)
     folder = Path(output or f"runs/{study.name}")
     if cluster is not None and not dry_run:
         submit = executor(cluster, folder / "cluster", cluster_options)
     console = Console(stderr=True)
-    with console.status("looking at the arms"):
+    with console.status("planning the arms"):
         plans = plan(study, override or [], timed=dry_run)
     console.print(table_of(plans, seeds, parallel))
     if dry_run:
@@ -73,29 +75,31 @@ def ablate(
         else:
             outcomes = run_here(jobs, parallel, max(1, (os.cpu_count() or 1) // parallel))
     except KeyboardInterrupt:
-        print("Stopped. Started again, it goes on from here.", file=sys.stderr)
+        print("Stopped. The same command resumes the study.", file=sys.stderr)
         sys.exit(130)
     finally:
         if len(finished) < len(jobs):
-            remember(folder, time.monotonic() - began, code_version())
+            record_time(folder, time.monotonic() - began, code_version())
     changes = collect(study.path)[1]
     for outcome in outcomes:
         if outcome.error is None and outcome.job.folder not in finished:
             write_tensorboard(outcome.job, changes[outcome.job.arm])
     outcomes.sort(key=lambda outcome: jobs.index(outcome.job))
-    made = circumstances(sys.argv[1:], **read_json(folder / "time.json"))
-    report = "report" if arms is None else f"report_of_{'_'.join(arms)}"  # that of all arms stays as it is
-    print(write_report(study, plans, outcomes, made, folder / report))
+    context = circumstances(sys.argv[1:], **read_json(folder / "time.json"))
+    report = "report" if arms is None else f"report_of_{'_'.join(arms)}"  # keeps the report of all arms
+    print(write_report(study, plans, outcomes, context, folder / report))
     failed = sum(outcome.error is not None for outcome in outcomes)
     if failed:
         raise InputError(
-            f"{failed} of {len(outcomes)} runs failed; the report says why. Started again, they are tried again"
+            f"{failed} of {len(outcomes)} runs failed; see the report for the reasons. The same command retries them"
         )
     print(f"Curves of all arms: tensorboard --logdir {folder}")
 
 
-def remember(folder: Path, seconds: float, commit: str) -> None:
-    """Add the time of this start to that of earlier ones, and its commit to theirs."""
+def record_time(folder: Path, seconds: float, commit: str) -> None:
+    """Add the time and the commit of this start to time.json."""
+    from lit_transfusion.run_folder import read_json
+
     path = folder / "time.json"
     earlier = read_json(path)
     seconds = round(earlier.get("seconds", 0.0) + seconds, 1)

@@ -1,4 +1,4 @@
-"""What the arms of a study will cost, before any of them is trained."""
+"""The cost of each arm of a study, computed before training."""
 
 import statistics
 import time
@@ -19,27 +19,27 @@ from lit_transfusion.studies.study import Study
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.wording import counted
 
-BATCHES = 8  # that tokens and operations are averaged over
+BATCHES = 8  # number of batches over which tokens and operations are averaged
 TIMED_STEPS = 3
 COST = ["arm", "parameters", "of them patcher", "steps", "tokens", "FLOPs"]
-MOST_TIMED = 1e11  # operations of a step that is still timed on a CPU: some seconds
+MOST_TIMED = 1e11  # operations per step; longer steps (seconds) are not timed on a CPU
 
 
 class ArmPlan(NamedTuple):
-    """One arm. Tokens and operations are those of one optimiser step of one process, padding aside."""
+    """The cost of one arm. Tokens and operations are per optimiser step of one process, without padding."""
 
     arm: str
-    config: str  # YAML of the whole run but for its seeds
+    config: str  # YAML of the whole run, at seed 0
     parameters: int
     patcher_parameters: int
     max_steps: int
     tokens: float
     flops: float
-    seconds: float | None  # of a step, as measured here; None if it was not, or is too much for this machine
+    seconds: float | None  # of a step on this machine; None if not measured
 
     @property
     def cost(self) -> list[str]:
-        """Of the whole run, in words: the cells below COST."""
+        """The cost of the whole run, formatted: the cells of the columns COST."""
         return [
             self.arm,
             f"{self.parameters / 1e6:.2f}M",
@@ -51,25 +51,25 @@ class ArmPlan(NamedTuple):
 
 
 def plan(study: Study, overrides: list[str], timed: bool) -> list[ArmPlan]:
-    """Build each arm, look at some of its batches, and take a few steps if `timed`.
+    """Build each arm, read some of its batches, and run a few steps if `timed`.
 
     Raises:
-        InputError: An arm names what there is not, or two arms are the same.
+        InputError: An arm is invalid, or two arms have the same config.
     """
     plans = [plan_arm(study, arm, overrides, timed) for arm in study.arms]
     configs: dict[str, str] = {}
     for one in plans:
         same = configs.setdefault(one.config, one.arm)
         if same != one.arm:
-            raise InputError(f"{study.path}: the arms {same} and {one.arm} are the same run")
+            raise InputError(f"{study.path}: the arms {same} and {one.arm} have the same config; change or remove one")
     return plans
 
 
 def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folder: Path) -> list[str]:
-    """What follows `fit` on the command line of one run.
+    """The arguments of `fit` for one run.
 
-    Its seed is that of the weights, the order of examples and the noise, whatever seeds the files set: arms of one seed
-    share order and noise, and two seeds differ in both.
+    The seed sets the weights, the order of examples and the noise, and overwrites the seeds in the files. So all arms
+    of a seed share order and noise, and two seeds differ in both.
     """
     seeds = [word for key in ("seed_everything", "data.seed", "model.seed") for word in (f"--{key}", str(seed))]
     where = ["--trainer.default_root_dir", str(folder)]
@@ -79,12 +79,16 @@ def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folde
 def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPlan:
     try:
         parts = parts_of(fit_arguments(study, arm, overrides, 0, Path("FOLDER")))
-        parts.model.noise.sampler(study.asked.sampler, study.asked.num_inference_steps)  # refuses what it cannot do
+        parts.model.noise.sampler(
+            study.asked.sampler, study.asked.num_inference_steps
+        )  # raises InputError if they do not fit
     except (ArgumentError, InputError) as error:
         raise InputError(f"{study.path}, arm {arm}: {one_line(error)}") from None
     trainer, model = parts.config.trainer, parts.model
     if trainer.max_steps < 1:
-        raise InputError(f"{study.path}, arm {arm}: trainer.max_steps {trainer.max_steps} is less than 1")
+        raise InputError(
+            f"{study.path}, arm {arm}: trainer.max_steps {trainer.max_steps} is less than 1; set the number of steps"
+        )
     loader = parts.datamodule.train_dataloader()
     batches = list(islice(loader, BATCHES))
     accumulated = trainer.accumulate_grad_batches
@@ -106,7 +110,7 @@ def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPl
 
 
 def config_text(parts: PartsOnly) -> str:
-    """The run as YAML, without the name of its arm, in which alone two arms must not differ."""
+    """The run as YAML without the name of its arm, so that equal arms have equal texts."""
     config = parts.config.clone()
     config.pop("config", None)
     config.pop("arm", None)
@@ -119,30 +123,30 @@ def operations(flops: Flops, model: LitTransfusion, batch: PackedBatch) -> float
 
 
 def time_step(model: LitTransfusion, batch: PackedBatch) -> float:
-    """Seconds of a forward and backward pass, the median of a few after one to warm up."""
+    """Seconds of a forward and backward pass: the median of a few, after one warm-up pass."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     batch = PackedBatch(*(part.to(device) for part in batch))
     times = []
     for _ in range(1 + TIMED_STEPS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         terms, _ = model.losses(model.net, batch, torch.Generator(device).manual_seed(0))
         terms.total.backward()
         terms.total.item()  # waits for a GPU
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
         model.zero_grad()
     return statistics.median(times[1:])
 
 
 def table_of(plans: list[ArmPlan], seeds: int, parallel: int) -> Table:
-    table = Table(*COST, "time", title="the plan")
+    table = Table(*COST, "time", title="plan")
     for one in plans:
         table.add_row(*one.cost, "–" if one.seconds is None else clock(one.seconds * one.max_steps))
     if all(one.seconds is not None for one in plans):
         total = seeds * sum(one.seconds * one.max_steps for one in plans) / parallel
         table.caption = (
-            f"{counted(len(plans), 'arm')} x {counted(seeds, 'seed')}, {parallel} at once: some {clock(total)} of "
-            "training on this machine, without starting, validating and evaluating"
+            f"{counted(len(plans), 'arm')} x {counted(seeds, 'seed')}, {parallel} at a time: about {clock(total)} of "
+            "training on this machine, without start-up, validation and evaluation"
         )
     return table
 

@@ -1,4 +1,4 @@
-"""The report of a study: tables to read, curves and pictures to look at, and a CSV file to go on from."""
+"""The report of a study: tables, curves, pictures, and CSV files."""
 
 import shlex
 import subprocess
@@ -33,23 +33,23 @@ from lit_transfusion.studies.study import Study
 from lit_transfusion.wording import counted
 
 ARROWS = {"more": " ↑", "less": " ↓", "neither": ""}
-TILE, LABEL, GAP = 96, 150, 6  # pixels in the sheet of samples
+TILE, LABEL, GAP = 96, 150, 6  # pixels, in the sheet of samples
 
 
 class Circumstances(NamedTuple):
-    """What a reader must know to judge or to repeat the study."""
+    """How the study was run: what a reader needs to repeat it."""
 
     command: str
-    commits: list[str]  # of all starts
+    commits: list[str]  # the commits of all starts
     hardware: str
-    seconds: float  # of all starts together
+    seconds: float  # total of all starts
 
     def __str__(self) -> str:
         return f"`{self.command}` at {', '.join(self.commits)}, on {self.hardware}, in {clock(self.seconds)}."
 
 
 def circumstances(argv: Sequence[str], seconds: float = 0.0, commits: Sequence[str] = ()) -> Circumstances:
-    """`seconds` and `commits` are what the study's time.json says, if it is there."""
+    """Collect how the study was run. `seconds` and `commits` are the contents of time.json, if it exists."""
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
@@ -60,19 +60,19 @@ def circumstances(argv: Sequence[str], seconds: float = 0.0, commits: Sequence[s
 
 
 def code_version() -> str:
-    """The commit of the code that runs, or its version where it is not in a repository."""
+    """The commit of the code that runs, or its version if it is not in a repository."""
     here = Path(__file__).parent
     try:
-        asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     except FileNotFoundError:  # no git
         return f"version {__version__}"
-    return f"commit {asked.stdout.strip()}" if asked.returncode == 0 else f"version {__version__}"
+    return f"commit {described.stdout.strip()}" if described.returncode == 0 else f"version {__version__}"
 
 
 def write_report(
-    study: Study, plans: Sequence[ArmPlan], outcomes: Sequence[Outcome], made: Circumstances, folder: Path
+    study: Study, plans: Sequence[ArmPlan], outcomes: Sequence[Outcome], context: Circumstances, folder: Path
 ) -> Path:
-    """Write report/README.md and what it shows, from whatever is finished; returns its path."""
+    """Write report/README.md and its files from the runs that are finished; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [outcome.job for outcome in outcomes]
     write_results(jobs, folder / "results.csv")
@@ -82,7 +82,7 @@ def write_report(
     failed = [outcome for outcome in outcomes if outcome.error]
     sections = [
         f"# {study.name}: {study.question}",
-        str(made),
+        str(context),
         f"{len(jobs) - len(failed)} of {len(jobs)} runs, mean ± standard deviation over seeds. All arms of a seed "
         "share the order of examples and the random numbers. ↑ more is better, ↓ less is better.",
         *(["## Findings", *findings(study, jobs)] if study.asked.claims else []),
@@ -92,14 +92,14 @@ def write_report(
         "## Cost",
         markdown([COST, *(one.cost for one in plans)]),
         "## Curves",
-        "Held-out losses, by the positions trained on and by the operations spent on them (the least that the arm "
-        "needs, forward and backward). A line for each seed. Documents and noise are those of the arm's own recipe: "
-        "where arms differ in that, compare what the table says, which is measured on the same for all.",
+        "Held-out losses by the number of positions trained on, and by the operations for them (the minimum that the "
+        "arm needs, forward and backward). One line per seed. Documents and noise follow the recipe of the arm: where "
+        "arms have different recipes, compare the table, which is measured on the same documents for all.",
         "![Losses by tokens and by FLOPs](curves.png)",
         *(
             [
                 "## Samples",
-                "The same prompts and the same noise for each arm, of its first seed that is finished.",
+                "The same prompts and noise for each arm, at its first seed that is finished.",
                 "![Samples](samples.png)",
             ]
             if pictures
@@ -113,11 +113,11 @@ def write_report(
 
 
 def findings(study: Study, jobs: Sequence[Job]) -> list[str]:
-    """The summary of the findings, their table, and what its columns mean."""
-    found = decided(by_arm(jobs), study)
+    """The summary of the findings, their table, and the meaning of its columns."""
+    tested = decided(by_arm(jobs), study)
     head = ["finding", "measured by", "difference", "95 % interval", "each seed", "p", "Holm", "BH", "alone"]
     rows = [[*head, "holds here?"]]
-    for one in found:
+    for one in tested:
         measure = f"{one.claim.column}, {one.claim.better} over {one.claim.worse}"
         numbers = ["–"] * 6
         if one.found is not None:
@@ -125,11 +125,11 @@ def findings(study: Study, jobs: Sequence[Job]) -> list[str]:
             p_values = ["–" if p is None else f"{p:.2g}" for p in (one.found.p, one.holm, one.bh)]
             numbers = [f"{one.found.mean:+.3g}", span(one.found.interval), each, *p_values]
         rows.append([one.claim.says, measure, *numbers, one.alone, one.holds])
-    return [summary(found), markdown(rows), meaning(found, baselines_of(jobs))]
+    return [summary(tested), markdown(rows), meaning(tested, baselines_of(jobs))]
 
 
 def summary(found: Sequence[Finding]) -> str:
-    """How many findings are resolved, by each way to count."""
+    """The number of findings that are resolved, with and without adjustment."""
     tested = sum(one.holm is not None for one in found)
     alone, holm, bh = (
         sum(verdict in ("yes", "no") for verdict in verdicts)
@@ -143,18 +143,18 @@ def summary(found: Sequence[Finding]) -> str:
 
 
 def meaning(found: Sequence[Finding], baselines: dict[str, dict[str, float]]) -> str:
-    """What the columns of the table say."""
+    """The meaning of the columns of the table, as Markdown."""
     tested = sum(one.holm is not None for one in found)
     lines = [
         "Differences are taken seed by seed, above zero where the finding holds; interval and p are those of the "
         "paired t test over seeds.",
         '- **alone**: the verdict if the finding were the only one. "yes" or "no" if the 95 % interval excludes zero, '
-        'else "not resolved". Of twenty differences that are none, one is resolved by chance.',
+        'else "not resolved". Of twenty true differences of zero, one is resolved by chance.',
         f"- **holds here?**: the verdict with p adjusted by Holm's method for all {tested} tested findings of this "
         'report: "yes" or "no" if it is below 0.05. The chance of one or more false verdicts in the report is then at '
         "most 5 %.",
-        "- **BH**: p adjusted by Benjamini and Hochberg's method for the same findings. Of those below 0.05, one in "
-        "twenty is expected to be false.",
+        "- **BH**: p adjusted by Benjamini and Hochberg's method for the same findings. Of the findings below 0.05, "
+        "one in twenty is expected to be false.",
     ]
     columns = dict.fromkeys(one.claim.column for one in found)
     reached = {c: [f"{name} {numbers[c]:.3g}" for name, numbers in baselines.items() if c in numbers] for c in columns}
@@ -162,22 +162,22 @@ def meaning(found: Sequence[Finding], baselines: dict[str, dict[str, float]]) ->
         named = "; ".join(f"{column}: {', '.join(names)}" for column, names in reached.items() if names)
         lines.append(
             "- **at the floor**: the interval of neither arm is above what is reached without a model "
-            f"({named}), so that the difference says nothing of the arms."
+            f"({named}), so the difference gives no information about the arms."
         )
     pictures = {one.claim.column: one.found.num_pictures for one in found if one.found and one.found.num_pictures}
     if pictures:
         named = ", ".join(f"{column} ({number})" for column, number in pictures.items())
         lines.append(
-            f"- **pictures**: of {named} the score of each prompt or picture is known, and interval and p include "
-            "their sampling. All seeds are asked with the same ones, and others would have given other scores: the "
-            "variance over them is added to that over seeds. In simulations this interval holds the truth 93 to 99 "
-            "times of 100, that over seeds alone 73 to 96 times."
+            f"- **pictures**: for {named} the score of each prompt or picture is known, and interval and p include "
+            "their sampling. All seeds use the same prompts or pictures, and others would give other scores, so the "
+            "variance over them is added to the variance over seeds. In simulations, this interval contains the truth "
+            "in 93 to 99 % of the cases; the interval over seeds alone contains it in 73 to 96 %."
         )
     return "\n".join([lines[0], "", *lines[1:]])
 
 
 def differences(study: Study, jobs: Sequence[Job]) -> list[str]:
-    """Every arm beside the first, by the first column of each metric."""
+    """The differences of all other arms to the first, in the first column of each metric."""
     first, *others = study.arms
     results = by_arm(jobs)
     heads = [next(iter(metric.columns)) for metric in study.asked.metrics]
@@ -187,8 +187,8 @@ def differences(study: Study, jobs: Sequence[Job]) -> list[str]:
         if any(found):
             rows.append([column, *("–" if one is None else f"{one.mean:+.3g} {span(one.interval)}" for one in found)])
     text = (
-        f"How much better each arm is than {first}, seed by seed, with the 95 % interval of each alone: of twenty, one "
-        "is expected to miss the truth. Above zero is better, whether more or less of a measure is."
+        f"How much better each arm is than {first}, seed by seed, with the 95 % interval without adjustment: of twenty "
+        "intervals, one is expected to miss the truth. Above zero is better, for all measures."
     )
     return ["## Differences", text, markdown(rows)] if others and len(rows) > 1 else []
 
@@ -212,14 +212,14 @@ def results_table(study: Study, jobs: Sequence[Job]) -> str:
         numbers = [f"{reached[column]:.4g}" if column in reached else "–" for column in columns]
         rows.append([f"no model: {name}", *numbers, *("–" for _ in paper)])
     table = "" if study.asked.table is None else f" (Table {study.asked.table})"
-    # Long tables are read down a page, not across it.
+    # A table with many columns is transposed, so that it fits on a page.
     turned = [list(row) for row in zip(*rows, strict=True)] if len(head) > 2 + len(results) else rows
     note = (
         ""
         if not paper
         else (
-            f"\n\nThe paper's numbers{table} are of other data and of models some thousand times "
-            "as large: compare the order of the arms."
+            f"\n\nThe paper's numbers{table} are from other data and from models about a thousand times as large: "
+            "compare only the order of the arms."
         )
     )
     return markdown(turned) + note
@@ -244,7 +244,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> None:
-    """Held-out text and image losses of every run, by tokens and by operations."""
+    """Plot the held-out text and image losses of every run, by tokens and by operations."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharey="row")
     for number, plan in enumerate(plans):
@@ -267,11 +267,11 @@ def curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> None:
 
 
 def samples(jobs: Sequence[Job], path: Path) -> bool:
-    """A row of pictures for each arm, below the prompts that all were given; False if no arm drew any."""
+    """Draw a row of pictures for each arm below the prompts; return False if no arm drew pictures."""
     rows = {}
     for job in jobs:
         asked = read_json(job.folder / "evaluation.json").get("prompts", []) if job.evaluated else []
-        if asked and job.arm not in rows:  # there may be pictures that training showed, too
+        if asked and job.arm not in rows:  # the folder can also contain pictures from training
             rows[job.arm] = [job.folder / "samples" / f"{i}.png" for i in range(len(asked))]
             prompts = asked
     if not rows:

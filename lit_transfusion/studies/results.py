@@ -1,8 +1,8 @@
-"""What came of a study: the numbers of each run, their spread over seeds, and which differences are real.
+"""The results of a study: the numbers of each run, their spread over seeds, and which differences are significant.
 
-A difference between two arms is the mean of its differences at each seed, and its interval and p value are those of the
-paired t test (`scipy.stats.ttest_1samp`). Where the score of each picture (or prompt) is known, as it is where pictures
-are counted, the interval also includes the sampling of pictures: see `over_seeds_and_pictures`.
+The difference between two arms is the mean of the differences at each seed. Its interval and p value are those of the
+paired t test (`scipy.stats.ttest_1samp`). For metrics that give a score of each picture or prompt, the interval also
+includes the sampling of pictures: see `over_seeds_and_pictures`.
 """
 
 import csv
@@ -19,23 +19,23 @@ from torch.utils.tensorboard import SummaryWriter
 from lit_transfusion.studies.runner import Job, read_json
 from lit_transfusion.studies.study import Claim, Study
 
-SIGNIFICANCE = 0.05  # a finding is resolved where its p value is below this
-LEVEL = 1 - SIGNIFICANCE  # of intervals
+SIGNIFICANCE = 0.05  # a finding is resolved if its p value is below this
+LEVEL = 1 - SIGNIFICANCE  # confidence level of intervals
 
 
 class Measured(NamedTuple):
-    """What `evaluate` measured of a run."""
+    """The numbers that `evaluate` measured for a run."""
 
     columns: dict[str, float]
-    each: dict[str, list[float]]  # column → the score of each picture or prompt, of columns that are their mean
-    baselines: dict[str, dict[str, float]]  # such as noise → column → what is reached without a model
+    each: dict[str, list[float]]  # column → score of each picture or prompt, for columns that are their mean
+    baselines: dict[str, dict[str, float]]  # baseline (such as noise) → column → number without a model
 
 
-Results = dict[str, dict[int, Measured]]  # arm → seed → what was measured
+Results = dict[str, dict[int, Measured]]  # arm → seed → numbers
 
 
 class Curve(NamedTuple):
-    """Held-out losses of a run as it learned."""
+    """Held-out losses of a run over its training steps."""
 
     steps: list[int]
     text: list[float]
@@ -43,36 +43,36 @@ class Curve(NamedTuple):
 
 
 class Interval(NamedTuple):
+    """A 95 % confidence interval."""
+
     low: float
     high: float
 
 
 class Difference(NamedTuple):
-    """Of two arms, seed by seed, in the direction that counts as better."""
+    """The difference of two arms at each seed; positive if the first arm is better."""
 
     per_seed: list[float]
     mean: float
     interval: Interval | None = None  # None for one seed
-    p: float | None = (
-        None  # of the hypothesis that there is no difference; None for one seed, or where one is not finite
-    )
-    num_pictures: int = 0  # whose sampling is in the interval; 0 if it has the spread of seeds alone
+    p: float | None = None  # of the hypothesis of no difference; None for one seed or a number that is not finite
+    num_pictures: int = 0  # number of pictures whose sampling is in the interval; 0 if only the seeds are
 
     def verdict(self, p: float | None) -> str:
-        """ "yes", "no" or "not resolved", by a p value: that of the difference, or as it is adjusted."""
+        """ "yes", "no" or "not resolved", by a p value: the p value of the difference, or an adjusted one."""
         if p is None or p >= SIGNIFICANCE:
             return "not resolved"
         return "yes" if self.mean > 0 else "no"
 
 
 class Finding(NamedTuple):
-    """A claim, and what came of it."""
+    """A claim and its test."""
 
     claim: Claim
     found: Difference | None  # None: not measured
     holm: float | None = None  # p value adjusted by Holm's method for all findings of the study
-    bh: float | None = None  # the same by Benjamini and Hochberg's
-    at_floor: bool = False  # neither arm is above what is reached without a model
+    bh: float | None = None  # p value adjusted by Benjamini and Hochberg's method
+    at_floor: bool = False  # neither arm is above the baselines without a model
 
     @property
     def alone(self) -> str:
@@ -96,14 +96,14 @@ class Finding(NamedTuple):
 
 
 def measured_of(job: Job) -> Measured:
-    """What was measured of a run; nothing if it was not."""
+    """The numbers of a run; empty if it was not evaluated."""
     evaluation = read_json(job.folder / "evaluation.json") if job.evaluated else {}
     columns = next(iter(evaluation.get("metrics", {}).values()), {})
     return Measured(columns, evaluation.get("each", {}), evaluation.get("baselines", {}))
 
 
 def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
-    """Metric → why it could not be measured."""
+    """Metric → the reason why it was not measured."""
     return {
         name: reason
         for job in jobs
@@ -113,13 +113,13 @@ def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def baselines_of(jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
-    """What is reached without a model: baseline → column → number, the same for all runs."""
+    """Numbers without a model: baseline → column → number. They are the same for all runs."""
     measured = [read_json(job.folder / "evaluation.json").get("baselines", {}) for job in jobs if job.evaluated]
     return next(filter(None, measured), {})
 
 
 def by_arm(jobs: Sequence[Job]) -> Results:
-    """Of the runs that are finished."""
+    """The results of the runs that are finished."""
     results: Results = {job.arm: {} for job in jobs}
     for job in jobs:
         if (measured := measured_of(job)).columns:
@@ -128,14 +128,14 @@ def by_arm(jobs: Sequence[Job]) -> Results:
 
 
 def difference(results: Results, study: Study, column: str, better: str, worse: str) -> Difference | None:
-    """How much the first arm does better; None where no seed has both."""
+    """How much the first arm is better; None if no seed has both arms."""
     seeds = [seed for seed in results[better] if seed in results[worse]]
     pairs = [(results[better][seed], results[worse][seed]) for seed in seeds]
     return compare(pairs, column, study.directions[column])
 
 
 def above_floor(results: Results, study: Study, column: str, arm: str) -> Difference | None:
-    """How much an arm does better than the best of the baselines of a column; None where it has none."""
+    """How much an arm is better than the best baseline of a column; None if the column has no baseline."""
     direction = study.directions[column]
     pairs = []
     for run in results[arm].values():
@@ -147,7 +147,7 @@ def above_floor(results: Results, study: Study, column: str, arm: str) -> Differ
 
 
 def compare(pairs: Sequence[tuple[Measured, Measured]], column: str, direction: str) -> Difference | None:
-    """The difference of a column, for each pair that has both; None if there is no such pair."""
+    """The difference in a column, over the pairs in which both have it; None if there is no such pair."""
     sign = -1 if direction == "less" else 1
     pairs = [(a, b) for a, b in pairs if column in a.columns and column in b.columns]
     if not pairs:
@@ -167,24 +167,25 @@ def compare(pairs: Sequence[tuple[Measured, Measured]], column: str, direction: 
 
 
 def over_seeds(values: Sequence[float]) -> tuple[Interval, float]:
-    """The t interval of the mean of the differences at some seeds, and the p value of the paired t test."""
-    if len(set(values)) == 1:  # where SciPy's has no p value
+    """The t interval of the mean difference over seeds, and the p value of the paired t test."""
+    if len(set(values)) == 1:  # SciPy gives no p value for equal values
         return Interval(values[0], values[0]), float(values[0] == 0)
     test = stats.ttest_1samp(values, 0)
     return Interval(*map(float, test.confidence_interval(LEVEL))), float(test.pvalue)
 
 
 def over_seeds_and_pictures(values: Sequence[float], scores: np.ndarray) -> tuple[Interval, float]:
-    """The same where the difference of each picture is known, since other prompts would have given other scores.
+    """The interval and p value over seeds and pictures, if the difference of each picture is known.
 
-    All seeds and arms are asked with the same prompts, so that more seeds do not average out which prompts these are.
-    The variance of the mean is therefore that over seeds, divided by their number, plus that over pictures (of their
-    means over seeds), divided by their number; the degrees of freedom are Welch and Satterthwaite's. In simulated
-    studies of 96 prompts this interval holds the truth 93 to 99 times of 100, that over seeds alone 73 to 96 times.
+    All seeds and arms use the same prompts, so more seeds do not average out the choice of the prompts. The variance of
+    the mean is therefore the variance over seeds, divided by the number of seeds, plus the variance over pictures (of
+    their means over seeds), divided by the number of pictures. The degrees of freedom are Welch and Satterthwaite's. In
+    simulated studies with 96 prompts, this interval contains the truth in 93 to 99 % of the cases; the interval over
+    seeds alone contains it in 73 to 96 %.
 
     Args:
         values: The difference at each seed.
-        scores: (seeds, pictures): the difference of each picture, or prompt, at each seed.
+        scores: (seeds, pictures), the difference of each picture or prompt at each seed.
     """
     num_seeds, num_pictures = scores.shape
     of_seeds = np.var(values, ddof=1) / num_seeds
@@ -198,7 +199,7 @@ def over_seeds_and_pictures(values: Sequence[float], scores: np.ndarray) -> tupl
 
 
 def adjusted_by_holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979): below 0.05 only for findings of a set in which, 19 times of 20, not one is false."""
+    """P values adjusted by Holm's method (1979): the chance of any false finding below 0.05 is at most 5 %."""
     order = np.argsort(p_values)
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.empty(len(p_values))
@@ -207,12 +208,12 @@ def adjusted_by_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def adjusted_by_bh(p_values: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's (1995): of the findings below 0.05, one in twenty is expected to be false."""
+    """P values adjusted by Benjamini and Hochberg's method (1995): 5 % of the findings below 0.05 are false."""
     return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
 
 
 def decided(results: Results, study: Study) -> list[Finding]:
-    """What came of each claim. All that have a p value are one family, for which it is adjusted."""
+    """Test each claim. P values are adjusted for all claims that have one."""
     findings = []
     for claim in study.asked.claims:
         found = difference(results, study, claim.column, claim.better, claim.worse)
@@ -225,13 +226,13 @@ def decided(results: Results, study: Study) -> list[Finding]:
 
 
 def is_at_floor(results: Results, study: Study, claim: Claim) -> bool:
-    """Whether neither arm's interval is above the column's baselines. False without baselines, or with one seed."""
+    """True if the interval of neither arm is above the baselines. False without baselines, or with one seed."""
     found = [above_floor(results, study, claim.column, arm) for arm in (claim.better, claim.worse)]
     return all(one is not None and one.interval is not None and one.interval.low <= 0 for one in found)
 
 
 def curve_of(job: Job) -> Curve:
-    """Read from the metrics files of all starts; where two overlap, the later is right."""
+    """Read the losses from the metrics files of all starts; where they overlap, use the later start."""
     points: dict[int, tuple[float, float]] = {}
     for path in sorted(job.folder.glob("metrics/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
         with path.open(encoding="utf-8", newline="") as file:
@@ -243,7 +244,7 @@ def curve_of(job: Job) -> Curve:
 
 
 def write_findings(study: Study, jobs: Sequence[Job], path: Path) -> None:
-    """One line for each claim that could be measured."""
+    """Write a CSV file with one line for each claim that was measured."""
     numbers = ["difference", "low", "high", "p", "holm", "bh", "num_pictures"]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -258,7 +259,7 @@ def write_findings(study: Study, jobs: Sequence[Job], path: Path) -> None:
 
 
 def write_results(jobs: Sequence[Job], path: Path) -> None:
-    """One line for each run."""
+    """Write a CSV file with one line for each run."""
     results = [(job, measured_of(job).columns) for job in jobs]
     columns = list(dict.fromkeys(column for _, measured in results for column in measured))
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -269,7 +270,7 @@ def write_results(jobs: Sequence[Job], path: Path) -> None:
 
 
 def write_tensorboard(job: Job, changes: dict) -> None:
-    """The arm's settings and results beside its curves, for TensorBoard's hparams tab."""
+    """Write the settings and results of a run for TensorBoard's hparams tab."""
     settings = {"arm": job.arm, "seed": job.seed}
     for key, value in flat(changes).items():
         settings[key] = value if isinstance(value, int | float | str | bool) else json.dumps(value)
@@ -279,6 +280,7 @@ def write_tensorboard(job: Job, changes: dict) -> None:
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
+    """Nested keys joined by dots."""
     leaves = {}
     for key, value in tree.items():
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""Trains and evaluates arms x seeds, several at once, and takes up what an earlier start left unfinished."""
+"""Train and evaluate all arms at all seeds, several at a time, and resume runs that were stopped."""
 
 import os
 import subprocess
@@ -24,14 +24,14 @@ from lit_transfusion.studies.study import Study
 
 
 class Job(NamedTuple):
-    """One run: an arm at a seed, from nothing to its evaluation. All of it is in `folder`."""
+    """One run: the training and evaluation of an arm at a seed. All its files are in `folder`."""
 
     arm: str
     seed: int
     folder: Path
-    fit: list[str]  # arguments
-    planned: str  # YAML of what it trains
-    evaluate: str  # YAML of what it measures
+    fit: list[str]  # arguments of `fit`
+    planned: str  # YAML of the training config
+    evaluate: str  # YAML of the options of `evaluate`
     max_steps: int
 
     @property
@@ -54,15 +54,17 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
+    """The result of a job."""
+
     job: Job
-    error: str | None  # None: it is trained and evaluated
+    error: str | None  # None if it is trained and evaluated
 
 
 def make_jobs(study: Study, plans: Sequence[ArmPlan], overrides: list[str], seeds: int, folder: Path) -> list[Job]:
-    """Seed by seed, so that a study that is stopped early has all arms at some seeds.
+    """The jobs seed by seed, so that a study that is stopped early has all arms at some seeds.
 
     Raises:
-        InputError: A run in the folder was trained as something else than is asked now.
+        InputError: A run in the folder was trained with another config.
     """
     jobs = []
     for seed in range(seeds):
@@ -76,6 +78,7 @@ def make_jobs(study: Study, plans: Sequence[ArmPlan], overrides: list[str], seed
 
 
 def check_earlier(job: Job) -> None:
+    """Raise InputError if the folder contains a run with another config."""
     path = job.folder / "planned.yaml"
     if not path.is_file():
         return
@@ -83,8 +86,8 @@ def check_earlier(job: Job) -> None:
     if earlier != now:
         differing = next(((a, b) for a, b in zip(earlier, now, strict=False) if a != b), ("", "more or fewer lines"))
         raise InputError(
-            f"{job.folder} was trained as something else ({differing[0].strip()!r}, now {differing[1].strip()!r}): "
-            "give another --output, or move it away"
+            f"{job.folder} was trained with another config ({differing[0].strip()!r}, now {differing[1].strip()!r}); "
+            "use another --output, or move the folder away"
         )
 
 
@@ -95,23 +98,26 @@ def run_job(
     gpus: str | None = None,
     waiting: Callable[[], None] = lambda: None,
 ) -> str | None:
-    """Train and evaluate, as far as that is not done yet, each by its own command; returns what went wrong, if
-    anything. Another process that is at the same run is waited for.
+    """Train and evaluate a run, each with its own command, and return the error, if any.
+
+    Finished steps are not repeated. If another process works at the same run, wait for it.
 
     Args:
         job: The run.
-        threads: Of the CPU; 0 for as many as torch likes.
-        started: Told of each process.
-        gpus: Those that it may see, as CUDA_VISIBLE_DEVICES; None for all.
-        waiting: Called if there is another process to wait for.
+        threads: Number of CPU threads; 0 for the default of torch.
+        started: Called with each process.
+        gpus: The visible GPUs, as in CUDA_VISIBLE_DEVICES; None for all.
+        waiting: Called before waiting for another process.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    with locked(job.folder / "lock", waiting) as lock:  # the commands inherit it, and hold it if this process is killed
+    with locked(
+        job.folder / "lock", waiting
+    ) as lock:  # the commands inherit the lock and keep it if this process is killed
         (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
         if not job.trained:
             resume = ["--ckpt_path", "last"] if last_checkpoint(job.folder) else []
             if not resume:
-                # Of a start that left no checkpoint: `fit` would move the folder aside, and our lock with it.
+                # From a start without a checkpoint. With it, `fit` would move the folder, and our lock, aside.
                 (job.folder / CONFIG).unlink(missing_ok=True)
             if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock, started):
                 return error
@@ -124,19 +130,19 @@ def run_job(
             asked.write_text(job.evaluate, encoding="utf-8")
             checkpoint = str(last_checkpoint(job.folder) or job.folder / CHECKPOINTS)
             words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", str(job.folder)]
-            # What the study's own config names was passed by the user.
+            # The user passed the study's config, so its modules are allowed.
             words += [word for name in foreign_modules(yaml.safe_load(job.planned)) for word in (OPTION, name)]
             if error := command(job, words, threads, gpus, lock, started):
                 return error
-            asked.rename(options)  # only now: what it names has been measured
+            asked.rename(options)  # marks the evaluation as finished
     return None
 
 
 def command(
     job: Job, words: list[str], threads: int, gpus: str | None, lock: tuple[int, ...], started: Callable
 ) -> str | None:
-    """Run one command with its output in the log; returns the last line of it if it failed."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the last line of the log is what was said last
+    """Run one command with its output in the log; return the last line of the log if it failed."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that the log has all lines, in order
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     if gpus is not None:
@@ -151,7 +157,7 @@ def command(
             stderr=log,
             env=environment,
             pass_fds=lock,
-            start_new_session=True,  # Ctrl-C reaches this process, which then asks the others to stop
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the others
         )
         started(process)
         status = process.wait()
@@ -164,8 +170,11 @@ def last_line(log: Path, status: int) -> str:
 
 
 def gpu_shares(parallel: int, count: int, visible: str | None) -> list[str | None]:
-    """What each of the runs at once may see of `count` GPUs, as CUDA_VISIBLE_DEVICES: an even share if there is one for
-    each. `visible` is what that says now."""
+    """The GPUs of each of the parallel runs, as values of CUDA_VISIBLE_DEVICES.
+
+    Each run has an even share of the `count` GPUs if there are enough; None means all GPUs. `visible` is the current
+    value of CUDA_VISIBLE_DEVICES.
+    """
     names = visible.split(",") if visible else [str(i) for i in range(count)]
     if parallel == 1 or count < parallel:
         return [None] * parallel
@@ -173,10 +182,10 @@ def gpu_shares(parallel: int, count: int, visible: str | None) -> list[str | Non
 
 
 def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
-    """Run what is not finished, `parallel` at once, under one progress display.
+    """Run the jobs that are not finished, `parallel` at a time, with one progress display.
 
-    A run that fails does not stop the others. On Ctrl-C or SIGTERM, all that run are asked to stop, which write a
-    checkpoint, and are waited for.
+    A run that fails does not stop the others. On Ctrl-C or SIGTERM, all processes are terminated, save a checkpoint,
+    and are waited for.
     """
     running: set[subprocess.Popen] = set()
     stopping = threading.Event()
@@ -191,12 +200,12 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
 
     def one(job: Job) -> Outcome:
         if stopping.is_set():
-            return Outcome(job, "not begun")
+            return Outcome(job, "not started")
         row = progress.add(job.name, job.max_steps, current_step(job.folder))
 
         def started(process: subprocess.Popen) -> None:
             running.add(process)
-            if stopping.is_set():  # since it was decided to start it
+            if stopping.is_set():  # set after the check above
                 process.terminate()
             doing = f"{job.name}, {'evaluation' if job.trained else 'training'}"
             watch(process, lambda step: row.update(step, doing, job.max_steps), job)
@@ -228,23 +237,23 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
     return outcomes
 
 
-def watch(process: subprocess.Popen, tell: Callable[[int], None], job: Job) -> None:
-    """Tell the step from time to time while the process runs."""
+def watch(process: subprocess.Popen, on_step: Callable[[int], None], job: Job) -> None:
+    """Report the current step every two seconds while the process runs."""
 
-    def look() -> None:
+    def poll() -> None:
         while process.poll() is None:
-            tell(current_step(job.folder))
+            on_step(current_step(job.folder))
             time.sleep(2)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=poll, daemon=True).start()
 
 
 def current_step(folder: Path) -> int:
-    """The last step in the newest metrics file; 0 before there is one."""
+    """The last step in the newest metrics file, or 0 if there is none."""
     files = sorted(folder.glob("metrics/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     if not files:
         return 0
     header, *lines = files[-1].read_text(encoding="utf-8").splitlines() or [""]
-    # The process may be writing: the last line may be cut off.
+    # The process may be writing, so the last line can be incomplete.
     step = dict(zip(header.split(","), lines[-1].split(","), strict=False)).get("step", "") if lines else ""
     return int(step) + 1 if step.isdigit() else 0

@@ -1,4 +1,4 @@
-"""A study, as its YAML file tells it: the arms, what is measured of them, and what the paper found.
+"""Read the YAML file of a study: its arms, its metrics, its claims and the numbers of the paper.
 
 study:
   table: 5
@@ -20,22 +20,25 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_transfusion.config.compose import collect, study_section
-from lit_transfusion.config.messages import in_its_own_words, one_line
+from lit_transfusion.config.messages import one_line, raising_own_errors
+from lit_transfusion.config.registry import PARTS, import_all
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.text_reader import read_text, split_lines
 
+import_all(PARTS)  # so that a study can name metrics by their short names
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A finding that the study tests: one arm does better than another.
+    """A claim that the study tests: one arm is better than another.
 
     Args:
-        says: The finding, in words, with the paper's numbers.
-        column: Column of a metric that decides it.
-        better: The arm that should do better.
-        worse: The arm that it is held against.
+        says: The claim in words, with the paper's numbers.
+        column: The column of a metric that decides it.
+        better: The arm that should be better.
+        worse: The arm that it is compared with.
     """
 
     says: str
@@ -49,15 +52,15 @@ class Questions:
     """The `study` section.
 
     Args:
-        table: Table of the paper that the study repeats; null if it has none.
-        metrics: What is measured of each arm.
-        num_examples: Held-out examples.
-        guidance_scale: Weight of the prompt (paper, 4.3: 3).
-        num_inference_steps: Denoising steps.
+        table: Number of the table in the paper that the study repeats; null if there is none.
+        metrics: The metrics that are measured for each arm.
+        num_examples: Number of held-out examples, at least 2.
+        guidance_scale: Weight of the prompt in classifier-free guidance (paper, 4.3: 3).
+        num_inference_steps: Number of denoising steps.
         sampler: ddpm, ddim or dpm++.
-        claims: What is to be decided.
-        paper: Arm → column → the paper's number, to be shown beside ours. Its data and size are others, so only the
-            order of the arms can be compared.
+        claims: The claims to test.
+        paper: Arm → column → the paper's number, shown next to ours. Its data and model sizes are different, so only
+            the order of the arms can be compared.
     """
 
     metrics: list[Metric]
@@ -72,14 +75,14 @@ class Questions:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that was read.
+    """A study from a YAML file.
 
     Args:
         path: The YAML file.
-        question: Its first comment.
-        arms: Their names, in order.
-        asked: What is asked of them.
-        section: The `study` section as plain data, its metrics with the full paths of their classes: for `evaluate`.
+        question: The first comment of the file.
+        arms: Names of the arms, in the order of the file.
+        asked: The `study` section.
+        section: The `study` section as plain data, for `evaluate`.
     """
 
     path: Path
@@ -94,15 +97,15 @@ class Study:
 
     @property
     def directions(self) -> dict[str, str]:
-        """Column → whether more or less of it is better."""
+        """Column → "more", "less" or "neither": what is better."""
         return {column: better for metric in self.asked.metrics for column, better in metric.columns.items()}
 
     def only(self, arms: list[str] | None) -> "Study":
-        """The same study with fewer arms, and with what can be asked of them."""
+        """The same study with only these arms, and the claims and paper numbers about them."""
         if arms is None:
             return self
         if not arms:
-            raise InputError("--arms names no arm")
+            raise InputError("--arms is empty; name at least one arm, or leave the option out")
         unknown = [arm for arm in arms if arm not in self.arms]
         if unknown:
             raise InputError(f"{self.path} has no arm {unknown[0]!r}; it has {', '.join(self.arms)}")
@@ -119,54 +122,56 @@ class Study:
 
 
 def read_study(path: str | Path) -> Study:
-    """The study that a YAML file holds.
+    """Read the study in a YAML file.
 
     Raises:
-        InputError: There is no such file, it has no arms or no `study` section, or one that names what there is not.
+        InputError: The file does not exist, has no arms or no `study` section, or its `study` section is invalid.
     """
     path = Path(path)
     _, arms = collect(path)
     section = study_section(path)
     if not arms:
-        raise InputError(f"{path} is not a study: it has no `arms`")
+        raise InputError(f"{path} is not a study, because it has no `arms`; add `arms: {{NAME: {{KEY: VALUE}}}}`")
     if not section:
-        raise InputError(f"{path} has no `study` section, which says what to measure of the arms (`metrics: [...]`)")
+        raise InputError(f"{path} has no `study` section; add one with the metrics: `study: {{metrics: [...]}}`")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Questions, "study")
     try:
-        with in_its_own_words():
+        with raising_own_errors():
             asked = parser.instantiate(parser.parse_object({"study": section})).study
         Sampling(asked.sampler, asked.num_inference_steps, asked.guidance_scale)
     except (ArgumentError, InputError) as error:
         raise InputError(f"{path}: {one_line(error)}") from None
     if not asked.metrics:
-        raise InputError(f"{path}: study.metrics names no metric")
+        raise InputError(f"{path}: study.metrics is empty; name at least one metric")
     if asked.num_examples < 2:
-        raise InputError(f"{path}: study.num_examples {asked.num_examples} is less than 2")
+        raise InputError(f"{path}: study.num_examples {asked.num_examples} is less than 2; use at least 2")
     for arm in arms:
         if Path(arm).name != arm or arm in ("report", "cluster"):
-            raise InputError(f"{path}: the arm {arm!r} cannot have a folder of this name beside report/; rename it")
+            raise InputError(f"{path}: the arm {arm!r} cannot be the name of a folder beside report/; rename it")
     study = Study(path, first_comment(path), list(arms), asked, section)
     check_claims(study)
     return study
 
 
 def check_claims(study: Study) -> None:
-    """Names of arms and columns that do not exist would only be noticed after hours."""
+    """Check the names of arms and columns in the claims, before hours of training."""
     for claim in study.asked.claims:
         if claim.column not in study.directions:
             known = ", ".join(study.directions)
-            raise InputError(f"{study.path}: a claim names the column {claim.column!r}; the metrics give {known}")
+            raise InputError(f"{study.path}: a claim names the unknown column {claim.column!r}; known: {known}")
         if study.directions[claim.column] not in ("more", "less"):
-            raise InputError(f"{study.path}: of the column {claim.column!r} neither more nor less is better")
+            raise InputError(
+                f"{study.path}: a claim names the column {claim.column!r}, which has no better direction; use another"
+            )
     named = [*study.asked.paper, *(arm for claim in study.asked.claims for arm in (claim.better, claim.worse))]
     for arm in named:
         if arm not in study.arms:
-            raise InputError(f"{study.path}: study names the arm {arm!r}; there are {', '.join(study.arms)}")
+            raise InputError(f"{study.path}: study names the unknown arm {arm!r}; known: {', '.join(study.arms)}")
 
 
 def first_comment(path: Path) -> str:
-    """The lines of the comment that the file begins with, up to its first empty one."""
+    """The comment at the start of the file, up to its first empty line, joined to one line."""
     lines = []
     for line in split_lines(read_text(path)):
         text = line.removeprefix("#").strip()

@@ -1,4 +1,4 @@
-"""What the tests of studies share: a study that takes seconds, and runs that are as if it had been done."""
+"""Fixtures of the tests of studies: a study that takes seconds, and runs that look finished."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def make_study(tmp_path):
 
 @pytest.fixture
 def make_job(tmp_path):
-    """Makes a run of five steps that is still to be done."""
+    """Create a run of five steps that has not started."""
 
     def make_job(arm="causal", seed=0, **changes):
         folder = tmp_path / "runs" / arm / f"seed_{seed}"
@@ -40,7 +40,7 @@ def make_job(tmp_path):
 
 @pytest.fixture
 def finished(make_job):
-    """Makes a run that is finished, with these results."""
+    """Create a finished run with these results."""
 
     def finished(arm="causal", seed=0, columns=None, skipped=None, losses=((2, 5.0, 1.0), (5, 4.0, 0.5)), pictures=0):
         job = make_job(arm, seed)
@@ -62,17 +62,17 @@ def finished(make_job):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Puts a script in the place of the command; returns what reads the words it was called with."""
+    """Replace the command by a script; return a function that reads the words of its calls."""
 
     def stand_in(script="finish()"):
         (tmp_path / "lit_transfusion").mkdir(exist_ok=True)
-        # The package comes before the installed one, and has all else from there, which jobs of a cluster import.
+        # This package comes before the installed one and takes its other modules from there.
         installed = Path(lit_transfusion.__file__)
         package = installed.read_text() + f"\n__path__.append({str(installed.parent)!r})\n"
         (tmp_path / "lit_transfusion" / "__init__.py").write_text(package)
         (tmp_path / "lit_transfusion" / "__main__.py").write_text(STAND_IN + script)
         monkeypatch.chdir(tmp_path)
-        said = tmp_path / "said.txt"
-        return lambda: [line.split() for line in said.read_text().splitlines()] if said.exists() else []
+        calls = tmp_path / "calls.txt"
+        return lambda: [line.split() for line in calls.read_text().splitlines()] if calls.exists() else []
 
     return stand_in

@@ -1,4 +1,4 @@
-"""`ablate` as a user meets it: whole small studies by the real commands, left alone and killed."""
+"""Small studies with the real commands, from start to end and killed."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from lit_transfusion import cli
 
 ABLATE = [sys.executable, "-m", "lit_transfusion", "ablate"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parent}"}
-PATIENCE = 900  # seconds; it takes one in ten of them on a machine that has nothing else to do
+PATIENCE = 900  # seconds; ten times what an idle machine needs
 
 
 def ablate(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -29,7 +29,7 @@ def ablate(folder: Path, *words: str) -> subprocess.CompletedProcess:
 def wait_for(condition, process=None) -> None:
     until = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < until, "it does not happen"
+        assert time.monotonic() < until, "timed out"
         assert process is None or process.poll() is None, process.stderr.read()
         time.sleep(0.02)
 
@@ -39,21 +39,21 @@ def step_of(checkpoint: Path) -> int:
 
 
 def commands(run: Path) -> list[str]:
-    """What was run for a run, from its log."""
+    """The names of the commands in the log of a run."""
     log = (run / "log.txt").read_text(errors="replace")
     return [line.split()[2] for line in log.splitlines() if line.startswith("$ lit-transfusion ")]
 
 
 @pytest.mark.slow
 def test_small_study_from_its_file_to_its_report(tmp_path, monkeypatch, capsys):
-    """By the command in this process, which starts faster; the runs have processes of their own in any case."""
+    """The command is called in this process, which is faster. The runs have their own processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
     metrics = ["Perplexity", "tiny_study.OutOfReach"]
     write_tiny(tmp_path / "tiny.yaml", study={"metrics": metrics})
     cli.main(["ablate", "--config", "tiny.yaml", "--seeds", "1", "--output", "out", "--parallel", "2"])
-    said = capsys.readouterr()
-    assert "done: causal, seed 0" in said.err and "tensorboard --logdir out" in said.out
+    printed = capsys.readouterr()
+    assert "done: causal, seed 0" in printed.err and "tensorboard --logdir out" in printed.out
     out = tmp_path / "out"
     text = (out / "report" / "README.md").read_text()
     assert text.startswith("# tiny: Who may see whom?") and "2 of 2 runs" in text
@@ -70,14 +70,14 @@ def test_small_study_from_its_file_to_its_report(tmp_path, monkeypatch, capsys):
     assert json.loads((out / "time.json").read_text())["seconds"] > 0
 
 
-# A study in which a run takes long enough to be killed in its midst
+# A study whose run is long enough to be killed during training
 LONG = {"max_steps": 400, "val_check_interval": 100, "limit_val_batches": 1, "log_every_n_steps": 10}
 INTERVAL = 20
 ONE_RUN = ["--config", "tiny.yaml", "--arms", "causal", "--seeds", "1", "--output", "out"]
 
 
 def long_study(folder: Path, **changes) -> Path:
-    keep = {
+    checkpoints = {
         "class_path": "ModelCheckpoint",
         "init_args": {
             "dirpath": "${trainer.default_root_dir}/checkpoints",
@@ -87,23 +87,23 @@ def long_study(folder: Path, **changes) -> Path:
             "save_on_exception": True,
         },
     }
-    callbacks = [keep, {"class_path": "RunDirectory"}, {"class_path": "LimitThreads"}]
+    callbacks = [checkpoints, {"class_path": "RunDirectory"}, {"class_path": "LimitThreads"}]
     return write_tiny(
         folder / "tiny.yaml", trainer=LONG | {"callbacks": callbacks}, study={"metrics": ["Perplexity"]}, **changes
     )
 
 
 @pytest.fixture
-def begun(tmp_path):
-    """A study of one run that was begun, and is in its midst."""
+def started(tmp_path):
+    """A study of one run, during its training."""
     long_study(tmp_path)
     words = [*ABLATE, *ONE_RUN]
-    with (tmp_path / "said.txt").open("w") as said:
+    with (tmp_path / "stdout.txt").open("w") as stdout:
         process = subprocess.Popen(
             words,
             cwd=tmp_path,
             env=ENVIRONMENT,
-            stdout=said,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -114,7 +114,7 @@ def begun(tmp_path):
         process.wait()
 
 
-def go_on(folder: Path) -> None:
+def resume(folder: Path) -> None:
     done = ablate(folder, *ONE_RUN)
     assert done.returncode == 0, done.stderr
     assert step_of(folder / "out" / "causal" / "seed_0" / "checkpoints" / "last.ckpt") == LONG["max_steps"]
@@ -124,34 +124,34 @@ def go_on(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_study_that_is_stopped_goes_on_where_it_was(begun, tmp_path, ending):
+def test_stopped_study_resumes(started, tmp_path, ending):
     run = tmp_path / "out" / "causal" / "seed_0"
-    begun.send_signal(ending)
-    begun.wait(PATIENCE)
-    assert begun.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[ending]
-    assert "Traceback" not in begun.stderr.read()
+    started.send_signal(ending)
+    started.wait(PATIENCE)
+    assert started.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[ending]
+    assert "Traceback" not in started.stderr.read()
     reached = step_of(run / "checkpoints" / "last.ckpt")
     assert reached < LONG["max_steps"] and not (run / "finished.json").exists()
-    go_on(tmp_path)
+    resume(tmp_path)
     assert commands(run) == ["fit", "fit", "evaluate"]
     second = run / "metrics" / "version_1" / "metrics.csv"
     assert int(next(csv.DictReader(second.open()))["step"]) >= reached  # nothing was trained twice
 
 
 @pytest.mark.slow
-def test_orphan_of_a_killed_study_is_waited_for(begun, tmp_path):
+def test_study_waits_for_the_fit_of_a_killed_study(started, tmp_path):
     run = tmp_path / "out" / "causal" / "seed_0"
-    begun.kill()
-    begun.wait()
-    go_on(tmp_path)
-    assert commands(run) == ["fit", "evaluate"]  # the fit that was left behind has done its work
+    started.kill()
+    started.wait()
+    resume(tmp_path)
+    assert commands(run) == ["fit", "evaluate"]  # the first fit has finished the run
 
 
 @pytest.mark.slow
-def test_study_whose_every_process_was_killed_loses_no_more_than_an_interval(begun, tmp_path):
+def test_study_with_all_processes_killed_loses_one_checkpoint_interval_at_most(started, tmp_path):
     run = tmp_path / "out" / "causal" / "seed_0"
-    begun.kill()
-    begun.wait()
+    started.kill()
+    started.wait()
     (fit,) = [
         int(pid)
         for pid in subprocess.run(
@@ -163,14 +163,14 @@ def test_study_whose_every_process_was_killed_loses_no_more_than_an_interval(beg
     reached = max(step_of(path) for path in (run / "checkpoints").glob("*.ckpt"))
     rows = list(csv.DictReader((run / "metrics" / "version_0" / "metrics.csv").open()))
     assert int(rows[-1]["step"]) - reached <= INTERVAL
-    go_on(tmp_path)
+    resume(tmp_path)
     assert commands(run) == ["fit", "fit", "evaluate"]
     again = list(csv.DictReader((run / "metrics" / "version_1" / "metrics.csv").open()))
     assert int(again[0]["step"]) >= reached
 
 
 @pytest.mark.slow
-def test_arm_that_fails_is_told_and_the_rest_is_done_and_not_done_again(tmp_path):
+def test_failed_arm_is_reported_and_finished_arms_are_not_repeated(tmp_path):
     arms = TINY["arms"] | {"broken": {"trainer": {"callbacks+": [{"class_path": "tiny_study.Breaks"}]}}}
     write_tiny(tmp_path / "tiny.yaml", arms=arms, study={"metrics": ["Perplexity"]})
     words = ["--config", "tiny.yaml", "--seeds", "1", "--output", "out", "--parallel", "2"]
@@ -181,7 +181,7 @@ def test_arm_that_fails_is_told_and_the_rest_is_done_and_not_done_again(tmp_path
     fewer = ablate(tmp_path, *words, "--arms", "causal", "both")
     assert fewer.returncode == 0, fewer.stderr
     assert "2 of 2 runs" in (tmp_path / "out" / "report_of_causal_both" / "README.md").read_text()
-    assert "2 of 3 runs" in report.read_text()  # that of all arms is still there
+    assert "2 of 3 runs" in report.read_text()  # the report of all arms is unchanged
     other = {"metrics": ["Perplexity", "GenEvalShapes"]}
     write_tiny(tmp_path / "tiny.yaml", arms=arms, study=other)
     assert ablate(tmp_path, *words, "--arms", "causal").returncode == 0

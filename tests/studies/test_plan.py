@@ -1,4 +1,4 @@
-"""What a study will cost is counted on the arms themselves, and what cannot be is refused before any is trained."""
+"""The cost of a study is computed from its arms; invalid arms are errors before training."""
 
 import itertools
 import sys
@@ -35,7 +35,7 @@ def test_arms_are_counted(make_study):
     assert 0.25 < first.flops / (6 * first.parameters * first.tokens) < 1  # 6 N a token, but for the embeddings
 
 
-def test_plan_is_the_config_of_a_run_but_for_arm_seed_and_folder(make_study):
+def test_plan_is_the_config_of_a_run_without_arm_and_folder(make_study):
     (one,) = plan(make_study().only(["both"]), ["--data.batch_size=2"], timed=False)
     config = yaml.safe_load(one.config)
     assert config["data"]["batch_size"] == 2 and "arm" not in config and "config" not in config
@@ -44,8 +44,8 @@ def test_plan_is_the_config_of_a_run_but_for_arm_seed_and_folder(make_study):
 
 
 @pytest.mark.parametrize("own", [{}, {"seed": 5}])
-def test_arms_of_a_seed_share_data_and_noise_and_seeds_do_not(make_study, own):
-    """Whatever seed the file sets."""
+def test_arms_of_a_seed_share_data_and_noise(make_study, own):
+    """Two seeds differ, with any seed in the file."""
     study = make_study(data=TINY["data"] | own)
     drawn = {}
     for arm, seed in itertools.product(study.arms, (0, 1)):
@@ -54,7 +54,7 @@ def test_arms_of_a_seed_share_data_and_noise_and_seeds_do_not(make_study, own):
         drawn[arm, seed] = [batch.tokens for batch in batches], parts.model.seed
     for seed in (0, 1):
         assert all(map(torch.equal, drawn["causal", seed][0], drawn["both", seed][0]))
-        assert drawn["causal", seed][1] == drawn["both", seed][1] == seed  # of the noise of each step
+        assert drawn["causal", seed][1] == drawn["both", seed][1] == seed  # the seed of the noise
     assert not any(map(torch.equal, drawn["causal", 0][0], drawn["causal", 1][0]))
 
 
@@ -65,12 +65,12 @@ def test_arms_of_a_seed_share_data_and_noise_and_seeds_do_not(make_study, own):
         ({"a": {"modell": {"mask": "Causal"}}, "both": {}}, [], ["arm a", "modell"]),
         ({"a": {"model": {"mask": "Circular"}}, "both": {}}, [], ["arm a", "Circular", "Bidirectional, Causal"]),
         ({"a": {"data": {"image_size": 18}}, "both": {}}, [], ["arm a", "image_size 18"]),
-        ({"both": {}, "a": {}}, [], ["the arms both and a are the same run"]),
+        ({"both": {}, "a": {}}, [], ["arms both and a", "same config"]),
         ({"both": {}, "a": {"model": {"mask": "Causal"}}}, ["--trainer.nothing=3"], ["--trainer.nothing=3"]),
         ({"both": {}, "a": {"model": {"mask": "Causal"}}}, ["--trainer.max_steps=-1"], ["max_steps -1"]),
     ],
 )
-def test_arm_that_cannot_be_is_refused(make_study, arms, overrides, texts):
+def test_invalid_arm_is_an_error(make_study, arms, overrides, texts):
     study = make_study(arms=arms, study={"claims": [], "paper": {}})
     with pytest.raises(InputError) as caught:
         plan(study, overrides, timed=False)
@@ -79,19 +79,19 @@ def test_arm_that_cannot_be_is_refused(make_study, arms, overrides, texts):
         assert text in str(caught.value)
 
 
-def test_sampling_that_cannot_be_is_refused_before_it_is_needed(make_study):
+def test_invalid_sampling_is_an_error_before_training(make_study):
     study = make_study(study={"num_inference_steps": 5000}).only(["both"])
     with pytest.raises(InputError, match="num_inference_steps 5000"):
         plan(study, [], timed=False)
 
 
-def test_table_says_what_all_of_it_takes():
+def test_table_has_the_total_time():
     plans = [ArmPlan(arm, "", 2_500_000, 10_000, 1000, 500.0, 2e9, 0.36) for arm in ("a", "b")]
     text = shown(plans)
-    for cell in ("2.50M", "0.01M", "1,000", "0.50M", "2.00e+12", "6 min", "2 arms x 3 seeds, 2 at once", "18 min"):
+    for cell in ("2.50M", "0.01M", "1,000", "0.50M", "2.00e+12", "6 min", "2 arms x 3 seeds, 2 at a time", "18 min"):
         assert cell in text
     text = shown([plans[0], plans[1]._replace(seconds=None)])
-    assert "–" in text and "at once" not in text
+    assert "–" in text and "at a time" not in text
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_clock(seconds, text):
 def test_dry_run_prints_the_plan_and_runs_nothing(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cli.main(["ablate", "--config", str(tiny), "--dry_run", "--arms", "both"])
-    said = capsys.readouterr()
-    assert "both" in said.err and "causal" not in said.err and "1 arm x 3 seeds" in " ".join(said.err.split())  # timed
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "both" in printed and "causal" not in printed and "1 arm x 3 seeds" in printed  # timed
     assert list(tmp_path.iterdir()) == [tiny]
 
 
-# What cannot be run is said in one line, with exit status 2, and leaves nothing behind.
+# Errors are one line, with exit status 2, and leave no files.
 
 
 @pytest.mark.parametrize(
@@ -119,33 +119,33 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tiny, tmp_path, monkeypatch, c
         (["--seeds", "0"], "seeds 0 is less than 1"),
         (["--parallel", "0"], "parallel 0 is less than 1"),
         (["--arms", "none"], "has no arm 'none'; it has causal, both"),
-        (["--arms"], "names no arm"),
+        (["--arms"], "--arms is empty"),
         (["--cluster", "pbs"], "'slurm', 'local'"),
         (["--cluster", "slurm"], "srun"),
         (["--nothing", "1"], "--nothing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_words_that_cannot_be_are_refused(tiny, tmp_path, monkeypatch, capsys, words, text):
+def test_invalid_option_is_an_error(tiny, tmp_path, monkeypatch, capsys, words, text):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no srun
+    monkeypatch.setenv("PATH", str(tmp_path))  # a folder without srun
     with pytest.raises(SystemExit) as caught:
         cli.main(["ablate", "--config", str(tiny), *words])
-    said = capsys.readouterr()
-    assert caught.value.code == 2 and text in said.err and said.err.startswith("error: ")
-    assert len(said.err.splitlines()) == 1 and not said.out
+    printed = capsys.readouterr()
+    assert caught.value.code == 2 and text in printed.err and printed.err.startswith("error: ")
+    assert len(printed.err.splitlines()) == 1 and not printed.out
     assert list(tmp_path.iterdir()) == [tiny]
 
 
 def test_cluster_needs_submitit(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "submitit", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "submitit", None)  # as if it were not installed
     with pytest.raises(SystemExit):
         cli.main(["ablate", "--config", str(tiny), "--cluster", "local"])
     assert 'pip install -e ".[cluster]"' in capsys.readouterr().err
 
 
-def test_runs_of_another_study_are_refused_before_any_is_trained(tiny, tmp_path, monkeypatch, capsys):
+def test_folder_of_another_study_is_an_error_before_training(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "out" / "both" / "seed_0"
     folder.mkdir(parents=True)

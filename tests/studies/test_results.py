@@ -1,4 +1,4 @@
-"""The statistics against SciPy and known truths, and what is read of runs that were stopped or lack something."""
+"""Statistics compared with SciPy and known values, and results of incomplete runs."""
 
 import csv
 import json
@@ -33,20 +33,20 @@ THREE = [0.3, -0.1, 0.7]
 
 
 class Counted(Metric):
-    """Right of some pictures."""
+    """A metric that counts correct pictures."""
 
     columns = {"right": "more"}  # noqa: RUF012
 
 
 def runs(**arms):
-    """Results, of the numbers of each arm by seed."""
+    """Results from the numbers of each arm by seed."""
     return {
         arm: {seed: Measured(columns, {}, {}) for seed, columns in by_seed.items()} for arm, by_seed in arms.items()
     }
 
 
 def counts(scores, floor=0.0):
-    """One run, of the score of each picture, and of two baselines, of which the higher is the floor."""
+    """A run with the score of each picture, and two baselines; the higher one is the floor."""
     scores = list(map(float, scores))
     baselines = {"noise": {"right": floor}, "black": {"right": 0.0}, "other": {"perplexity": 1.0}}
     return Measured({"right": float(np.mean(scores))}, {"right": scores}, baselines)
@@ -70,31 +70,31 @@ def test_equal_differences_have_an_interval_that_is_a_point():
     assert over_seeds_and_pictures([0.0] * 3, nothing) == ((0.0, 0.0), 1.0)
 
 
-def test_interval_over_pictures_by_hand():
-    """Three seeds that agree in number, and not in which pictures are right."""
+def test_interval_over_pictures_of_an_example():
+    """Three seeds with the same number of correct pictures, but different ones."""
     scores = np.array([[1.0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
     (low, high), p = over_seeds_and_pictures([0.25] * 3, scores)
     half = scipy.stats.t.ppf(0.975, 3) * np.std([2 / 3, 1 / 3, 0, 0], ddof=1) / 2
     assert (low, high) == pytest.approx((0.25 - half, 0.25 + half)) and 0.1 < p < 0.5
-    assert over_seeds([0.25] * 3)[1] == 0  # seeds alone know nothing of four pictures
+    assert over_seeds([0.25] * 3)[1] == 0  # the seeds alone do not show that there are only four pictures
 
 
 @pytest.mark.parametrize(
     ("logits", "of_seeds", "of_prompts", "of_both", "least_of_seeds"),
     [
-        ((-2.2, -2.8), 0.0, 0.0, 0.0, 0.9),  # each picture by itself, some 10 % right
-        ((-3.5, -3.5), 0.0, 0.0, 0.0, 0.9),  # 3 % right
-        ((-2.0, -2.5), 0.3, 2.0, 2.0, 0.8),  # some prompts are easier, for one arm or for both
-        ((-2.0, -2.5), 0.0, 2.0, 4.0, 0.0),  # it is mostly the prompt that decides
-        ((-1.0, -1.0), 1.0, 0.0, 0.0, 0.9),  # it is mostly the seed
+        ((-2.2, -2.8), 0.0, 0.0, 0.0, 0.9),  # independent pictures, about 10 % correct
+        ((-3.5, -3.5), 0.0, 0.0, 0.0, 0.9),  # 3 % correct
+        ((-2.0, -2.5), 0.3, 2.0, 2.0, 0.8),  # some prompts are easier, for one arm or both
+        ((-2.0, -2.5), 0.0, 2.0, 4.0, 0.0),  # the prompt has the largest effect
+        ((-1.0, -1.0), 1.0, 0.0, 0.0, 0.9),  # the seed has the largest effect
     ],
 )
-def test_interval_of_counts_holds_the_truth(logits, of_seeds, of_prompts, of_both, least_of_seeds):
-    """95 times of 100, whatever the pictures depend on; that over seeds alone does not."""
+def test_interval_of_counts_contains_the_truth(logits, of_seeds, of_prompts, of_both, least_of_seeds):
+    """In about 95 % of the cases, for all causes of variance. The interval over seeds alone does not."""
     random = np.random.default_rng(0)
 
     def logit(arm, seeds, prompts):
-        """(seeds, prompts); what the arms share of a prompt is `prompts`."""
+        """(seeds, prompts). `prompts` is the effect of each prompt on both arms."""
         by_seed = of_seeds * random.normal(size=(seeds, 1))
         return logits[arm] + by_seed + of_prompts * prompts + of_both * random.normal(size=prompts.shape)
 
@@ -125,18 +125,18 @@ def test_interval_of_counts_holds_the_truth(logits, of_seeds, of_prompts, of_bot
     ("mean", "p", "verdict"),
     [(1.0, 0.04, "yes"), (-1.0, 0.04, "no"), (1.0, 0.05, "not resolved"), (1.0, None, "not resolved")],
 )
-def test_verdict_goes_by_the_p_value(mean, p, verdict):
+def test_verdict_follows_the_p_value(mean, p, verdict):
     assert Difference([mean], mean).verdict(p) == verdict
 
 
-def test_holm_by_hand():
-    """The least p value times the number of all, the next times one less, and none below an earlier one."""
+def test_holm_of_an_example():
+    """The smallest p value times n, the next times n - 1, and so on, never smaller than the one before."""
     assert adjusted_by_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert adjusted_by_holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])
     assert adjusted_by_holm([]) == adjusted_by_bh([]) == []
 
 
-def test_of_findings_that_are_all_false_holm_resolves_one_in_a_twentieth_of_studies():
+def test_holm_resolves_false_findings_in_five_percent_of_studies():
     random = np.random.default_rng(0)
     p_values = scipy.stats.ttest_1samp(random.normal(size=(1000, 9, 3)), 0, axis=2).pvalue
     assert np.mean((p_values < 0.05).any(1)) > 0.3
@@ -150,7 +150,7 @@ def test_bh_is_scipys():
 
 
 def test_findings_of_a_study_are_one_family(make_study):
-    """A finding that is resolved alone is not beside others, and one that was not measured is none of them."""
+    """A finding can be resolved alone and not with others. One that is not measured does not count."""
     says = [{"says": f"{i}", "column": column, "better": "both", "worse": "causal"} for i, column in enumerate(
         ["perplexity", "geneval", "geneval_colours", "geneval_counting"]
     )]  # fmt: skip
@@ -179,8 +179,8 @@ def counting(make_study):
     return make_study(study={"metrics": [f"{__name__}.Counted"], "claims": claims})
 
 
-def test_findings_at_the_floor_say_nothing(counting):
-    """31 and 21 right of 288, where noise has some 5 %: as in an earlier version's report."""
+def test_findings_at_the_floor(counting):
+    """31 and 21 correct of 288, where noise has about 5 %."""
     floor = 0.05
     few = {"both": [12, 9, 10], "causal": [6, 7, 8]}
     results = {
@@ -194,7 +194,7 @@ def test_findings_at_the_floor_say_nothing(counting):
     assert not finding.at_floor and finding.alone == finding.holds == "yes"
 
 
-def test_there_is_no_floor_to_be_at_where_none_is_measured(counting):
+def test_without_baselines_no_finding_is_at_the_floor(counting):
     results = {arm: {seed: counts([0, 0, 1]) for seed in range(3)} for arm in ("both", "causal")}
     assert decided(results, counting)[0].at_floor
     for arm in results.values():
@@ -203,7 +203,7 @@ def test_there_is_no_floor_to_be_at_where_none_is_measured(counting):
     assert not decided(results, counting)[0].at_floor
 
 
-def test_pictures_are_in_the_interval_where_all_runs_have_the_same(counting):
+def test_interval_includes_pictures_if_all_runs_have_the_same(counting):
     random = np.random.default_rng(1)
     results = {
         arm: {seed: counts(random.random(50) < share) for seed in range(3)}
@@ -229,15 +229,15 @@ def test_differences_are_taken_seed_by_seed_in_the_direction_that_is_better(make
         causal={0: {"perplexity": 5.0, "geneval": 0.4}, 1: {"perplexity": 5.0, "geneval": 0.5}},
     )
     found = difference(results, study, "perplexity", better="both", worse="causal")
-    assert found.per_seed == [2.0, 1.0] and found.mean == 1.5  # lower by so much
+    assert found.per_seed == [2.0, 1.0] and found.mean == 1.5  # perplexity is lower by this
     assert (found.interval, found.p) == over_seeds([2.0, 1.0])
     found = difference(results, study, "geneval", better="both", worse="causal")
     assert found.per_seed == pytest.approx([0.1, 0.4])
     assert difference(results, study, "geneval", "causal", "both").mean == pytest.approx(-found.mean)
 
 
-def test_difference_can_be_resolved_where_the_arms_overlap(make_study):
-    """What seeds have in common falls out."""
+def test_difference_can_be_resolved_if_the_arms_overlap(make_study):
+    """The effect of the seed cancels."""
     results = runs(
         both={seed: {"geneval": 0.1 * seed + 0.05 + 0.001 * seed} for seed in range(4)},
         causal={seed: {"geneval": 0.1 * seed} for seed in range(4)},
@@ -245,7 +245,7 @@ def test_difference_can_be_resolved_where_the_arms_overlap(make_study):
     assert difference(results, make_study(), "geneval", "both", "causal").p < 0.01
 
 
-def test_seeds_that_one_arm_lacks_are_left_out(make_study):
+def test_seeds_missing_in_one_arm_are_left_out(make_study):
     full = {"geneval": 0.5}
     results = runs(both={0: full, 2: full, 3: {"perplexity": 1.0}, 4: full}, causal={1: full, 2: full, 3: full, 4: {}})
     assert difference(results, make_study(), "geneval", "both", "causal") == Difference([0.0], 0.0)
@@ -253,7 +253,7 @@ def test_seeds_that_one_arm_lacks_are_left_out(make_study):
     assert difference(results, make_study(), "geneval", "both", "causal") is None
 
 
-def test_one_seed_and_what_is_not_finite_resolve_nothing(make_study):
+def test_one_seed_or_numbers_that_are_not_finite_resolve_nothing(make_study):
     results = runs(both={0: {"perplexity": 1.0}}, causal={0: {"perplexity": 900.0}})
     (finding,) = decided(results, make_study())
     assert finding.claim.says.startswith("Both ways") and finding.found.per_seed == [899.0]
@@ -266,25 +266,25 @@ def test_one_seed_and_what_is_not_finite_resolve_nothing(make_study):
     assert finding.holm is None and finding.holds == "not resolved"
 
 
-# What is read of runs
+# Results of runs
 
 
 def test_results_are_those_of_finished_runs(finished, make_job):
     jobs = [finished("causal", 0, {"geneval": 0.5}), make_job("causal", 1), finished("both", 1, {"geneval": 0.7})]
     assert by_arm(jobs) == runs(causal={0: {"geneval": 0.5}}, both={1: {"geneval": 0.7}})
-    assert measured_of(jobs[0]._replace(evaluate="metrics: [KID]\n")) == ({}, {}, {})  # it was asked for something else
+    assert measured_of(jobs[0]._replace(evaluate="metrics: [KID]\n")) == ({}, {}, {})  # other metrics are wanted now
     path = jobs[0].folder / "evaluation.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"each": {"geneval": [1, 0]}}))
     assert measured_of(jobs[0]).each == {"geneval": [1, 0]}
 
 
-def test_reasons_are_those_of_what_was_asked(finished):
+def test_reasons_are_those_of_the_current_metrics(finished):
     job = finished("causal", 0, {}, skipped={"FID": "no weights"})
     assert skipped_of([job]) == {"FID": "no weights"}
     assert skipped_of([job._replace(evaluate="metrics: [KID]\n")]) == {}
 
 
-def test_curve_goes_on_over_starts_and_the_later_is_right(finished):
+def test_curve_continues_over_starts_and_uses_the_later_one(finished):
     job = finished(losses=[(i, 10.0 - i, 1.0) for i in (2, 4, 6)])
     both = {"val/loss_text": 1.5, "val/loss_image": 0.5}
     for version in (10, 2):  # the tenth is after the second
@@ -303,7 +303,7 @@ def test_curve_goes_on_over_starts_and_the_later_is_right(finished):
         [{"step": 1, "val/loss_text": "", "val/loss_image": ""}],
     ],
 )
-def test_curve_of_metrics_that_lack_something_has_no_points(make_job, rows):
+def test_curve_of_incomplete_metrics_is_empty(make_job, rows):
     job = make_job()
     write_metrics(job, 0, rows)
     assert curve_of(job) == ([], [], [])
@@ -321,7 +321,7 @@ def test_csv_has_a_line_for_each_run(finished, make_job, tmp_path):
         ]
 
 
-def test_findings_are_written_with_all_that_their_table_needs(finished, make_study, tmp_path):
+def test_findings_csv_has_all_columns(finished, make_study, tmp_path):
     perplexities = {"causal": [5.0, 5.1, 5.2], "both": [4.0, 4.0, 4.0]}
     jobs = [
         finished(arm, seed, {"perplexity": value})
@@ -342,7 +342,7 @@ def test_settings_and_results_are_written_for_tensorboard(finished):
     job = finished("both", 2, {"geneval": 0.25})
     changes = {"model": {"mask": "Causal", "size": {"dim": 16}}, "data": {"recipe": None, "scenes": ["a", "b"]}}
     write_tensorboard(job, changes)
-    # hparams and numbers are in files of their own
+    # hparams and numbers are in different files
     numbers, settings = {}, {}
     for path in job.folder.glob("events.*"):
         events = EventAccumulator(str(path))
@@ -355,8 +355,8 @@ def test_settings_and_results_are_written_for_tensorboard(finished):
             if tag.endswith("session_start_info"):
                 settings = dict(data.session_start_info.hparams)
     assert numbers == {"evaluation/geneval": 0.25}
-    said = {key: value.string_value or value.number_value for key, value in settings.items()}
-    assert said == {
+    written = {key: value.string_value or value.number_value for key, value in settings.items()}
+    assert written == {
         "arm": "both",
         "seed": 2.0,
         "model.mask": "Causal",

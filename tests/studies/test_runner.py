@@ -1,4 +1,4 @@
-"""Runs are trained and evaluated once, go on after any kind of end, and do not get in each other's way."""
+"""Runs are trained and evaluated once, resume after any kind of stop, and do not disturb each other."""
 
 import fcntl
 import multiprocessing
@@ -29,39 +29,39 @@ from lit_transfusion.studies.runner import (
 def wait_for(condition, seconds=10.0):
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it does not happen"
+        assert time.monotonic() < until, "timed out"
         time.sleep(0.01)
 
 
 # One run
 
 
-def test_run_is_trained_and_evaluated_and_then_left_alone(make_job, stand_in):
-    said, job = stand_in(), make_job()
+def test_run_is_trained_and_evaluated_once(make_job, stand_in):
+    calls, job = stand_in(), make_job()
     assert not job.trained and not job.evaluated
     assert run_job(job, threads=1) is None
     assert job.trained and job.evaluated
-    fit, evaluate = said()
+    fit, evaluate = calls()
     assert fit == ["fit", *job.fit]
     asked, ckpt = str(job.folder / "asked.yaml"), str(job.folder / "checkpoints" / "last.ckpt")
     assert evaluate == ["evaluate", "--config", asked, "--ckpt", ckpt, "--output", str(job.folder)]
     assert (job.folder / "planned.yaml").read_text() == job.planned
     assert (job.folder / "evaluate.yaml").read_text() == job.evaluate and not (job.folder / "asked.yaml").exists()
     assert run_job(job, threads=1) is None
-    assert len(said()) == 2
+    assert len(calls()) == 2
 
 
-def test_what_is_asked_anew_is_measured_without_training(make_job, stand_in):
-    said, job = stand_in(), make_job()
+def test_new_metrics_are_measured_without_training(make_job, stand_in):
+    calls, job = stand_in(), make_job()
     run_job(job, threads=1)
     other = job._replace(evaluate="metrics: [KID]\n")
     assert other.trained and not other.evaluated
     run_job(other, threads=1)
-    assert [words[0] for words in said()] == ["fit", "evaluate", "evaluate"]
+    assert [words[0] for words in calls()] == ["fit", "evaluate", "evaluate"]
     assert other.evaluated and not job.evaluated
 
 
-def test_run_that_is_prolonged_is_not_trained_yet(make_job):
+def test_run_with_more_steps_is_not_trained_yet(make_job):
     job = make_job(max_steps=4)
     job.folder.mkdir(parents=True)
     (job.folder / "finished.json").write_text('{"step": 4}')
@@ -69,56 +69,56 @@ def test_run_that_is_prolonged_is_not_trained_yet(make_job):
 
 
 @pytest.mark.parametrize("bad", ["fit", "evaluate"])
-def test_failure_is_told_by_its_last_line_and_tried_again(make_job, stand_in, bad):
+def test_failure_returns_the_last_line_of_the_log_and_is_retried(make_job, stand_in, bad):
     job = make_job()
-    said = stand_in(
+    calls = stand_in(
         f"print('at work')\nif words[0] == {bad!r}:\n"
         "    print('error: no such thing', file=sys.stderr)\n    sys.exit(2)\n"
         "finish()"
     )
     assert run_job(job, threads=1) == f"error: no such thing (exit status 2; see {job.log})"
-    assert said()[-1][0] == bad and not job.evaluated and job.trained == (bad == "evaluate")
+    assert calls()[-1][0] == bad and not job.evaluated and job.trained == (bad == "evaluate")
     stand_in()
     assert run_job(job, threads=1) is None and job.evaluated
-    assert [words[0] for words in said()].count("fit") == (2 if bad == "fit" else 1)  # what was trained stays
+    assert [words[0] for words in calls()].count("fit") == (2 if bad == "fit" else 1)  # what was trained stays
 
 
-def test_last_line_is_the_last_that_was_said(make_job, stand_in):
-    """Not what the process had printed before, and only then wrote out."""
+def test_last_line_is_the_last_that_was_printed(make_job, stand_in):
+    """Not a line that was printed before and written later, from a buffer."""
     stand_in("print('before')\nprint('the reason', file=sys.stderr)\nsys.exit(1)")
     assert run_job(make_job(), threads=1).startswith("the reason (")
 
 
-def test_fit_that_ends_early_is_no_success(make_job, stand_in):
-    """Such as one with an EarlyStopping, or a max_time."""
-    said, job = stand_in("finish(); (folder / 'finished.json').write_text('{\"step\": 3}')"), make_job()
+def test_fit_that_ends_early_is_an_error(make_job, stand_in):
+    """For example with EarlyStopping or max_time."""
+    calls, job = stand_in("finish(); (folder / 'finished.json').write_text('{\"step\": 3}')"), make_job()
     assert "before step 5" in run_job(job, threads=1)
-    assert [words[0] for words in said()] == ["fit"]
+    assert [words[0] for words in calls()] == ["fit"]
 
 
-def test_fit_goes_on_from_what_there_is(make_job, stand_in):
-    said, job = stand_in(), make_job()
+def test_fit_resumes_from_the_last_checkpoint(make_job, stand_in):
+    calls, job = stand_in(), make_job()
     (job.folder / "checkpoints").mkdir(parents=True)
     (job.folder / "checkpoints" / "last.ckpt").touch()
     run_job(job, threads=1)
-    assert said()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
+    assert calls()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
 
 
 def test_sharded_run_resumes_from_its_folder(make_job, stand_in):
     """A checkpoint of fsdp2 is a folder, and last.ckpt a link to it."""
-    said, job = stand_in("(folder / 'finished.json').write_text('{\"step\": 5}')"), make_job()
+    calls, job = stand_in("(folder / 'finished.json').write_text('{\"step\": 5}')"), make_job()
     shards = job.folder / "checkpoints" / "epoch=0-step=3.ckpt"
     shards.mkdir(parents=True)
     for name in (".metadata", "meta.pt"):
         (shards / name).touch()
     (shards.parent / "last.ckpt").symlink_to(shards.name)
     run_job(job, threads=1)
-    assert said()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
-    assert said()[1][said()[1].index("--ckpt") + 1] == str(shards.parent / "last.ckpt")
+    assert calls()[0] == ["fit", *job.fit, "--ckpt_path", "last"]
+    assert calls()[1][calls()[1].index("--ckpt") + 1] == str(shards.parent / "last.ckpt")
 
 
 def test_kill_before_the_first_checkpoint_leaves_the_run_where_it_is(make_job, stand_in):
-    """`fit` would move what looks like an earlier run to NAME.1, and the lock and the plan with it."""
+    """`fit` would move an earlier run to NAME.1, with the lock and the plan."""
     job = make_job()
     job.folder.mkdir(parents=True)
     (job.folder / "config.yaml").touch()
@@ -133,7 +133,7 @@ def test_kill_before_the_first_checkpoint_leaves_the_run_where_it_is(make_job, s
     assert (job.folder / "planned.yaml").exists()
 
 
-def test_threads_are_those_that_are_given(make_job, stand_in, monkeypatch, tmp_path):
+def test_number_of_threads_is_passed_on(make_job, stand_in, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     stand_in("import os\nPath(words[0]).write_text(os.environ['OMP_NUM_THREADS'])\nfinish()")
     for threads, seen in ((3, "3"), (0, "7")):
@@ -141,7 +141,7 @@ def test_threads_are_those_that_are_given(make_job, stand_in, monkeypatch, tmp_p
         assert [(tmp_path / name).read_text() for name in ("fit", "evaluate")] == [seen, seen]
 
 
-# Who else is at it
+# Other processes at the same run
 
 
 @contextmanager
@@ -152,36 +152,36 @@ def held(job):
         yield
 
 
-def test_run_that_another_process_is_at_is_waited_for(make_job, stand_in):
-    said, job, result, waits = stand_in(), make_job(), [], threading.Event()
+def test_waits_for_another_process_at_the_same_run(make_job, stand_in):
+    calls, job, result, waits = stand_in(), make_job(), [], threading.Event()
     with held(job):
         thread = threading.Thread(target=lambda: result.append(run_job(job, threads=1, waiting=waits.set)))
         thread.start()
         assert waits.wait(10)
         time.sleep(0.3)
-        assert not said() and not (job.folder / "planned.yaml").exists()
+        assert not calls() and not (job.folder / "planned.yaml").exists()
         (job.folder / "finished.json").write_text('{"step": 5}')  # by the other
     thread.join(10)
-    assert result == [None] and [words[0] for words in said()] == ["evaluate"]
+    assert result == [None] and [words[0] for words in calls()] == ["evaluate"]
 
 
-def test_orphan_of_a_killed_parent_is_waited_for_and_its_work_is_kept(make_job, stand_in, tmp_path):
-    said, job = stand_in("while fit and not Path('go').exists():\n    time.sleep(0.01)\nfinish()"), make_job()
+def test_waits_for_the_child_of_a_killed_parent_and_keeps_its_result(make_job, stand_in, tmp_path):
+    calls, job = stand_in("while fit and not Path('go').exists():\n    time.sleep(0.01)\nfinish()"), make_job()
     parent = multiprocessing.get_context("fork").Process(target=run_job, args=(job, 1))
     parent.start()
-    wait_for(said)
+    wait_for(calls)
     parent.kill()
     parent.join()
     assert parent.exitcode == -signal.SIGKILL
     threading.Timer(0.3, (tmp_path / "go").touch).start()
     assert run_job(job, threads=1) is None
-    assert [words[0] for words in said()] == ["fit", "evaluate"] and job.evaluated
+    assert [words[0] for words in calls()] == ["fit", "evaluate"] and job.evaluated
 
 
-# What is left of an earlier study
+# Folders of an earlier study
 
 
-def test_runs_go_seed_by_seed_in_folders_of_their_own(make_study, tmp_path):
+def test_runs_are_ordered_by_seed_and_have_their_own_folders(make_study, tmp_path):
     study = make_study()
     plans = [ArmPlan(arm, f"{arm}: 1\n", 1, 1, 5, 1.0, 1.0, None) for arm in study.arms]
     jobs = make_jobs(study, plans, ["--trainer.max_steps=5"], 2, tmp_path)
@@ -194,7 +194,7 @@ def test_runs_go_seed_by_seed_in_folders_of_their_own(make_study, tmp_path):
     assert words[words.index("--trainer.default_root_dir") + 1] == str(jobs[3].folder)
 
 
-def test_run_of_another_study_is_refused(make_job):
+def test_folder_with_another_config_is_an_error(make_job):
     job = make_job()
     check_earlier(job)  # there is none
     job.folder.mkdir(parents=True)
@@ -212,7 +212,7 @@ def test_run_of_another_study_is_refused(make_job):
 # All runs
 
 
-def test_one_failure_stops_no_other(make_job, stand_in, capsys):
+def test_failure_does_not_stop_other_runs(make_job, stand_in, capsys):
     stand_in("if 'bad' in str(folder):\n    sys.exit('it is bad')\nfinish()")
     jobs = [make_job(arm, seed) for seed in range(2) for arm in ("bad", "good")]
     outcomes = run_here(jobs, parallel=2, threads=1)
@@ -220,11 +220,11 @@ def test_one_failure_stops_no_other(make_job, stand_in, capsys):
     for outcome in outcomes:
         assert (outcome.error or "").startswith("it is bad" if outcome.job.arm == "bad" else "")
         assert outcome.job.evaluated == (outcome.job.arm == "good") == (outcome.error is None)
-    said = capsys.readouterr().err
-    assert "failed: bad, seed 1: it is bad" in said and "done: good, seed 0" in said
+    printed = capsys.readouterr().err
+    assert "failed: bad, seed 1: it is bad" in printed and "done: good, seed 0" in printed
 
 
-def test_no_more_run_at_once_than_are_to(make_job, stand_in, tmp_path):
+def test_number_of_parallel_runs_is_limited(make_job, stand_in, tmp_path):
     stand_in(
         "if fit:\n    me = Path(f'running_{folder.parent.name}')\n    me.touch()\n"
         "    print(len(list(Path().glob('running_*'))), file=open('counts', 'a'))\n"
@@ -234,18 +234,18 @@ def test_no_more_run_at_once_than_are_to(make_job, stand_in, tmp_path):
     assert max(map(int, (tmp_path / "counts").read_text().split())) == 2
 
 
-def test_finished_runs_are_counted_and_not_run(make_job, stand_in):
-    said, jobs = stand_in(), [make_job("a"), make_job("b")]
+def test_finished_runs_are_returned_and_not_run(make_job, stand_in):
+    calls, jobs = stand_in(), [make_job("a"), make_job("b")]
     run_job(jobs[0], threads=1)
     outcomes = run_here(jobs, parallel=1, threads=1)
     assert [(outcome.job.arm, outcome.error) for outcome in outcomes] == [("a", None), ("b", None)]
-    assert len(said()) == 4
-    assert len(run_here(jobs, parallel=1, threads=1)) == 2 and len(said()) == 4
+    assert len(calls()) == 4
+    assert len(run_here(jobs, parallel=1, threads=1)) == 2 and len(calls()) == 4
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_stop_lets_those_that_run_write_a_checkpoint_and_begins_no_more(make_job, stand_in, ending):
-    said = stand_in(
+def test_stop_lets_running_runs_save_a_checkpoint_and_starts_no_others(make_job, stand_in, ending):
+    calls = stand_in(
         "def stop(*_):\n    time.sleep(0.2)\n    (folder / 'stopped.ckpt').touch()\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n(folder / 'ready').touch()\ntime.sleep(20)"
     )
@@ -257,7 +257,7 @@ def test_stop_lets_those_that_run_write_a_checkpoint_and_begins_no_more(make_job
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as `ablate` does
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs lack
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell have none
     threading.Thread(target=kill).start()
     try:
         with pytest.raises(SystemExit if ending == signal.SIGTERM else KeyboardInterrupt):
@@ -266,10 +266,10 @@ def test_stop_lets_those_that_run_write_a_checkpoint_and_begins_no_more(make_job
         for number, handler in before.items():
             signal.signal(number, handler)
     assert [(job.folder / "stopped.ckpt").exists() for job in jobs] == [True, True, False]
-    assert len(said()) == 2
+    assert len(calls()) == 2
 
 
-# What is read of a run
+# Files of a run
 
 
 def test_step_is_that_of_the_newest_metrics(make_job):
@@ -301,7 +301,7 @@ def test_last_line_of_a_log(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", '{"step'])
-def test_file_that_was_not_written_to_its_end_says_nothing(tmp_path, content):
+def test_incomplete_json_is_read_as_empty(tmp_path, content):
     if content is not None:
         (tmp_path / "finished.json").write_text(content)
     assert read_json(tmp_path / "finished.json") == {}
@@ -310,7 +310,7 @@ def test_file_that_was_not_written_to_its_end_says_nothing(tmp_path, content):
 @pytest.mark.parametrize(
     ("parallel", "count", "visible", "shares"),
     [
-        (1, 4, None, [None]),  # one run may have all
+        (1, 4, None, [None]),  # one run can use all
         (2, 0, None, [None, None]),
         (2, 1, None, [None, None]),
         (2, 4, None, ["0,2", "1,3"]),
@@ -318,5 +318,5 @@ def test_file_that_was_not_written_to_its_end_says_nothing(tmp_path, content):
         (2, 2, "5,7", ["5", "7"]),
     ],
 )
-def test_gpus_are_shared_out_to_runs_at_once(parallel, count, visible, shares):
+def test_gpus_are_shared_by_parallel_runs(parallel, count, visible, shares):
     assert gpu_shares(parallel, count, visible) == shares

@@ -1,4 +1,4 @@
-"""A study file is read as it is meant, and whatever would fail after hours is refused at once."""
+"""Reading of study files; errors that would appear after hours of training are found first."""
 
 import pytest
 import yaml
@@ -9,7 +9,7 @@ from lit_transfusion.studies.study import read_study
 CLAIM = {"says": "x", "column": "geneval", "better": "both", "worse": "causal"}
 
 
-def test_study_says_what_is_asked(make_study):
+def test_study_is_read(make_study):
     study = make_study()
     assert (study.name, study.question) == ("study", "Who may see whom?")
     assert study.arms == ["causal", "both"]
@@ -18,14 +18,14 @@ def test_study_says_what_is_asked(make_study):
     assert study.asked.claims[0].better == "both" and study.asked.paper == {"causal": {"FID": 61.3}}
 
 
-def test_section_of_a_base_is_laid_under_that_of_the_file(make_study, tmp_path):
+def test_section_of_the_file_overwrites_that_of_its_base(make_study, tmp_path):
     make_study()
     (tmp_path / "more.yaml").write_text("base: study.yaml\nstudy: {num_examples: 7}\n")
     study = read_study(tmp_path / "more.yaml")
     assert (study.asked.num_examples, study.asked.num_inference_steps, study.question) == (7, 2, "")
 
 
-def test_evaluate_is_asked_what_the_section_says(make_study):
+def test_options_of_evaluate_are_those_of_the_section(make_study):
     options = yaml.safe_load(make_study(study={"guidance_scale": 2.0}).evaluate_options())
     metrics = options.pop("metrics")
     assert [metric["class_path"].rpartition(".")[2] for metric in metrics] == ["Perplexity", "GenEvalShapes"]
@@ -33,15 +33,15 @@ def test_evaluate_is_asked_what_the_section_says(make_study):
     assert options == {"num_examples": 3, "num_inference_steps": 2, "guidance_scale": [2.0]}
 
 
-def test_fewer_arms_are_asked_less(make_study):
+def test_selected_arms_keep_only_their_claims(make_study):
     study = make_study(study={"paper": {"causal": {"FID": 1.0}, "both": {"FID": 2.0}}})
     assert study.only(None) == study == study.only(["both", "causal"])  # in the file's order
     fewer = study.only(["both"])
     assert fewer.arms == ["both"] and fewer.asked.claims == [] and fewer.asked.paper == {"both": {"FID": 2.0}}
 
 
-@pytest.mark.parametrize(("arms", "text"), [(["none"], "no arm 'none'; it has causal, both"), ([], "names no arm")])
-def test_arms_that_are_not_there_are_refused(make_study, arms, text):
+@pytest.mark.parametrize(("arms", "text"), [(["none"], "no arm 'none'; it has causal, both"), ([], "--arms is empty")])
+def test_unknown_arms_are_an_error(make_study, arms, text):
     with pytest.raises(InputError, match=text):
         make_study().only(arms)
 
@@ -49,11 +49,11 @@ def test_arms_that_are_not_there_are_refused(make_study, arms, text):
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({"arms": {}}, ["names no arm"]),
+        ({"arms": {}}, ["`arms`"]),
         ({"arms": {"../x": {}}}, ["'../x'", "rename"]),
         ({"arms": {"report": {}}, "study": {"claims": [], "paper": {}}}, ["'report'", "rename"]),
-        ({"study": [1]}, ["`study` must hold keys"]),
-        ({"study": {"metrics": []}}, ["names no metric"]),
+        ({"study": [1]}, ["`study`", "keys and values"]),
+        ({"study": {"metrics": []}}, ["study.metrics", "at least one"]),
         ({"study": {"metrics": ["Perplexy"]}}, ["Perplexy", "known: BLEU", "Perplexity"]),
         ({"study": {"metrics": [{"class_path": "KID", "init_args": {"size": 1}}]}}, ["KID", "'size'"]),
         (
@@ -77,7 +77,7 @@ def test_arms_that_are_not_there_are_refused(make_study, arms, text):
         ({"study": {"claims": [CLAIM | {"column": "fid"}]}}, ["'fid'", "perplexity", "geneval"]),
         (
             {"study": {"metrics": ["tiny_study.OutOfReach"], "claims": [CLAIM | {"column": "distance"}]}},
-            ["'distance'", "neither"],
+            ["'distance'", "no better direction"],
         ),
         ({"study": {"claims": [CLAIM | {"better": "none"}]}}, ["'none'", "causal, both"]),
         ({"study": {"claims": [CLAIM | {"worse": "none"}]}}, ["'none'", "causal, both"]),
@@ -86,7 +86,7 @@ def test_arms_that_are_not_there_are_refused(make_study, arms, text):
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said_with_the_name_of_the_file(make_study, changes, texts):
+def test_error_names_the_file_and_the_value(make_study, changes, texts):
     with pytest.raises(InputError) as caught:
         make_study(**changes)
     assert "study.yaml" in str(caught.value) and "\n" not in str(caught.value)
@@ -97,21 +97,21 @@ def test_what_is_wrong_is_said_with_the_name_of_the_file(make_study, changes, te
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("arms: {a: {}, b: {}}", "has no `study` section"),
-        ("study: {metrics: [Perplexity]}", "has no `arms`"),
+        ("arms: {a: {}, b: {}}", "`study: {metrics"),
+        ("study: {metrics: [Perplexity]}", "`arms: {NAME"),
         (
             "arms:\n  a: {model: {size: tiny}}\n  a: {model: {size: nano}}",
-            "line 3: the key 'a' is there already, in line 2",
+            "line 3: duplicate key 'a', first used in line 2",
         ),
     ],
 )
-def test_file_that_is_no_study_is_named(tmp_path, content, text):
+def test_file_that_is_not_a_study_is_an_error(tmp_path, content, text):
     (tmp_path / "file.yaml").write_text(content)
     with pytest.raises(InputError) as caught:
         read_study(tmp_path / "file.yaml")
     assert "file.yaml" in str(caught.value) and text in str(caught.value)
 
 
-def test_file_that_is_not_there_is_named():
+def test_missing_file_is_an_error():
     with pytest.raises(InputError, match=r"none\.yaml not found"):
         read_study("none.yaml")

@@ -1,4 +1,4 @@
-"""A study that takes seconds, and what stands in for its runs where these are not what is tested."""
+"""A study that takes seconds, and a replacement for its commands in tests of other parts."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ from lit_transfusion.studies.runner import Job
 
 
 class OutOfReach(Metric):
-    """Of what nobody knows whether it is good, and what cannot be measured here."""
+    """A metric without a better direction, which cannot be measured here."""
 
     columns: ClassVar[dict[str, str]] = {"distance": "neither"}
 
@@ -55,7 +55,7 @@ TINY = {
 
 
 def write_tiny(path: Path, **changes) -> Path:
-    """tiny.yaml; of `study` and `trainer` only what is given is changed, other sections are replaced."""
+    """Write tiny.yaml. Changes of `study` and `trainer` are merged; other sections are replaced."""
     content = dict(TINY)
     for key, value in changes.items():
         content[key] = content[key] | value if key in ("study", "trainer") and isinstance(value, dict) else value
@@ -65,7 +65,7 @@ def write_tiny(path: Path, **changes) -> Path:
 
 
 def write_metrics(job: Job, version: int, rows: list[dict]) -> Path:
-    """As Lightning's CSVLogger does, a version for each start."""
+    """Write metrics as Lightning's CSVLogger does, with a version for each start."""
     path = job.folder / "metrics" / f"version_{version}" / "metrics.csv"
     path.parent.mkdir(parents=True)
     with path.open("w", newline="") as file:
@@ -75,14 +75,14 @@ def write_metrics(job: Job, version: int, rows: list[dict]) -> Path:
     return path
 
 
-# Stands in for `python -m lit_transfusion` in the folder where it lies: that one takes seconds to start.
+# Replaces `python -m lit_transfusion`, which takes seconds to start.
 STAND_IN = """
 import signal, sys, time
 from pathlib import Path
 words = sys.argv[1:]
 fit = words[0] == "fit"
 folder = Path(words[words.index("--trainer.default_root_dir" if fit else "--output") + 1])
-with open("said.txt", "a") as file:
+with open("calls.txt", "a") as file:
     print(*words, file=file)
 
 def finish():

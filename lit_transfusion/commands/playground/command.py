@@ -4,7 +4,6 @@ import os
 from tempfile import TemporaryDirectory
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.pipeline import open_pipeline
 
 
 def playground(
@@ -23,6 +22,8 @@ def playground(
         device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
         ema: Use the averaged weights, if the checkpoint has them.
     """
+    from lit_transfusion.generation.pipeline import open_pipeline  # here, since it takes seconds, and --help is quick
+
     with TemporaryDirectory(prefix="playground_", ignore_cleanup_errors=True) as folder:
         # gradio reads these when it is imported. The private folder hides shown and uploaded pictures from other users.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
