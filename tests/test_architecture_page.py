@@ -111,11 +111,11 @@ def test_source_is_held_out_skipped_and_learned(built):
     parts = built("my_sources")
     source = parts.datamodule.source
     train, held_out = source.split("train"), source.split("val")
-    assert len(train) + len(held_out) == len(source) == 6 and 0 < len(held_out) < 6
+    assert len(train) + len(held_out) == len(source) == 11 and 2 <= len(held_out) <= 4
     assert not set(train.captions()) & set(held_out.captions())
-    red, wrong = source[0], source[5]
+    red, wrong = source[0], source[10]
     assert red.captions == ("red",) and red.image[:, 5, 7].tolist() == [1, -1, -1]
-    assert isinstance(wrong, Skipped) and "not a colour" in wrong.reason
+    assert isinstance(wrong, Skipped) and "unknown" in wrong.reason
     assert losses(parts).image > 0
 
 
