@@ -18,7 +18,7 @@ test-slow:   ## Run the tests that take minutes, the notebooks among them
 lint:        ## Check style, formatting and types
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
-format:      ## Mend style and formatting where that can be done by machine
+format:      ## Fix style and formatting where a tool can
 	$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
 
 docs:        ## Build the site of the documentation into site/

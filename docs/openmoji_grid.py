@@ -1,4 +1,4 @@
-"""The two OpenMoji grids of the README: 16 concepts that were trained on, and 16 that were held out.
+"""The two OpenMoji grids of docs/data.md: 16 concepts that were trained on, and 16 that were held out.
 
 python docs/openmoji_grid.py runs/openmoji/checkpoints/last.ckpt docs/images/openmoji
 """
