@@ -1,7 +1,7 @@
 PYTHON ?= python
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow lint format quickstart clean
+.PHONY: help install test test-slow lint format docs quickstart clean
 
 help:        ## Show this list
 	@awk -F ': *## ' '/^[a-z-]+: *## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ lint:        ## Check style, formatting and types
 format:      ## Fix style and formatting automatically
 	$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
 
+docs:        ## Build the site of the documentation into site/
+	$(PYTHON) -m mkdocs build --strict
+
 quickstart:  ## Train on coloured shapes, on a CPU
 	$(PYTHON) -m lit_transfusion fit --config configs/quickstart.yaml
 
 clean:       ## Remove caches and build outputs, but not runs/
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Draw the two OpenMoji grids: 16 training concepts, and 16 held-out concepts.
+"""Draw the two OpenMoji grids of docs/data.md: 16 training concepts, and 16 held-out concepts.
 
 python docs/openmoji_grid.py runs/openmoji/checkpoints/last.ckpt docs/images/openmoji
 """

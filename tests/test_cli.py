@@ -53,6 +53,9 @@ data:
   vocab_size: 300
 """
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+NOT_FOR_USERS = ("LOG.md", "benchmarks.md")  # what was run once
+PAGES = [path for path in sorted((REPOSITORY / "docs").glob("*.md")) if path.name not in NOT_FOR_USERS]
+DOCUMENTED = "\n".join([README, *(path.read_text(encoding="utf-8") for path in PAGES)])
 
 
 @pytest.fixture(autouse=True)
@@ -357,16 +360,16 @@ def test_callbacks_are_known_by_short_and_full_names(printed, folder, prefix):
     assert found == [f"lit_transfusion.training.callbacks.{name}" for name in CALLBACKS]
 
 
-# README
+# README and pages
 
 
 def test_readme_has_commands():
-    assert not README.strip() or commands_in(README)
+    assert commands_in(README) and len(README.splitlines()) <= 200
 
 
-@pytest.mark.parametrize("command", commands_in(README), ids=" ".join)
-def test_command_of_the_readme_can_be_parsed(command, user_files, printed, monkeypatch, folder):
-    for code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL):  # files that the reader writes
+@pytest.mark.parametrize("command", list(dict.fromkeys(map(tuple, commands_in(DOCUMENTED)))), ids=" ".join)
+def test_documented_command_can_be_parsed(command, user_files, printed, monkeypatch, folder):
+    for code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", DOCUMENTED, re.DOTALL):  # the reader's own files
         (folder / code[0]).write_text(code[1])
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(REPOSITORY)
@@ -375,6 +378,20 @@ def test_command_of_the_readme_can_be_parsed(command, user_files, printed, monke
         assert cli.tool_parser(command[0]).parse_args(spell_out(cli.tool_of(command[0]), command[1:]))
     else:
         assert printed(*command)["model"]
+
+
+@pytest.mark.parametrize("path", [REPOSITORY / "README.md", *PAGES], ids=lambda path: path.name)
+def test_links_of_a_page_lead_to_files_and_headings(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, heading = target.partition("#")
+        page = path.parent / file if file else path
+        assert page.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings], target
 
 
 # Help
