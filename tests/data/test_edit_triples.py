@@ -134,7 +134,7 @@ def test_source_can_be_pickled(tmp_path):
 
 
 def test_folder_and_metadata_must_exist(tmp_path):
-    assert error_of().startswith("EditTriples has no path: set path")
+    assert error_of().startswith("EditTriples has no path; set path")
     assert error_of(str(tmp_path / "x")).startswith(f"no such folder: {tmp_path / 'x'}; set path")
     assert error_of(str(tmp_path)).startswith("no metadata.csv, metadata.tsv, metadata.jsonl, metadata.parquet in ")
     assert error_of(str(tmp_path), metadata="x.csv").startswith(f"no such file: {tmp_path / 'x.csv'}; set metadata")

@@ -220,7 +220,7 @@ def test_input_error_while_reading_is_one_line(pictures, codec, tmp_path, monkey
     monkeypatch.setattr(maker.ShardMaker, "read", fail)
     options = {"codec": codec, **SMALL, "num_workers": num_workers}
     message = error_of(lambda: prepare([str(pictures)], str(tmp_path / "out"), **options))
-    assert message.startswith("the tar has changed; what is finished is kept")
+    assert message.startswith("the tar has changed; ") and "run the same command again to resume" in message
 
 
 def test_out_of_memory_is_one_line(pictures, save_vae, tmp_path, monkeypatch):

@@ -157,7 +157,7 @@ def test_differences_of_metadata_and_folder_are_counted(tmp_path, caplog):
     assert captions_by_name(ImageCaptions(str(tmp_path))) == {"a.png": ("a",)}
     (record,) = caplog.records
     assert "1 picture used, 4 left out" in record.getMessage()
-    assert "2 named in metadata.csv but not there (first: yyy" in record.getMessage()
+    assert "2 named in metadata.csv but missing (first: yyy" in record.getMessage()
     assert "2 without a caption (first: b.png)" in record.getMessage()
 
 
