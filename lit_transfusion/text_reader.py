@@ -1,10 +1,10 @@
-"""Reads the text files of users by one set of rules, whatever system or editor they come from.
+"""Read text files from users by one set of rules, whatever system or editor wrote them.
 
 - UTF-8, with or without a byte order mark.
-- A line ends at LF or CRLF and nowhere else: U+2028, U+0085 and form feeds are characters of a line. (`str.splitlines`
-  and a file opened as text end lines at some of these.)
-- Bytes that are not UTF-8, UTF-16, NUL bytes, and a CR without an LF are errors, which name the file.
-- Suffixes count in any case: captions.TXT is a .txt file.
+- A line ends at LF or CRLF only. U+2028, U+0085 and form feeds are ordinary characters. (`str.splitlines` and a file
+  opened as text end lines at some of these.)
+- Bytes that are not UTF-8, UTF-16, NUL bytes, and a CR without an LF are errors. The message names the file.
+- The case of a suffix does not matter: captions.TXT is a .txt file.
 """
 
 import codecs
@@ -19,8 +19,8 @@ NOT_UTF8 = "not UTF-8"
 
 
 class UnreadableText(ValueError):
-    """Bytes that are no text. The message is a short reason that is the same for all of one kind; `fix` says what to
-    do."""
+    """Bytes that are not text. The message is a short reason, the same for all errors of one kind; `fix` is what the
+    user should do."""
 
     def __init__(self, reason: str, fix: str = "save it as UTF-8") -> None:
         super().__init__(reason)
@@ -28,22 +28,22 @@ class UnreadableText(ValueError):
 
 
 def decode(content: bytes) -> str:
-    """Text from the bytes of a file, or of one line; without a byte order mark, and with LF for each CRLF.
+    """Decode a file, or one line of it: drop the byte order mark and replace each CRLF by LF.
 
     Raises:
-        UnreadableText: It is no text.
+        UnreadableText: The bytes are not text.
     """
     text = decode_exactly(content).removeprefix("\ufeff").replace("\r\n", "\n")
     if "\r" in text:
-        raise UnreadableText("text with a CR that no LF follows", "end its lines with LF or CRLF")
+        raise UnreadableText("text with a CR without an LF", "end its lines with LF or CRLF")
     return text
 
 
 def decode_exactly(content: bytes) -> str:
-    """Text from bytes, to the last CR.
+    """Decode bytes and keep every character, also CR and the byte order mark.
 
     Raises:
-        UnreadableText: It is no text.
+        UnreadableText: The bytes are not text.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnreadableText("UTF-16")
@@ -57,20 +57,20 @@ def decode_exactly(content: bytes) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a decoded text, without their ends."""
+    """Split a decoded text into lines, without their line ends."""
     lines = text.split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def read_text(path: str | Path, name: str = "") -> str:
-    """A whole file.
+    """Read a whole text file.
 
     Args:
         path: The file.
-        name: What an error calls it; the path, if it is empty.
+        name: The name of the file in error messages; the path if empty.
 
     Raises:
-        InputError: It is not there, or no text.
+        InputError: The file does not exist or is not text.
     """
     try:
         return decode(Path(path).read_bytes())
@@ -81,12 +81,12 @@ def read_text(path: str | Path, name: str = "") -> str:
 
 
 def stream_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a file of any size, one after the other, each with its LF.
+    """Yield the lines of a file of any size, each with its LF.
 
     Raises:
-        InputError: It is not there, or no text.
+        InputError: The file does not exist or is not text.
     """
-    number = 0  # of lines that were decoded
+    number = 0  # lines decoded so far
     try:
         with open(path, "rb") as file:
             for line in file:
@@ -99,15 +99,15 @@ def stream_lines(path: str | Path) -> Iterator[str]:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file of one value holds.
+    """Read a JSON file that contains one value.
 
     Raises:
-        InputError: It is not there, no text, or broken.
+        InputError: The file does not exist, is not text, or is not valid JSON.
     """
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: broken json ({error.msg})") from None
+        raise InputError(f"{path}, line {error.lineno}: broken json ({error.msg}); fix the file") from None
 
 
 def suffix(path: str | Path) -> str:
@@ -116,8 +116,11 @@ def suffix(path: str | Path) -> str:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether a text is Unicode. JSON can write half of a surrogate pair, such as "\\ud83d", which is no character; so
-    do names and arguments whose bytes are not UTF-8, in Python."""
+    """Whether a text can be encoded as UTF-8.
+
+    Half of a surrogate pair is not a character and cannot be. JSON can contain one, such as "\\ud83d", and Python
+    puts them into file names and arguments whose bytes are not UTF-8.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""How messages say what they count."""
+"""Words for counts in messages."""
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with the noun that it counts, in the singular after 1."""
+    """A number and its noun: "1 picture", "2 pictures"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,4 +1,4 @@
-"""Every text file is read by the same rules: what ends a line, what marks a file as UTF-8, and what is no text."""
+"""All text files are read by the same rules for line ends, UTF-8 marks and invalid bytes."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from lit_transfusion.prepare.readers import open_reader
 from lit_transfusion.studies.study import first_comment
 from lit_transfusion.text_reader import UnreadableText, decode, read_text, split_lines, stream_lines
 
-NO_LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # where str.splitlines ends a line
+NO_LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # str.splitlines ends a line at these
 ODD = f"a{NO_LINE_ENDS}b"
 PICTURE = io.BytesIO()
 Image.new("RGB", (8, 8)).save(PICTURE, "PNG")
@@ -46,7 +46,7 @@ def captions_in_tar(folder, content):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    assert len(open_reader([str(folder)], None, {})[1]) == 1  # all that is in the folder
+    assert len(open_reader([str(folder)], None, {})[1]) == 1  # the only file in the folder
     item = open_reader([str(folder / "all.TAR")], None, {})[1][0]
     if not hasattr(item, "captions"):
         raise InputError(f"{item.name}: {item.reason}")
@@ -77,37 +77,37 @@ def test_line_ends_at_lf_or_crlf_and_nowhere_else(tmp_path, read, mark, end):
 
 
 @pytest.mark.parametrize(
-    ("read", "content", "said"),
+    ("read", "content", "reason"),
     [
-        (read, content, said)
+        (read, content, reason)
         for read in READERS
-        for content, said in [
+        for content, reason in [
             ("one\ntwo\n".encode("utf-16"), "UTF-16"),
             (b"one\0", "NUL"),
             (b"caf\xe9\n", "not UTF-8"),
             (b"one\rtwo\r", "CR"),
         ]
-        if read is not documents or said != "CR"  # which is part of a document
+        if read is not documents or reason != "CR"  # a CR is part of a document
     ],
 )
-def test_what_is_no_text_is_an_error_that_names_the_file(tmp_path, read, content, said):
+def test_file_that_is_not_text_is_an_error_that_names_it(tmp_path, read, content, reason):
     with pytest.raises(InputError) as caught:
         read(tmp_path, content)
     file = {captions_in_text: "a.png", captions_in_csv: "metadata.CSV", captions_in_tar: "all.TAR"}
-    # In the middle of a table, UTF-16 is seen as what it is not.
-    expected = "not UTF-8" if read is captions_in_csv and said == "UTF-16" else said
+    # In the middle of a table, UTF-16 is reported as not UTF-8.
+    expected = "not UTF-8" if read is captions_in_csv and reason == "UTF-16" else reason
     assert expected in str(caught.value) and "\n" not in str(caught.value)
     assert file.get(read, {prompts: "prompts.txt", documents: "a.txt"}.get(read)) in str(caught.value)
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "BOM"])
 def test_lines_of_json_are_whole(tmp_path, mark):
-    """JSON may write U+2028 and the like as they are."""
+    """JSON may contain U+2028 and similar characters unescaped."""
     (tmp_path / "a.png").write_bytes(PICTURE.getvalue())
     rows = [{"file": "a.png", "input": "a.png", "output": "a.png", "text": ODD, "instruction": ODD, "prompt": ODD}] * 2
     text = mark + "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
     (tmp_path / "metadata.jsonl").write_bytes(text.encode())
-    assert ImageCaptions(str(tmp_path)).captions() == [" ".join(ODD.split())]  # equal ones are one
+    assert ImageCaptions(str(tmp_path)).captions() == [" ".join(ODD.split())]  # equal captions are one
     assert EditTriples(str(tmp_path)).captions() == [" ".join(ODD.split())]
     (tmp_path / "p.JSONL").write_bytes((mark + json.dumps({"prompt": ODD}, ensure_ascii=False) + "\r\n").encode())
     assert [request.prompt for request in read_prompt_file(tmp_path / "p.JSONL")] == [ODD]
@@ -129,7 +129,7 @@ def test_benchmarks_and_configs(tmp_path, mark):
 
 
 @pytest.mark.parametrize("kind", ["UTF-16", "missing"])
-def test_config_that_is_no_text(tmp_path, kind):
+def test_config_that_is_not_text(tmp_path, kind):
     if kind == "UTF-16":
         (tmp_path / "run.yaml").write_bytes("model: {}".encode("utf-16"))
     with pytest.raises(InputError, match=r"run\.yaml (is UTF-16; save it as UTF-8|not found)"):
@@ -168,7 +168,7 @@ def test_prompt_with_half_of_a_surrogate_pair_names_its_line(tmp_path, tokenizer
     with pytest.raises(InputError, match=r"coco\.json: annotation 0"):
         read_benchmark(tmp_path / "coco.json", None, 0)
     with pytest.raises(InputError, match=r"a \\ud83d.*half of a surrogate pair"):
-        tokenizer.encode("a \ud83d")  # wherever it is from, such as an argument whose bytes are not UTF-8
+        tokenizer.encode("a \ud83d")  # from any origin, such as an argument whose bytes are not UTF-8
 
 
 # The functions
@@ -199,7 +199,7 @@ def test_error_names_line_or_file(tmp_path):
 
 @pytest.mark.slow
 def test_chinese_captions_train_with_the_defaults(tmp_path, caplog):
-    """6,000 different characters, more than the vocabulary of configs/own_data.yaml; and one caption that is broken."""
+    """6,000 different characters, more than the vocabulary of configs/own_data.yaml, and one broken caption."""
     from lit_transfusion import cli
 
     chance = random.Random(0)

@@ -1,4 +1,4 @@
-"""The LightningDataModule: a source, a tokenizer, a codec and a recipe become packed batches."""
+"""The LightningDataModule. It makes packed batches from a source, a tokenizer, a codec and a recipe."""
 
 import logging
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ log = logging.getLogger(__name__)
 
 
 class TransfusionData(lightning.LightningDataModule):
-    """Pairs of pictures and captions, edits, or texts, as documents packed into rows of equal length.
+    """Data of a run: captioned pictures, edits and texts, as documents packed into rows of equal length.
 
     Args:
-        source: Where pictures and captions, edits, or texts come from; a Mix takes them from several sources.
-        codec: Pictures to the latents that are diffused, and back.
-        recipe: How a pair or an edit becomes a document: order, noise caps, dropout for guidance.
-        image_size: Side of the square pictures in pixels.
-        patch_size: Side of a patch in latent pixels (set by the model's patcher).
-        sequence_length: Positions L of a row. Longer rows waste less on padding; an example's images and text must fit.
-        batch_size: Rows B of a batch, on each device.
-        tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's or one of `train_tokenizer`; null trains
-            one on the captions.
-        vocab_size: Largest vocabulary of a tokenizer that is trained, its 256 bytes and 3 controls included.
-        character_coverage: Of a tokenizer that is trained, the share of all characters whose letters have pieces of
-            their own, in [0.98, 1]; null chooses it (see `Tokenizer.train`).
-        num_workers: Processes that make documents; 0 makes them in the training process. The batches are the same.
-        open_rows: Rows that packing keeps open at once; more waste less padding.
-        seed: Of order, choice of caption, and dropout; on the command line that of --seed_everything unless it is set.
-        max_skipped: Largest share of a source that may be of no use in an epoch of training, in [0, 1]; as soon as more
-            is skipped, the run stops with the reasons.
+        source: Where the examples come from; a Mix combines several sources.
+        codec: Converts pictures to the latents that are diffused, and back.
+        recipe: How an example becomes a document: order, noise caps, dropout for guidance.
+        image_size: Side of the square pictures, in pixels.
+        patch_size: Side of a patch, in latent pixels (set by the model's patcher).
+        sequence_length: Positions L of a row. Longer rows waste less on padding. An example's images and text must fit.
+        batch_size: Rows B of a batch on each device.
+        tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's or one made by `train_tokenizer`; null
+            trains one on the captions.
+        vocab_size: Largest vocabulary of a tokenizer that is trained here, with its 256 bytes and 3 controls.
+        character_coverage: Share of all characters that get their own pieces in a tokenizer that is trained here, in
+            [0.98, 1]; null chooses it (see `Tokenizer.train`).
+        num_workers: Processes that make documents; 0 makes them in the training process. It does not change batches.
+        open_rows: Rows that packing keeps open at the same time; more rows need less padding.
+        seed: Seed of order, caption choice and dropout; the command line uses --seed_everything unless it is set.
+        max_skipped: Largest share of unusable examples of a source in an epoch of training, in [0, 1]. When more are
+            skipped, the run stops and reports the reasons.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TransfusionData(lightning.LightningDataModule):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The given one, or one trained on the captions of the training split."""
+        """The given tokenizer, or one trained on the captions of the training split."""
         if self.tokenizer_model is not None:
             return Tokenizer.from_file(self.tokenizer_model)
         texts = self.source.split("train").captions()
@@ -91,7 +91,7 @@ class TransfusionData(lightning.LightningDataModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(3, S, S) of pixels, or (K, h, w) of the codec's moments: what batches hold of each image."""
+        """Shape of each image in a batch: pixels (3, S, S), or the codec's moments (K, h, w)."""
         size = self.image_size
         return self.codec.moments_shape(size) if self.source.encoding else (3, size, size)
 
@@ -104,31 +104,36 @@ class TransfusionData(lightning.LightningDataModule):
         return self._loader(self.source.split("train"), endless=True)
 
     def val_dataloader(self) -> PackedLoader | list[PackedLoader]:
-        """Of a mix, a loader for each source of which something is held out."""
+        """A loader over the held-out examples; for a mix, one loader for each source that has held-out examples."""
         parts = {name: part.split("val") for name, part in self.source.parts.items()}
         for name, part in parts.items():
             if not len(part) and (self.trainer is None or self.trainer.is_global_zero):
-                log.warning("nothing is held out of %s, so that it is not validated on", name or "the source")
+                log.warning("no examples of %s are held out: no validation on it", name or "the source")
         loaders = [self._loader(part, endless=False, name=name) for name, part in parts.items() if len(part)]
         return loaders[0] if len(loaders) == 1 else loaders
 
     def test_dataloader(self) -> PackedLoader | list[PackedLoader]:
         loaders = self.val_dataloader()
         if loaders == []:
-            raise InputError(f"there is nothing to test on: {type(self.source).__name__} holds no examples out")
+            raise InputError(
+                f"data.source: {type(self.source).__name__} has no held-out examples to test on; raise val_fraction"
+            )
         return loaders
 
     def predict_dataloader(self) -> DataLoader:
-        """Held-out pictures with one caption each, those that cannot be read left out."""
+        """Held-out pictures with one caption each, without the pictures that cannot be read."""
         source = self.source.pictures
         if source.images_per_example > 1:
             raise InputError(
-                f"predict draws captions and describes pictures, and {type(source).__name__} yields edits; the "
-                "callback ShowEdits shows held-out edits during training"
+                f"data.source: predict needs captioned pictures, but {type(source).__name__} yields edits; use the "
+                "callback ShowEdits to see held-out edits during training"
             )
         if source.images_per_example < 1:
-            raise InputError(f"predict draws captions and describes pictures, and {type(source).__name__} has none")
-        return DataLoader(source.split("val"), batch_size=32, collate_fn=side_by_side)
+            raise InputError(
+                f"data.source: predict needs captioned pictures, but {type(source).__name__} has none; use a source "
+                "with captioned pictures"
+            )
+        return DataLoader(source.split("val"), batch_size=32, collate_fn=collate_examples)
 
     def _loader(self, source: Source, endless: bool, name: str = "") -> PackedLoader:
         documents = DocumentSet(
@@ -139,8 +144,8 @@ class TransfusionData(lightning.LightningDataModule):
             self.sequence_length,
             self.seed,
         )
-        # Training documents are shared out. Held-out ones are few: all ranks see all of them, have the same losses
-        # without asking each other, and none waits for one that has run out.
+        # Each rank trains on its share of the documents. Held-out documents are few, so every rank reads all of them:
+        # losses are equal without communication, and no rank waits for another that has no more documents.
         shared = endless and self.trainer is not None
         return PackedLoader(
             documents,
@@ -160,18 +165,23 @@ class TransfusionData(lightning.LightningDataModule):
     def _check(self) -> None:
         for name, least in (("batch_size", 1), ("open_rows", 1), ("num_workers", 0), ("patch_size", 1)):
             if getattr(self, name) < least:
-                raise InputError(f"data.{name} {getattr(self, name)} is less than {least}")
+                raise InputError(f"data.{name} {getattr(self, name)} is less than {least}; use {least} or more")
         if self.character_coverage is not None and not 0.98 <= self.character_coverage <= 1:
-            raise InputError(f"data.character_coverage {self.character_coverage} is not between 0.98 and 1")
+            raise InputError(
+                f"data.character_coverage {self.character_coverage} is invalid; use a value from 0.98 to 1"
+            )
         if not 0 <= self.max_skipped <= 1:
-            raise InputError(f"data.max_skipped {self.max_skipped} is not a share between 0 and 1")
+            raise InputError(f"data.max_skipped {self.max_skipped} is invalid; use a share from 0 to 1")
         if self.source.image_size != self.image_size:
-            raise InputError(f"data.image_size is {self.image_size}, but the source yields {self.source.image_size}")
+            raise InputError(
+                f"data.image_size is {self.image_size}, but data.source yields pictures of {self.source.image_size}; "
+                "use the same size"
+            )
         _, height, width = self.codec.latent_shape(self.image_size)
         if height % self.patch_size or width % self.patch_size:
             raise InputError(
                 f"data.image_size {self.image_size} gives latents of {height}x{width}, "
-                f"which the patcher's patch_size {self.patch_size} does not divide"
+                f"which the patcher's patch_size {self.patch_size} does not divide; change one of them"
             )
         self._check_encodings()
         num_images = self.source.images_per_example
@@ -179,11 +189,11 @@ class TransfusionData(lightning.LightningDataModule):
         if room < 1:
             raise InputError(
                 f"data.sequence_length {self.sequence_length} is too short for {num_images} x {self.patches_per_image} "
-                f"patches with their markers and some text: at least {self.sequence_length - room + 1} is needed"
+                f"patches with their markers and one text token; use at least {self.sequence_length - room + 1}"
             )
 
     def _check_encodings(self) -> None:
-        """What a source has in place of pictures must be this codec's, and a batch holds the one or the other."""
+        """Check that encoded pictures come from this codec, and that no batch mixes latents with pixels."""
         parts = self.source.parts
         encodings = {name: part.encoding for name, part in parts.items() if part.encoding}
         if not encodings:
@@ -193,19 +203,23 @@ class TransfusionData(lightning.LightningDataModule):
             key = f"data.source.init_args.{f'sources.{name}.init_args.' if name else ''}latents"
             if encoding.identity != own:
                 raise InputError(
-                    f"{encoding.path} holds latents of the codec {encoding.identity}, and data.codec is {own}: set "
+                    f"{encoding.path} contains latents of the codec {encoding.identity}, but data.codec is {own}; set "
                     f"data.codec to {encoding.codec}, or {key} to false to encode the pictures again"
                 )
         for other, part in parts.items():
             if part.images_per_example and not part.encoding:
                 raise InputError(
-                    f"data.source mixes latents ({name}) with pictures that are to be encoded ({other}): set {key} to "
+                    f"data.source mixes latents ({name}) with pictures that are not encoded ({other}); set {key} to "
                     "false, or prepare both with the same --codec"
                 )
 
 
-def side_by_side(examples: Sequence[Example | Skipped]) -> ExampleBatch:
+def collate_examples(examples: Sequence[Example | Skipped]) -> ExampleBatch:
+    """Stack the examples that can be used."""
     usable = [example for example in examples if isinstance(example, Example)]
     if not usable:
-        raise InputError(f"not one of {len(examples)} held-out pictures can be used; the first is {examples[0].name}")
+        raise InputError(
+            f"none of {len(examples)} held-out pictures can be used (first: {examples[0].name}, {examples[0].reason}); "
+            "fix the files"
+        )
     return ExampleBatch(torch.stack([e.image for e in usable]), [e.captions[0] for e in usable])

@@ -1,4 +1,4 @@
-"""Whether two pictures are the same: digests of what a file holds, and of what is seen."""
+"""Digests that tell whether two pictures are the same: by the content of the file, and by the pixels."""
 
 import hashlib
 import struct
@@ -9,24 +9,25 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-DIGEST = np.dtype(("<u8", (2,)))  # 16 bytes: of 100 million pictures, two share one by chance once in 10^22 times
+DIGEST = np.dtype(("<u8", (2,)))  # 16 bytes: a chance match among 100 million pictures has probability 10^-22
 
 
 def content_of(data: bytes, name: str) -> bytes:
-    """16 bytes that are equal for equal picture files, wherever they are and whatever they are called.
+    """Digest of a file, 16 bytes. Picture files with equal content have equal digests, whatever their names are.
 
-    A file that is not a picture (empty, or the error page of a failed download) equals only itself: its name counts.
+    A file that is not a picture (empty, or the error page of a failed download) is equal only to itself: its digest
+    includes its name.
     """
     return _digest(data if is_picture(data) else data + b"\0" + name.encode(errors="surrogateescape"))
 
 
 def seen_in(pixels: Tensor) -> bytes:
-    """16 bytes that are equal for equal pixels, uint8 (3, S, S), and for those of the mirror image."""
+    """Digest of pixels, uint8 (3, S, S), 16 bytes. A picture and its mirror image have the same digest."""
     return min(_digest(image.numpy().tobytes()) for image in (pixels, pixels.flip(-1)))
 
 
 def is_picture(data: bytes) -> bool:
-    """Whether a file begins as those of a picture format that Pillow reads."""
+    """Whether a file starts like a picture format that Pillow reads."""
     for accept in _accepts():
         try:
             if accept(data[:16]) is True:
@@ -37,14 +38,14 @@ def is_picture(data: bytes) -> bool:
 
 
 class SamePictures(Sequence):
-    """Groups of indices whose digests are equal, in the order of the first of each group, rising within it.
+    """Groups of indices with equal digests. Groups are ordered by their first index; indices rise within a group.
 
     Args:
         digests: (n, 2) uint64.
     """
 
     def __init__(self, digests: np.ndarray) -> None:
-        self._order = np.lexsort((digests[:, 1], digests[:, 0]))  # keeps the order of equal ones
+        self._order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal digests keep their order
         ranked = digests[self._order]
         begins = np.ones(len(ranked), bool)
         begins[1:] = (ranked[1:] != ranked[:-1]).any(1)
@@ -60,18 +61,18 @@ class SamePictures(Sequence):
         return self._order[self._starts[group] : self._ends[group]].tolist()
 
     def copies(self) -> Iterator[list[int]]:
-        """The groups of more than one."""
+        """Yield the groups with more than one index."""
         for group in np.flatnonzero(self._ends - self._starts > 1):
             yield self[group]
 
 
 def as_digests(contents: Sequence[bytes]) -> np.ndarray:
-    """Digests of 16 bytes → (n, 2) uint64."""
+    """Convert digests of 16 bytes to an array (n, 2) uint64."""
     return np.frombuffer(b"".join(contents), "<u8").reshape(-1, 2)
 
 
 def without_repeats(captions: Sequence[str]) -> tuple[str, ...]:
-    """The captions in their order, each once."""
+    """The captions in their order, without repeats."""
     return tuple(dict.fromkeys(captions))
 
 
@@ -81,6 +82,6 @@ def _digest(data: bytes) -> bytes:
 
 @cache
 def _accepts() -> list:
-    """What Pillow asks the first 16 bytes of a file, for each format that can be told by them."""
+    """Pillow's tests of the first 16 bytes of a file, one for each format that has such a test."""
     Image.init()
     return [accept for _, accept in Image.OPEN.values() if accept is not None]

@@ -1,4 +1,4 @@
-"""From a picture file to a square tensor, whatever camera, scanner or drawing program it comes from."""
+"""Read picture files of any camera, scanner or drawing program as square tensors."""
 
 import io
 import re
@@ -17,35 +17,35 @@ from torchvision.transforms.v2 import functional as transforms
 from lit_transfusion.data.picture_metadata import upright, without_metadata
 from lit_transfusion.errors import InputError
 
-JPEG_FACTOR = 4  # times Pillow's limit; a JPEG that is stored in several scans is in memory in full at first
+JPEG_FACTOR = 4  # multiple of Pillow's limit; a JPEG stored in several scans is first loaded in full size
 
 
 class TooLarge(ValueError):
-    """More pixels than may be decoded. The message is the reason."""
+    """The picture has too many pixels to decode. The message is the reason."""
 
 
 def read_image(file: str | Path | BinaryIO, image_size: int) -> Tensor:
-    """The middle square of a picture as float32 (3, image_size, image_size) in [-1, 1]. See `read_pixels`."""
+    """Read the middle square of a picture as float32 (3, image_size, image_size) in [-1, 1]. See `read_pixels`."""
     return to_unit_range(read_pixels(file, image_size))
 
 
 def read_pixels(file: str | Path | BinaryIO, image_size: int) -> Tensor:
-    """The middle square of a picture as uint8 RGB (3, image_size, image_size), upright, transparency on white.
+    """Read the middle square of a picture as uint8 RGB (3, image_size, image_size), upright, transparency on white.
 
-    Of the metadata only the orientation counts; nothing that is broken in it keeps a picture from being read.
+    Only the orientation is read from the metadata. Broken metadata is ignored.
 
     Raises:
-        ValueError: The picture cannot be used. The message is a short reason that is the same for all of one kind.
+        ValueError: The picture cannot be used. The message is a short reason, the same for all pictures of one kind.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of broken metadata
+            warnings.simplefilter("ignore")  # about broken metadata
             try:
-                image = decoded(file, image_size)
+                image = decode(file, image_size)
             except TooLarge:
                 raise
-            except Exception as error:  # what Pillow raises depends on the format and on what is broken
-                image = decoded_without_metadata(file, image_size, error)
+            except Exception as error:  # the exception class depends on the format and the fault
+                image = decode_without_metadata(file, image_size, error)
     except TooLarge:
         raise
     except FileNotFoundError as error:
@@ -57,24 +57,25 @@ def read_pixels(file: str | Path | BinaryIO, image_size: int) -> Tensor:
     return square(image, image_size)
 
 
-def decoded(file: str | Path | BinaryIO, image_size: int) -> Image.Image:
-    """An upright RGB picture, of a JPEG not much larger than is needed.
+def decode(file: str | Path | BinaryIO, image_size: int) -> Image.Image:
+    """Decode a picture as upright RGB. A JPEG is decoded at a reduced size if that is large enough.
 
     Raises:
-        TooLarge: It has more pixels than Pillow's limit, Image.MAX_IMAGE_PIXELS; of a JPEG, as it would be decoded.
+        TooLarge: The picture has more pixels than Image.MAX_IMAGE_PIXELS. For a JPEG, the decoded size counts.
     """
-    with opened(file) as image:
+    with open_picture(file) as image:
         check_size(image, JPEG_FACTOR if isinstance(image, JpegImageFile) else 1)
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time and memory. Twice the wanted
-        # size is left for the filter in `square`, so that the result hardly differs.
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time and memory. Keep twice the
+        # target size or more for the filter in `square`, so that the result hardly differs.
         image.draft(None, (2 * image_size, 2 * image_size))
         check_size(image)
         image.load()
         return to_rgb(upright(image))
 
 
-def opened(file: str | Path | BinaryIO) -> Image.Image:
-    """A picture whose header was read. Pillow's `open` judges by the header alone, which says too much of a JPEG."""
+def open_picture(file: str | Path | BinaryIO) -> Image.Image:
+    """Open a picture and read its header. Pillow applies its size limit to the header, but a JPEG can be decoded at a
+    smaller size, so a JPEG is opened without that limit."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow raises only at twice its limit
@@ -84,7 +85,7 @@ def opened(file: str | Path | BinaryIO) -> Image.Image:
             file.seek(0)
         try:
             return JpegImageFile(file)
-        except SyntaxError:  # no JPEG
+        except SyntaxError:  # not a JPEG
             raise TooLarge(too_large()) from error
 
 
@@ -97,8 +98,8 @@ def too_large(factor: int = 1) -> str:
     return f"larger than {factor * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels"
 
 
-def decoded_without_metadata(file: str | Path | BinaryIO, image_size: int, error: Exception) -> Image.Image:
-    """What can be decoded of a picture once its metadata is gone; raises `error` if there is no more than before."""
+def decode_without_metadata(file: str | Path | BinaryIO, image_size: int, error: Exception) -> Image.Image:
+    """Remove the metadata and decode the rest. Raises `error` if there is no metadata or decoding fails again."""
     if isinstance(file, str | Path):
         content = Path(file).read_bytes()
     else:
@@ -108,7 +109,7 @@ def decoded_without_metadata(file: str | Path | BinaryIO, image_size: int, error
     if rest == content:
         raise error
     try:
-        return decoded(io.BytesIO(rest), image_size)
+        return decode(io.BytesIO(rest), image_size)
     except TooLarge:
         raise
     except Exception:
@@ -116,28 +117,30 @@ def decoded_without_metadata(file: str | Path | BinaryIO, image_size: int, error
 
 
 def reason_of(error: Exception) -> str:
-    """What a library says of a picture, without the numbers of this one."""
+    """A library's error message without numbers, so that equal faults of different pictures have the same reason."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return re.sub(r"\d+", "N", " ".join(message.split()))[:100]
 
 
 def square(image: Image.Image, image_size: int) -> Tensor:
-    """The middle square of an RGB picture as uint8 (3, image_size, image_size)."""
+    """Crop the middle square of an RGB picture and resize it to uint8 (3, image_size, image_size)."""
     image = transforms.center_crop(image, [min(image.size)])
-    image = transforms.resize(image, [image_size], InterpolationMode.LANCZOS)  # antialiased, as always in Pillow
+    image = transforms.resize(
+        image, [image_size], InterpolationMode.LANCZOS
+    )  # antialiased, like every resize in Pillow
     return transforms.pil_to_tensor(image)
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
-    """uint8 in [0, 255] → float32 in [-1, 1]."""
+    """Convert uint8 in [0, 255] to float32 in [-1, 1]."""
     return pixels.to(torch.float32) / 127.5 - 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Whatever a picture is made of, transparency on white."""
+    """Convert a picture of any mode to RGB, with transparency on white."""
     if image.mode == "F":
-        raise InputError("floating-point pixels have no range that a reader could know")
-    if image.mode.startswith("I"):  # 16-bit grey (or 32-bit holding 16): Pillow would cut off all above 255
+        raise InputError("floating-point pixels have no known range; convert them to integers")
+    if image.mode.startswith("I"):  # 16-bit grey, also in 32 bits: Pillow would clip values above 255
         image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

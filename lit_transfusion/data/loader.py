@@ -1,4 +1,4 @@
-"""The stream of batches: documents made by workers, packed in the main process, resumable at any optimiser step."""
+"""The loader of packed batches. Workers make documents and the main process packs them. It resumes at any step."""
 
 import copy
 import logging
@@ -17,9 +17,9 @@ from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatte
 from lit_transfusion.data.permutation import mix, shuffled
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source, Stream
-from lit_transfusion.data.stream_state import Place, shared_out
+from lit_transfusion.data.stream_state import Place, reshard
 from lit_transfusion.data.tokenizer import Tokenizer
-from lit_transfusion.data.types import PackedBatch, Skipped, in_words
+from lit_transfusion.data.types import PackedBatch, Skipped, format_reasons
 from lit_transfusion.data.worker_feed import Feed, Key
 from lit_transfusion.errors import InputError
 from lit_transfusion.wording import counted
@@ -31,7 +31,10 @@ Rows = list[list[tuple[Piece, FlatDocument]]]
 
 
 class DocumentSet(Dataset):
-    """(epoch, index) → the documents of that example in that epoch, always the same: one, or several of a long text."""
+    """Maps (epoch, index) to the documents of that example in that epoch: one, or several for a long text.
+
+    The same key always gives the same documents.
+    """
 
     def __init__(
         self, source: Source, recipe: Recipe, tokenizer: Tokenizer, patches_per_image: int, length: int, seed: int
@@ -54,35 +57,35 @@ class DocumentSet(Dataset):
 
 
 class PackedLoader:
-    """Iterates over packed batches: endlessly, in a new order each epoch, or once in order.
+    """Iterates over packed batches: without end and in a new order each epoch, or once in order.
 
-    Workers only make documents, which come back in the order they were asked for; packing is done here. So the stream
-    does not depend on the number of workers, and where it stands is a few numbers: the epoch, how many of its
-    documents are used up, which ones wait in rows that are not full, and how many batches there were.
+    Workers only make documents, which arrive in the order of the requests; the main process packs them. So the stream
+    does not depend on the number of workers, and its state is a few numbers: the epoch, the number of used documents,
+    the documents that wait in open rows, and the number of batches.
 
-    Where the source is a mix of several, each goes through epochs of its own. The next document is taken from the one
-    that has given the fewest positions for its weight: how long a document is, is known only when it has been made, so
-    the choice is made here, by what was taken so far. Weights may change after so many batches.
+    Each source of a mix has its own epochs. The next document comes from the source that has given the fewest
+    positions for its weight. The main process makes this choice, because the length of a document is known only after
+    it is made. Weights may change after a given number of batches.
 
     Args:
-        documents: What to pack.
+        documents: The documents to pack.
         batch_size: Rows B of a batch.
         length: Positions L of a row.
         image_shape: (C, H, W) of an image.
-        open_rows: Rows that first-fit packing keeps open.
-        num_workers: Processes that make documents; 0 makes them here.
-        endless: Go on for ever in shuffled order (training), or once through in order (validation).
-        rank: Which of `world_size` equal shares of the documents is this process's. Where they cannot be equal, the
-            first ranks have one example more of each epoch: none is left out, and none given out twice.
+        open_rows: Rows that first-fit packing keeps open at the same time.
+        num_workers: Processes that make documents; 0 makes them in this process.
+        endless: Repeat without end in shuffled order (training), or pass once in order (validation).
+        rank: Index of this process; it reads one of `world_size` equal shares of the documents. If the number of
+            examples is not divisible, the first ranks read one more in each epoch: none is lost or read twice.
         world_size: Number of processes.
-        name: What validation calls its losses, where there is more than one loader.
-        max_skipped: Largest share of an epoch's examples of a source that may be of no use, in [0, 1], each rank for
-            those that are its own. Validation only counts: of a few held-out examples, one is a large share.
-        batches_per_step: Batches that one optimiser step learns from. They are made together, so that each knows how
-            many targets all of them have, and the place in the data moves from one step to the next.
+        name: Name of the validation losses of this loader, if there are several loaders.
+        max_skipped: Largest share of unusable examples of a source in one epoch, in [0, 1]. Each rank checks its own
+            share of the examples. Validation only counts: one of a few held-out examples is a large share.
+        batches_per_step: Batches of one optimiser step. They are made together, so that each one contains the number of
+            targets of the whole step. The saved position in the data advances by whole steps.
 
     Raises:
-        InputError: As soon as it is certain that more of an epoch is skipped, or when all of it was.
+        InputError: More than `max_skipped` of an epoch is certain to be skipped, or a whole epoch was skipped.
     """
 
     def __init__(
@@ -112,21 +115,24 @@ class PackedLoader:
         self.name = name
         self.max_skipped = max_skipped
         self.batches_per_step = batches_per_step
-        # Without an end to it, nothing is mixed by weight: all is gone through once.
+        # Weights apply to endless loading only; validation reads every example once.
         self.streams = documents.source.streams() if endless else [Stream("", 1.0, range(len(documents.source)))]
         for stream in self.streams:
             if 0 < len(stream.indices) < world_size:
-                raise InputError(f"{stream.examples} cannot be shared out to {world_size} processes")
+                raise InputError(
+                    f"{stream.examples} cannot be divided among {world_size} processes; use at most "
+                    f"{len(stream.indices)} processes, or add examples"
+                )
         self.skipped: Counter[str] = Counter()
-        self.cut = 0  # documents whose text was cut to what a row has room for
-        self._told: dict[str, list[str]] = {}  # stream → what was said of its last epoch
-        self.positions = [0] * len(self.streams)  # of the documents that each stream has given by its present weight
-        self.seconds = 0.0  # spent in here, while training waited
+        self.cut = 0  # documents whose text was cut to the length of a row
+        self._reported: dict[str, list[str]] = {}  # stream → the warning about its last epoch
+        self.positions = [0] * len(self.streams)  # that each stream has given since its weight last changed
+        self.seconds = 0.0  # spent here while training waited
         places = [asdict(Place(stream.name, stream.weight, len(stream.indices))) for stream in self.streams]
-        # The place in the data after the last optimiser step whose batches were all handed out, and before that step.
+        # The state after the last optimiser step whose batches were all yielded, and the state before that step.
         self._state: dict[str, Any] = {"streams": places, "open": [], "batches": 0}
         self._state_before = self._state
-        self.step_pieces: list[list[list[Piece]]] = []  # what each batch handed out in this step is made of, row by row
+        self.step_pieces: list[list[list[Piece]]] = []  # the pieces of each batch yielded in this step, row by row
 
     def __iter__(self) -> Iterator[PackedBatch]:
         batches = self._batches()
@@ -139,7 +145,7 @@ class PackedLoader:
             yield batch
 
     def _batches(self) -> Iterator[PackedBatch]:
-        """The batches of one optimiser step after the other (validation: of one batch each)."""
+        """Yield batches, made one optimiser step at a time (in validation, one batch at a time)."""
         step: list[Rows] = []
         for rows, state in self._full_rows():
             step.append(rows)
@@ -149,34 +155,34 @@ class PackedLoader:
             counts = torch.stack([batch.step_counts for batch in batches]).sum(0)
             for number, (rows, batch) in enumerate(zip(step, batches, strict=True), 1):
                 self.step_pieces.append([[piece for piece, _ in row] for row in rows])
-                if number == len(step) and self.endless:  # validation starts at the first example each time
+                if number == len(step) and self.endless:  # each validation starts at the first example
                     self._state = state
                 yield batch._replace(step_counts=counts)
             step = []
 
     def _full_rows(self) -> Iterator[tuple[Rows, dict[str, Any]]]:
-        """The rows of one batch after the other, and the place in the data after each."""
+        """Yield the rows of each batch, with the state after it."""
         for stream in self.streams:
             if not stream.indices:
                 self._end_epoch(stream, Place(stream.name, stream.weight, 0))
         places = [Place(**place) for place in copy.deepcopy(self._state["streams"])]
         batches = self._state["batches"]
-        self._weigh(places, batches)
+        self._update_weights(places, batches)
         packer: FirstFit[tuple[Piece, FlatDocument]] = FirstFit(self.length, self.open_rows)
-        packer.rows = list(map(self._reopened, self._state["open"]))
+        packer.rows = list(map(self._remake_row, self._state["open"]))
         feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
-        closed: Rows = []  # full rows: fewer than a batch, none when one is handed out
+        closed: Rows = []  # full rows that wait for their batch: fewer than `batch_size`
         while True:
             number = min((n for n, place in enumerate(places) if place.weight), key=lambda n: places[n].served)
             stream, place = self.streams[number], places[number]
             made = feed.take(number)
             if made is None:
                 break
-            if place.has_given(made):
+            if place.was_used(made):
                 continue
-            if place.is_behind(made):
+            if place.starts_later_epoch(made):
                 self._end_epoch(stream, place)
-                place.begin(made.key[0])
+                place.start_epoch(made.key[0])
             place.advance(made)
             if isinstance(made.document, Skipped):
                 self._skip(made.document, stream, place)
@@ -192,15 +198,15 @@ class PackedLoader:
                 closed.append(row)
             if len(closed) == self.batch_size:
                 rows, closed, batches = closed, [], batches + 1
-                yield rows, self._place(places, packer, batches)
-                self._weigh(places, batches)
+                yield rows, self._state_after(places, packer, batches)
+                self._update_weights(places, batches)
         self._end_epoch(stream, place)
         closed += packer.flush()
         for start in range(0, len(closed), self.batch_size):
             yield closed[start : start + self.batch_size], {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream of every rank stands: Lightning keeps only what rank 0 returns."""
+        """The states of all ranks, because Lightning saves only what rank 0 returns."""
         if not (dist.is_available() and dist.is_initialized()):
             return {"ranks": [self._state], "data": self._fingerprints}
         states = [None] * dist.get_world_size()
@@ -208,60 +214,65 @@ class PackedLoader:
         return {"ranks": states, "data": self._fingerprints}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there. With as many processes as before, the stream is the same; with more or fewer, each document
-        of the epoch that has not come yet comes once, from one of them."""
+        """Resume from a saved state.
+
+        With the same number of processes, the stream is the same. With another number, each document of the epoch that
+        was not used yet is used once, by one of the processes.
+
+        Raises:
+            InputError: The state belongs to another version, other sources, or another number of examples.
+        """
         ranks, (own, *_) = state["ranks"], self._state["streams"]
         if ranks[0].keys() != self._state.keys() or ranks[0]["streams"][0].keys() != own.keys():
             raise InputError(
-                "the checkpoint was written by another version of lit_transfusion, which kept its place in the data in "
-                "another way: start from its weights with model.init_from"
+                "the checkpoint was written by another version of lit_transfusion, whose data position cannot be read; "
+                "start from its weights with model.init_from"
             )
         theirs = [place["name"] for place in ranks[0]["streams"]]
         mine = [stream.name for stream in self.streams]
         if theirs != mine:
             raise InputError(
-                f"the checkpoint was written with {told(theirs)} and this run has {told(mine)}: "
-                "continue with the same, in the same order, or start from its weights with model.init_from"
+                f"the checkpoint has {describe_sources(theirs)} but this run has {describe_sources(mine)}; "
+                "use the same sources in the same order, or start from its weights with model.init_from"
             )
         for place, stream in zip(ranks[0]["streams"], self.streams, strict=True):
             if place["examples"] != len(stream.indices):
                 raise InputError(
-                    f"the checkpoint was written with {counted(place['examples'], 'example')} where this run has "
-                    f"{stream.examples}, among which its place in the data has no meaning: continue with the data that "
-                    "it had, or start from its weights with model.init_from"
+                    f"the checkpoint has {counted(place['examples'], 'example')} but this run has "
+                    f"{stream.examples}, so the saved data position is invalid; use the data of the checkpoint, or "
+                    "start from its weights with model.init_from"
                 )
-        before = state.get("data", {})  # earlier versions kept none
+        before = state.get("data", {})  # earlier versions saved none
         for name, now in self._fingerprints.items():
             if self.rank == 0 and before.get(name, now) != now:
                 log.warning(
-                    "the examples%s are as many as when the checkpoint was written, and not the same (files or what is "
-                    "said of them have changed): until the epoch ends, some may come twice and others not at all",
+                    "the examples%s have changed since the checkpoint was written (their number is the same): until "
+                    "the epoch ends, some may be used twice and others not at all",
                     f" of {name}" * bool(name),
                 )
         if len(ranks) != self.world_size:
-            log.info("of %d processes, the documents are shared out to %d", len(ranks), self.world_size)
-            ranks = shared_out(ranks, self.streams, self._order, self.world_size)
+            log.info("the data position of %d processes is divided among %d", len(ranks), self.world_size)
+            ranks = reshard(ranks, self.streams, self._order, self.world_size)
         self._state = self._state_before = ranks[self.rank]
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        """Source → what its examples are known by."""
+        """Source name → fingerprint of its examples, for sources that have one."""
         parts = self.documents.source.parts.items()
         return {name: found for name, part in parts if (found := part.fingerprint()) is not None}
 
     def shares(self) -> dict[str, float]:
-        """Of a mix, the share of each source in the positions of the documents since this process began, or since the
-        weights changed."""
+        """The share of each source of a mix in all positions, since this process began or the weights last changed."""
         total = max(sum(self.positions), 1)
         return {s.name: count / total for s, count in zip(self.streams, self.positions, strict=True) if s.name}
 
     def give_back(self) -> None:
-        """The optimiser step that the last batch belongs to was not made: a run that resumes begins with that step."""
-        if len(self.step_pieces) == self.batches_per_step:  # otherwise the place is still the one before the step
+        """Return the batches of the last optimiser step, which was not made: a resumed run starts with that step."""
+        if len(self.step_pieces) == self.batches_per_step:  # otherwise the state is still the one before the step
             self._state = self._state_before
 
     def _keys(self, stream: Stream, place: Place) -> Iterator[Key]:
-        """The examples of a stream from the given place on, in the order in which they are used."""
+        """Yield the examples of a stream from the given place on, in the order of use."""
         indices, epoch = stream.indices, place.epoch
         start = place.base + self.rank + place.used * self.world_size
         yield from [(epoch, index) for epoch, index, _ in place.todo]
@@ -276,8 +287,8 @@ class PackedLoader:
     def _order(self, stream: Stream, epoch: int) -> Sequence[int]:
         return shuffled(len(stream.indices), mix(self.documents.seed, epoch, stream.indices.stop))
 
-    def _reopened(self, row: Sequence[Piece]) -> list[tuple[int, tuple[Piece, FlatDocument]]]:
-        """What waits in an open row, made again, with its lengths; less what cannot be used any more."""
+    def _remake_row(self, row: Sequence[Piece]) -> list[tuple[int, tuple[Piece, FlatDocument]]]:
+        """Make the documents of an open row again, each with its length, without those that cannot be used any more."""
         waiting = []
         for epoch, index, number in row:
             documents = self.documents[epoch, index]
@@ -287,15 +298,16 @@ class PackedLoader:
             waiting += [((epoch, index, number), document) for document in documents[number : number + 1]]
             if number >= len(documents) or sum(len(document.tokens) for _, document in waiting) > self.length:
                 raise InputError(
-                    "the documents that waited in an open row when the checkpoint was written are not as they were: "
-                    "continue with the data and the data.sequence_length that it had, or start from its weights with "
-                    "model.init_from"
+                    "the documents in open rows have changed since the checkpoint was written; use the data and the "
+                    "data.sequence_length of the checkpoint, or start from its weights with model.init_from"
                 )
         return [(len(document.tokens), (piece, document)) for piece, document in waiting]
 
-    def _weigh(self, places: list[Place], batches: int) -> None:
-        """Give each stream the weight that it has after so many batches. Where that is another than before, all count
-        from here, so that one which was left out so far has nothing to catch up on."""
+    def _update_weights(self, places: list[Place], batches: int) -> None:
+        """Set the weight of each stream after this number of batches.
+
+        If a weight changes, all counts restart, so that a stream which was unused so far does not catch up.
+        """
         weights = [stream.weight_after(batches) for stream in self.streams]
         if weights == [place.weight for place in places]:
             return
@@ -304,9 +316,11 @@ class PackedLoader:
         self.positions = [0] * len(places)
         if self.rank == 0:
             shares = ", ".join(f"{place.name} {place.weight:.3g}" for place in places)
-            log.info("after %d batches, the shares are now %s", batches, shares)
+            log.info("weights from batch %d on: %s", batches, shares)
 
-    def _place(self, places: list[Place], packer: FirstFit[tuple[Piece, FlatDocument]], batches: int) -> dict[str, Any]:
+    def _state_after(
+        self, places: list[Place], packer: FirstFit[tuple[Piece, FlatDocument]], batches: int
+    ) -> dict[str, Any]:
         return {
             "streams": [asdict(place) for place in places],
             "open": [[piece for _, (piece, _) in row] for row in packer.rows],
@@ -319,28 +333,28 @@ class PackedLoader:
 
     def _count_skipped(self, skipped: Skipped) -> None:
         if not self.skipped[skipped.reason]:
-            log.warning("skipped %s: %s (more of this kind are only counted)", skipped.name, skipped.reason)
+            log.warning("skipped %s: %s (others of this kind are only counted)", skipped.name, skipped.reason)
         self.skipped[skipped.reason] += 1
 
     def _skip(self, skipped: Skipped, stream: Stream, place: Place) -> None:
-        """Count it, in the epoch too, which may go on after a stop."""
+        """Count a skipped example. The count of the epoch is in `place`, so that a resumed run keeps it."""
         self._count_skipped(skipped)
         place.skip(skipped)
         total = sum(count for count, _ in place.skipped.values())
         own = len(range(self.rank, len(stream.indices), self.world_size))
         if self.endless and total > self.max_skipped * own:
-            process = "" if self.world_size == 1 else f" ({own} of them this process's)"
+            process = "" if self.world_size == 1 else f" ({own} of them for this process)"
             raise InputError(
-                f"{total} of the {stream.examples}{process} cannot be used, which is more than the share of "
-                f"{self.max_skipped:g} that data.max_skipped allows: {in_words(place.skipped)}; mend them, or allow "
-                "more and go on with --ckpt_path last"
+                f"{total} of the {stream.examples}{process} cannot be used, more than the share data.max_skipped "
+                f"{self.max_skipped:g} allows: {format_reasons(place.skipped)}; fix them, or raise data.max_skipped "
+                "and resume with --ckpt_path last"
             )
 
     def _count_cut(self, key: Key, place: Place) -> None:
         if not self.cut:
             log.warning(
-                "the text of example %d is cut to what a row has room for beside its images (more are only counted); "
-                "longer rows, data.sequence_length, have more room",
+                "the text of example %d is cut, because it does not fit into a row with its images (others are only "
+                "counted); increase data.sequence_length to keep all of it",
                 key[1],
             )
         self.cut += 1
@@ -349,12 +363,15 @@ class PackedLoader:
     def _end_epoch(self, stream: Stream, place: Place) -> None:
         skipped = ", ".join(f"{reason}: {count}" for reason, (count, _) in sorted(place.skipped.items()))
         if not place.usable:
-            raise InputError(f"not one of the {stream.examples} can be used ({skipped or 'no examples'})")
+            raise InputError(
+                f"none of the {stream.examples} can be used ({skipped or 'no examples'}); check data.source"
+            )
         found = [f"skipped: {skipped}"] * bool(skipped) + [f"cut: {place.cut}"] * bool(place.cut)
-        if found and found != self._told.get(stream.name):  # the same in each epoch need not be said again
-            log.warning("in epoch %d, of %s %s", place.epoch, stream.examples, "; ".join(found))
-            self._told[stream.name] = found
+        if found and found != self._reported.get(stream.name):  # no repeat of an equal warning
+            log.warning("epoch %d: of %s, %s", place.epoch, stream.examples, "; ".join(found))
+            self._reported[stream.name] = found
 
 
-def told(names: list[str]) -> str:
+def describe_sources(names: list[str]) -> str:
+    """The sources of a run, in words for a message."""
     return f"a mix of {', '.join(names)}" if any(names) else "one source"

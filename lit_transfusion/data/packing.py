@@ -1,4 +1,4 @@
-"""Documents → rows of equal length → one batch."""
+"""Pack documents into rows of equal length, and rows into a batch."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 class FlatDocument(NamedTuple):
-    """A document as it stands in a row: one entry for each position."""
+    """A document with one entry for each of its positions in a row."""
 
     tokens: list[int]
     labels: list[int]
@@ -23,12 +23,12 @@ class FlatDocument(NamedTuple):
 
 
 def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) -> FlatDocument:
-    """Put BOI and EOI around the images, and the next token, where it is to be learned, at each position.
+    """Put BOI and EOI around the images, and set the label of each position: the next token, if it is learned.
 
-    What is learned (paper, 3.2 and footnote 8): text tokens and the BOI after learned text. What is not: patches; EOI,
-    since it is the decoder that appends it; anything at an input BOI. An EOI as input predicts the text after it.
-    A text without tokens before an image decides for its BOI alone: after a prompt, one that is learned makes the BOI
-    learned and nothing of the prompt; after a learned text, one that is not learned leaves the BOI out.
+    Learned (paper, 3.2 and footnote 8): text tokens, and BOI after learned text. Not learned: patches; EOI, because
+    the decoder appends it; the position whose input is BOI. The position whose input is EOI predicts the text after it.
+    An empty text segment before an image decides for its BOI only: after a prompt, a learned empty segment makes the
+    BOI learned and the prompt not; after learned text, an empty segment that is not learned excludes the BOI.
     """
     tokens: list[int] = []
     learn: list[bool] = []
@@ -51,19 +51,19 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
 
 
 def room_for_text(length: int, patches_per_image: int, num_images: int) -> int:
-    """Positions of a row that are left for text beside BOS, EOS and images with their BOI and EOI."""
+    """Positions of a row that remain for text, after BOS, EOS and the images with their BOI and EOI."""
     return length - 2 - num_images * (patches_per_image + 2)
 
 
 class FirstFit(Generic[Item]):
-    """Packs items into rows of a fixed length: each goes into the first open row that has room.
+    """Packs items into rows of a fixed length. Each item goes into the first open row with enough space.
 
-    When no row has room and `open_rows` are open, the fullest is closed to make place for a new one. Items are never
-    cut. What is still open is in `rows`, so that packing can be taken up again where it stopped.
+    If no row has enough space and `open_rows` rows are open, the fullest row is closed and a new one opened. Items are
+    never cut. `rows` contains the open rows, so that packing can resume where it stopped.
 
     Args:
         length: Positions of a row.
-        open_rows: Rows that are kept open at once; more waste less.
+        open_rows: Rows that are open at the same time; more rows waste less space.
     """
 
     def __init__(self, length: int, open_rows: int) -> None:
@@ -72,7 +72,7 @@ class FirstFit(Generic[Item]):
         self.rows: list[list[tuple[int, Item]]] = []  # (item length, item)
 
     def add(self, item: Item, length: int) -> list[Item] | None:
-        """Take an item; returns the items of a row if one had to be closed."""
+        """Add an item. Returns the items of the row that was closed for it, or None."""
         if length > self.length:
             raise ValueError(f"a document of {length} positions does not fit into rows of {self.length}")
         filled = [sum(length for length, _ in row) for row in self.rows]
@@ -81,14 +81,14 @@ class FirstFit(Generic[Item]):
                 row.append((length, item))
                 return None
         closed = None
-        if len(self.rows) >= self.open_rows:  # more, where a run goes on with fewer open rows
+        if len(self.rows) >= self.open_rows:  # more than that, if a run resumes with fewer open rows
             fullest = filled.index(max(filled))
             closed = [item for _, item in self.rows.pop(fullest)]
         self.rows.append([(length, item)])
         return closed
 
     def flush(self) -> Iterator[list[Item]]:
-        """Close the rows that are left."""
+        """Close the remaining rows and yield their items."""
         while self.rows:
             yield [item for _, item in self.rows.pop(0)]
 
@@ -96,7 +96,10 @@ class FirstFit(Generic[Item]):
 def collate(
     rows: Sequence[Sequence[FlatDocument]], length: int, pad: int, image_shape: tuple[int, int, int]
 ) -> PackedBatch:
-    """Rows of documents → PackedBatch of rows of `length` positions. `image_shape` is (C, H, W), for want of images."""
+    """Make a PackedBatch with rows of `length` positions.
+
+    `image_shape` (C, H, W) is the shape of the empty image tensor if there are no images.
+    """
     names = ("tokens", "labels", "positions", "document_ids", "image_ids")
     columns: dict[str, list[list[int]]] = {name: [] for name in names}
     images: list[ImageSegment] = []
@@ -114,7 +117,7 @@ def collate(
             document_ids += [number] * len(document.tokens)
             image_ids += [TEXT if i < 0 else i + len(images) for i in document.image_ids]
             images += document.images
-        # Padding is attended to like text. As one long document it would cost more than the documents beside it.
+        # Padding is attended to like text. One long document of padding would cost more than the real documents.
         lengths.append(len(tokens))
         padding = length - len(tokens)
         longest = max((len(document.tokens) for document in row), default=length)

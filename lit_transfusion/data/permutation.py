@@ -1,25 +1,25 @@
-"""The order in which an epoch goes through the documents of a source."""
+"""Pseudorandom orders of the examples of an epoch."""
 
 from collections.abc import Sequence
 
 import torch
 
-LARGEST_LIST = 2**20  # of more documents no list is kept; of as many it takes 8 MB
+LARGEST_LIST = 2**20  # longest order that is stored as a list, which takes 8 MB
 ROUNDS = 6
 
 
 def shuffled(size: int, seed: int) -> Sequence[int]:
-    """The numbers below `size` in an order that depends on `seed`, in memory that does not grow with a large `size`."""
+    """A permutation of the numbers below `size`, chosen by `seed`. Memory does not grow with a large `size`."""
     if size > LARGEST_LIST:
         return Scrambled(size, seed)
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 class Scrambled(Sequence[int]):
-    """A permutation of the numbers below `size` of which each is computed when it is asked for.
+    """A permutation of the numbers below `size` that computes each element on access.
 
-    A Feistel network permutes the numbers below a power of four that is not much larger than `size`. Where it leads
-    beyond `size` it is applied again, which ends since it is a permutation (cycle walking; Black and Rogaway, 2002).
+    A Feistel network permutes the numbers below a power of four that is at least `size`. If the result is not below
+    `size`, it is applied again; this ends, because it is a permutation (cycle walking; Black and Rogaway, 2002).
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -47,7 +47,7 @@ class Scrambled(Sequence[int]):
 
 
 def mix(*numbers: int) -> int:
-    """One seed out of several numbers; neighbours give unrelated streams."""
+    """Hash several numbers into one seed. Neighbouring numbers give unrelated seeds."""
     seed = 0
     for number in numbers:
         seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**64

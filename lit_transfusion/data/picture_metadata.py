@@ -1,7 +1,7 @@
-"""What surrounds the pixels in a picture file: all but the orientation is dropped, however broken it is.
+"""Read the orientation of a picture file, and remove all other metadata, even if it is broken.
 
-EXIF of real cameras and programs has tags of any type. Pillow fails on some of them when it turns a picture upright,
-and on broken profiles, text and checksums when it opens one.
+EXIF of real cameras and programs contains tags of any type. Pillow fails on some of them when it rotates a picture,
+and on broken profiles, texts and checksums when it opens one.
 """
 
 import struct
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from PIL import Image
 
 ORIENTATION = 0x0112
-UPRIGHT = {  # value of the tag → what turns the picture upright
+UPRIGHT = {  # orientation → the operation that turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -21,31 +21,31 @@ UPRIGHT = {  # value of the tag → what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 NUMBERS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l"}  # TIFF type → struct's letter
-# Tags without which the pixels of a TIFF cannot be decoded, and its orientation.
+# Tags that are necessary to decode the pixels of a TIFF, and its orientation.
 PIXEL_TAGS = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, *range(322, 326), 338, 339}
 PIXEL_TAGS |= {347, 529, 530, 531, 532}
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A loaded picture as its orientation says it is to be seen. Broken metadata says nothing."""
+    """Turn a loaded picture upright by its orientation. Broken metadata is ignored."""
     turn = UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def orientation(image: Image.Image) -> int | None:
-    """The orientation of a picture, 1 to 8, from its EXIF or else from what Pillow finds elsewhere, such as XMP."""
+    """The orientation of a picture, 1 to 8, from its EXIF or from other metadata that Pillow reads, such as XMP."""
     exif = image.info.get("exif")
     found = orientation_in(exif) if isinstance(exif, bytes) else None
     if found is None:
         try:
             found = image.getexif().get(ORIENTATION)
-        except Exception:  # what Pillow raises depends on what is broken
+        except Exception:  # the exception class depends on the fault
             return None
     return found if isinstance(found, int) and 1 <= found <= 8 else None
 
 
 def orientation_in(exif: bytes) -> int | None:
-    """The orientation in EXIF, read by itself: Pillow does not reach it behind a tag that is broken."""
+    """The orientation in EXIF, read without Pillow, which fails at a broken tag before it."""
     tiff = exif.removeprefix(b"Exif\0\0")
     try:
         order, entries = directory(tiff)
@@ -58,7 +58,7 @@ def orientation_in(exif: bytes) -> int | None:
 
 
 def directory(tiff: bytes) -> tuple[str, list[tuple[int, int, int, bytes]]]:
-    """The byte order of a TIFF, as in `struct`, and tag, type, count and value of each entry of its first directory."""
+    """Byte order of a TIFF, as in `struct`, and (tag, type, count, value) of each entry in its first directory."""
     order = {b"II*\0": "<", b"MM\0*": ">"}[tiff[:4]]
     (start,) = struct.unpack_from(order + "L", tiff, 4)
     (count,) = struct.unpack_from(order + "H", tiff, start)
@@ -67,8 +67,10 @@ def directory(tiff: bytes) -> tuple[str, list[tuple[int, int, int, bytes]]]:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """A JPEG, PNG, WebP or TIFF file without all that its pixels do not need, but for the orientation; any other file,
-    and one that is cut or broken, as far as it can be followed."""
+    """Remove the metadata of a JPEG, PNG, WebP or TIFF file, except its orientation. Other files are unchanged.
+
+    In a truncated or broken file, metadata is removed up to the fault.
+    """
     if content.startswith(b"\xff\xd8"):
         return jpeg_without_metadata(content)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -81,7 +83,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def only_orientation(exif: bytes) -> bytes | None:
-    """EXIF with nothing but the orientation that is in it."""
+    """EXIF that contains only the orientation; None or 0 if there is none."""
     found = orientation_in(exif)
     return found and b"MM\0*" + struct.pack(">LHHHLHHL", 8, 1, ORIENTATION, 3, 1, found, 0, 0)
 
@@ -90,18 +92,18 @@ def jpeg_without_metadata(content: bytes) -> bytes:
     kept, place = [content[:2]], 2
     while content[place : place + 1] == b"\xff" and place + 4 <= len(content):
         marker = content[place + 1]
-        if marker == 0xFF:  # a byte that fills up
+        if marker == 0xFF:  # a fill byte
             place += 1
             continue
         end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
         segment = content[place:end]
-        if marker == 0xDA:  # from here on there are pixels
+        if marker == 0xDA:  # the pixels start here
             break
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
             if exif := only_orientation(segment[4:]):
                 exif = b"Exif\0\0" + exif
                 kept.append(b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif)
-        elif marker == 0xEE or not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # Adobe's tells what the colours are
+        elif marker == 0xEE or not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # Adobe's segment defines the colours
             kept.append(segment)
         place = end
     return b"".join([*kept, content[place:]])
@@ -113,7 +115,7 @@ def png_without_metadata(content: bytes) -> bytes:
         if kind == b"eXIf":
             if exif := only_orientation(data):
                 kept.append(len(exif).to_bytes(4, "big") + kind + exif + zlib.crc32(kind + exif).to_bytes(4, "big"))
-        elif kind[:1].isupper() or kind == b"tRNS":  # a capital: critical
+        elif kind[:1].isupper() or kind == b"tRNS":  # an upper-case letter marks a critical chunk
             kept.append(chunk)
     return b"".join(kept)
 
@@ -133,7 +135,7 @@ def webp_without_metadata(content: bytes) -> bytes:
 
 
 def chunks(content: bytes, place: int, order: str, whole) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Kind, data and all bytes of each chunk of a PNG (length, kind, data, checksum) or WebP (kind, length, data)."""
+    """Yield kind, data and all bytes of each chunk: PNG (length, kind, data, checksum), WebP (kind, length, data)."""
     while place + 8 <= len(content):
         first, second = content[place : place + 4], content[place + 4 : place + 8]
         kind, length = (second, first) if order == "big" else (first, second)
@@ -143,7 +145,7 @@ def chunks(content: bytes, place: int, order: str, whole) -> Iterator[tuple[byte
 
 
 def tiff_without_metadata(content: bytes) -> bytes:
-    """With a first directory that has fewer entries, in the place where it was."""
+    """Replace the first directory by a shorter one without metadata, at the same offset."""
     try:
         order, entries = directory(content)
         (start,) = struct.unpack_from(order + "L", content, 4)

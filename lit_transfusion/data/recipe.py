@@ -1,4 +1,4 @@
-"""Example → documents: the whole training recipe, and nowhere else (paper, 4.1, 4.3.4 and 4.5)."""
+"""The training recipe: it makes documents from examples (paper, 4.1, 4.3.4 and 4.5)."""
 
 from dataclasses import dataclass
 
@@ -16,31 +16,30 @@ from lit_transfusion.data.types import (
 )
 from lit_transfusion.errors import InputError
 
-# A text without tokens before an image decides whether its BOI is learned, whatever text came before.
+# An empty text segment before an image decides whether its BOI is learned, independent of the text before it.
 LEARNED, NOT_LEARNED = TextSegment(()), TextSegment((), learn=False)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a picture and its captions, or an edit, become a document. A text is one as it is, or several.
+    """How a captioned picture or an edit becomes a document. A text becomes one document, or several if it is long.
 
     Args:
-        caption_first: Share of documents with the caption before the image; in the others the image comes first
-            (paper, 4.1: 0.8).
-        image_first_max_timestep: Largest timestep for an image that comes before its caption, so that the caption is
-            learned from a picture that can be recognised; null for none (paper, Table 8: 500 of 1,000).
-        caption_dropout: Share of the caption-first documents whose caption is left out, so that the net also knows
-            images without a caption, which guidance needs. Nothing of the text of such a document is learned.
-        instruction_dropout: Share of the edits whose instruction is left out while the input picture stays, for the
-            same end.
-        input_max_timestep: Largest timestep for the input picture of an edit; 0 shows it as the sampler does, clean
-            but for less than a grey level of noise; null for none.
+        caption_first: Share of documents with the caption before the image; in the others the image is first (paper,
+            4.1: 0.8).
+        image_first_max_timestep: Largest timestep of an image before its caption, so that the caption is learned from a
+            recognisable picture; null for no limit (paper, Table 8: 500 of 1,000).
+        caption_dropout: Share of the caption-first documents without their caption. Guidance needs a net that knows
+            images without a caption. No text of such a document is learned.
+        instruction_dropout: Share of the edits without their instruction, also for guidance. The input picture stays.
+        input_max_timestep: Largest timestep of the input picture of an edit. 0 shows it as the sampler does: the noise
+            is less than one grey level. Null for no limit.
         learn_input: Whether the input picture of an edit has a diffusion loss. It learns little at small timesteps.
-        learn_instruction: Whether the text of an instruction is learned. By default an edit is a prompt (input and
-            instruction) and what is learned is its answer, from BOI to EOS: to learn to write instructions after a
-            picture would unlearn to write captions there. The paper does not say.
-        mirror: Share of the pictures that are shown mirrored, left and right exchanged; both pictures of an edit are,
-            or neither. Captions stay as they are: what they say of left and right becomes wrong.
+        learn_instruction: Whether the text of an instruction is learned. By default, input and instruction are a
+            prompt, and only the answer is learned, from BOI to EOS: a net that learns to write instructions after a
+            picture forgets to write captions there. The paper does not mention this.
+        mirror: Share of the pictures that are mirrored (left and right exchanged); of an edit, both pictures or none.
+            Captions do not change, so their "left" and "right" become wrong.
     """
 
     caption_first: float = 0.8
@@ -55,7 +54,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("caption_first", "caption_dropout", "instruction_dropout", "mirror"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"data.recipe.{name} {getattr(self, name)} is not a share between 0 and 1")
+                raise InputError(f"data.recipe.{name} {getattr(self, name)} is invalid; use a share from 0 to 1")
 
     def documents(
         self,
@@ -64,10 +63,10 @@ class Recipe:
         max_text_tokens: int,
         generator: torch.Generator,
     ) -> list[Document]:
-        """What is learned from an example: of a picture or an edit one document, of a long text several.
+        """Make the documents of an example: one for a picture or an edit, one or more for a text.
 
-        Captions and instructions are cut to `max_text_tokens`, with a mark; a text is cut into pieces of that length.
-        What would follow a cut is not learned there: the text does not end where the room ends.
+        Captions and instructions are cut to `max_text_tokens`, and the document is marked as cut. A text is divided
+        into pieces of that length. The token after a cut is not learned, because the text does not end there.
         """
         if isinstance(example, TextExample):
             return text_documents(tokenizer.encode(example.text), tokenizer, max_text_tokens, example.complete)
@@ -76,8 +75,8 @@ class Recipe:
     def document(
         self, example: Example | EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
     ) -> Document:
-        """What is learned from an example, its text cut to `max_text_tokens`, with choices drawn at random."""
-        # Asked first, so that without mirroring all else is drawn as it was before there was any.
+        """Make the document of an example, with random choices from `generator` and text cut to `max_text_tokens`."""
+        # Drawn first, and only if used, so that runs without mirroring draw the same numbers as versions without it.
         if self.mirror > 0 and float(torch.rand((), generator=generator)) < self.mirror:
             example = example.mirrored()
         match example:
@@ -86,12 +85,12 @@ class Recipe:
             case EditExample():
                 return self._edited(example, tokenizer, max_text_tokens, generator)
             case _:
-                raise TypeError(f"no document is made of a {type(example).__name__}")
+                raise TypeError(f"cannot make a document from a {type(example).__name__}")
 
     def _captioned(
         self, example: Example, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
     ) -> Document:
-        """One of the captions and the image, in either order."""
+        """Make a document of the image and one of its captions, in either order."""
         order, dropout = torch.rand(2, generator=generator).tolist()
         choice = int(torch.randint(len(example.captions), (), generator=generator))
         caption = tokenizer.encode(example.captions[choice])
@@ -106,7 +105,7 @@ class Recipe:
     def _edited(
         self, example: EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
     ) -> Document:
-        """BOS [input] instruction [output] EOS, one of the instructions or none."""
+        """Make the document BOS [input] instruction [output] EOS, with one of the instructions or none."""
         dropout = float(torch.rand((), generator=generator))
         choice = int(torch.randint(len(example.instructions), (), generator=generator))
         given = ImageSegment(example.input_image, noise_cap(self.input_max_timestep), learn=self.learn_input)
@@ -127,10 +126,10 @@ def noise_cap(max_timestep: int | None) -> int:
 def text_documents(
     text: tuple[int, ...], tokenizer: Tokenizer, max_text_tokens: int, complete: bool = True
 ) -> list[Document]:
-    """BOS text EOS (paper, 4.1), or pieces of it: BOS piece, …, BOS piece EOS.
+    """Make BOS text EOS (paper, 4.1), or for a long text its pieces: BOS piece, …, BOS piece EOS.
 
-    BOS stands before each piece so that every token of the text is predicted once from something, and none twice. EOS
-    stands at the end of the text alone: where a piece ends, the text does not.
+    Each piece starts with BOS, so that every token of the text is predicted exactly once. EOS is only at the end of the
+    text, because the text does not end where a piece ends.
     """
     starts = range(0, max(len(text), 1), max_text_tokens)
     pieces = [(tokenizer.bos, *text[start : start + max_text_tokens]) for start in starts]
@@ -140,7 +139,7 @@ def text_documents(
 
 
 def caption_first(caption: tuple[int, ...], image: torch.Tensor, tokenizer: Tokenizer, cut: bool = False) -> Document:
-    """BOS caption [image] EOS; the BOI after a caption that was cut is not learned."""
+    """Make BOS caption [image] EOS. The BOI after a caption that was cut is not learned."""
     text = [TextSegment((tokenizer.bos, *caption)), *[NOT_LEARNED] * cut]
     return Document((*text, ImageSegment(image), TextSegment((tokenizer.eos,))), cut)
 
@@ -152,38 +151,38 @@ def image_first(
     max_timestep: int = NO_LIMIT,
     cut: bool = False,
 ) -> Document:
-    """BOS [image] caption EOS; no EOS after a caption that was cut."""
+    """Make BOS [image] caption EOS. There is no EOS after a caption that was cut."""
     text = TextSegment(caption if cut else (*caption, tokenizer.eos))
     return Document((TextSegment((tokenizer.bos,)), ImageSegment(image, max_timestep), text), cut)
 
 
 def unconditional(image: torch.Tensor, tokenizer: Tokenizer) -> Document:
-    """BOS [image] EOS, of which only the image is learned: what guidance steers away from."""
+    """Make BOS [image] EOS, the unconditional document of guidance. Only the image is learned."""
     segments = null_prompt(tokenizer), ImageSegment(image), TextSegment((tokenizer.eos,), learn=False)
     return Document(segments)
 
 
 def null_prompt(tokenizer: Tokenizer) -> TextSegment:
-    """What stands before an image without a caption; the sampler's prompts (`generation/prompts.py`) are the same."""
+    """The text before an image without a caption. The sampler uses the same (`generation/prompts.py`)."""
     return TextSegment((tokenizer.bos,), learn=False)
 
 
 def edit_prompt(
     given: ImageSegment, instruction: tuple[int, ...], tokenizer: Tokenizer, learn: bool = False, cut: bool = False
 ) -> Document:
-    """BOS [input] instruction: what stands before the output of an edit, in training and in sampling alike.
+    """Make BOS [input] instruction, the prompt of an edit in training and in sampling.
 
-    The BOI of the output is learned even where the instruction is not, so that the net begins the output by itself;
-    but not after an instruction that was cut.
+    The BOI of the output is learned even if the instruction is not, so that the net starts the output itself. It is not
+    learned after an instruction that was cut.
     """
     boi = NOT_LEARNED if cut else LEARNED
     return Document((null_prompt(tokenizer), given, TextSegment(instruction, learn), boi), cut)
 
 
 def null_edit_prompt(given: ImageSegment, tokenizer: Tokenizer) -> Document:
-    """BOS [input]: what stands before the output of an edit whose instruction is left out, in training and in sampling.
+    """Make BOS [input], the prompt of an edit without its instruction, in training and in sampling.
 
-    It is the null prompt of guidance for edits: what guidance strengthens is the instruction, never the input, which
-    both sides see. The BOI of the output follows the EOI of the input at once.
+    This is the null prompt of guidance for edits. Both sides of guidance see the input, so guidance strengthens only
+    the instruction. The BOI of the output directly follows the EOI of the input.
     """
     return Document((null_prompt(tokenizer), given))

@@ -1,4 +1,4 @@
-"""Where a process stands in what it goes through, and where others do that go on in its place."""
+"""The resumable position of a process in its streams, and its conversion to another number of processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -6,28 +6,27 @@ from typing import Any
 
 from lit_transfusion.data.sources.base import Stream
 from lit_transfusion.data.types import Skipped
-from lit_transfusion.data.worker_feed import Made
+from lit_transfusion.data.worker_feed import MadeDocument
 
 
 @dataclass
 class Place:
-    """Where a process stands in a stream, of which each process has a share; a checkpoint holds it as plain data.
+    """The position of a process in its share of a stream. A checkpoint contains it as plain data.
 
     Args:
-        name: Of the stream, in a mix.
-        weight: By which it is served now.
-        examples: That the stream has: among more or fewer, no number here means what it meant.
-        epoch: That it is in.
-        base: Examples, from the beginning of the epoch's order, that were used up before the processes were as many as
-            they are; their shares begin behind them.
-        used: Examples of this process's share that are used up.
-        pieces: Documents of the next one that are used.
-        served: Positions that it has given, by weight, since the weights are what they are.
+        name: Name of the stream in a mix.
+        weight: Present weight of the stream.
+        examples: Number of examples of the stream; with another number, the position is invalid.
+        epoch: Present epoch.
+        base: Examples at the start of the epoch's order that were used before the number of processes changed. The
+            shares of the processes start after them.
+        used: Examples of this process's share that are used.
+        pieces: Documents of the next example that are used.
+        served: Positions given since the weights last changed, divided by the weight.
         usable: Whether the epoch has given any document.
-        skipped: Reason → how many of the epoch's examples, and the name of the first.
-        cut: How many of the epoch's texts were cut.
-        todo: (epoch, index, documents that are used) of examples that other processes have left; they come before all
-            else.
+        skipped: Reason → [number of skipped examples in this epoch, name of the first].
+        cut: Number of texts cut in this epoch.
+        todo: [epoch, index, used documents] of examples left over by other processes; they are used first.
     """
 
     name: str
@@ -43,19 +42,19 @@ class Place:
     cut: int = 0
     todo: list[list[int]] = field(default_factory=list)
 
-    def has_given(self, made: Made) -> bool:
-        """Whether this document was used before a stop in the midst of its example."""
+    def was_used(self, made: MadeDocument) -> bool:
+        """Whether this document was already used, before a stop between the documents of its example."""
         return made.piece < (self.todo[0][2] if self.todo else self.pieces) and not made.last
 
-    def is_behind(self, made: Made) -> bool:
-        """Whether this document is of a later epoch."""
+    def starts_later_epoch(self, made: MadeDocument) -> bool:
+        """Whether this document belongs to a later epoch."""
         return not self.todo and made.key[0] != self.epoch
 
-    def begin(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int) -> None:
         self.epoch, self.base, self.used, self.usable, self.skipped, self.cut = epoch, 0, 0, False, {}, 0
 
-    def advance(self, made: Made) -> None:
-        """Past this document, which is the next."""
+    def advance(self, made: MadeDocument) -> None:
+        """Mark the next document, `made`, as used."""
         if self.todo:
             self.todo[:1] = [] if made.last else [[*made.key, made.piece + 1]]
         elif made.last:
@@ -68,26 +67,26 @@ class Place:
         self.skipped[skipped.reason] = [count + 1, first]
 
 
-def shared_out(
+def reshard(
     ranks: Sequence[dict[str, Any]],
     streams: Sequence[Stream],
     order: Callable[[Stream, int], Sequence[int]],
     world_size: int,
 ) -> list[dict[str, Any]]:
-    """The states of `world_size` processes that go on where those of `ranks` stopped: nothing is lost or given twice.
+    """Convert the saved states of all processes to states of `world_size` processes. No document is lost or repeated.
 
-    Processes use up their shares at their own pace, so that what is used is not the beginning of an epoch. Up to the
-    example that the fastest has come to, what the others have not used is listed and shared out; behind it, the epoch
-    goes on in new shares. Documents in open rows are shared out by rows. Skips of the epoch are counted anew.
+    Processes use their shares at different speeds, so the used examples are not simply the first ones of an epoch. The
+    unused examples before the position of the fastest process are listed and divided among the new processes. After
+    that position, the epoch continues in new shares. Open rows are divided as whole rows. Skips are counted anew.
 
     Args:
-        ranks: The states of all processes, as `PackedLoader` keeps them.
-        streams: What they go through.
+        ranks: The states of all processes, as saved by `PackedLoader`.
+        streams: The streams that they read.
         order: (stream, epoch) → positions in the stream, in the order of that epoch.
         world_size: The new number of processes.
     """
     rows = [row for state in ranks for row in state["open"]]
-    batches = ranks[0]["batches"]  # of each process, and so as many of all
+    batches = ranks[0]["batches"]  # equal for all processes
     new = [{"streams": [], "open": rows[rank::world_size], "batches": batches} for rank in range(world_size)]
     for number, stream in enumerate(streams):
         places = [Place(**state["streams"][number]) for state in ranks]

@@ -1,4 +1,4 @@
-"""The text tokenizer: SentencePiece, as in Llama, with two markers for images after its vocabulary."""
+"""The text tokenizer: SentencePiece as in Llama, plus two image markers after its vocabulary."""
 
 import io
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from lit_transfusion.data.training_text import training_text
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import is_encodable
 
-CONTROLS_AND_BYTES = 3 + 256  # pieces of each vocabulary
+CONTROLS_AND_BYTES = 3 + 256  # pieces in every vocabulary
 
 
 class Tokenizer:
-    """A SentencePiece model and the ids of BOI and EOI, which follow its vocabulary.
+    """A SentencePiece model, with the ids of BOI and EOI after its vocabulary.
 
     Args:
         model: The serialised SentencePiece model.
@@ -31,16 +31,21 @@ class Tokenizer:
         self.boi = self._pieces.get_piece_size()  # begin of image
         self.eoi = self.boi + 1  # end of image
         self.vocab_size = self.boi + 2
-        self.pad = self.eos  # stands where nobody looks: at patches and in padding
+        self.pad = self.eos  # used at patches and in padding, where tokens have no effect
 
     @classmethod
     def from_file(cls, path: str) -> "Tokenizer":
+        """Read a SentencePiece model.
+
+        Raises:
+            InputError: The file does not exist or is not a SentencePiece model with BOS and EOS.
+        """
         if not Path(path).is_file():
-            raise InputError(f"tokenizer model {path} not found")
+            raise InputError(f"tokenizer model {path} not found; give the path of a SentencePiece tokenizer.model")
         try:
             return cls(Path(path).read_bytes())
         except RuntimeError:
-            raise InputError(f"{path} is not a SentencePiece model") from None
+            raise InputError(f"{path} is not a SentencePiece model; give the path of a tokenizer.model") from None
 
     @classmethod
     def train(
@@ -50,20 +55,22 @@ class Tokenizer:
         verbatim: bool = False,
         character_coverage: float | None = None,
     ) -> "Tokenizer":
-        """Train byte-pair encoding on `texts` with byte fallback, so that any text can be written.
+        """Train byte-pair encoding on `texts`, with byte fallback so that any text can be encoded.
 
-        As in Llama 2's, each digit is a piece, and runs of spaces can be pieces. The vocabulary is smaller than
-        `vocab_size` where the texts do not hold that many pieces. The result depends on nothing but the arguments.
+        As in Llama 2, each digit is a piece, and runs of spaces can be pieces. The vocabulary is smaller than
+        `vocab_size` if the texts contain fewer pieces. The result depends only on the arguments.
 
         Args:
             texts: Captions or texts of any length; long ones are divided between two words.
-            vocab_size: Most pieces, the bytes and controls included.
-            verbatim: Keep each space, line end and form of a letter, as texts need; captions are on one line, with
-                single spaces.
-            character_coverage: Share of all characters whose letters have pieces of their own, in [0.98, 1]; rarer
-                letters are written as bytes. None: 0.99995 as in Llama 2, or 0.9995 where there are more than 1,000
-                different ones (Chinese, Japanese, Korean); where these do not fit, the most frequent, in half of
-                the room.
+            vocab_size: Largest number of pieces, with bytes and controls.
+            verbatim: Keep spaces, line ends and forms of letters, as texts need. Otherwise texts are normalised, as
+                captions need: one line, single spaces.
+            character_coverage: Share of all characters that get their own pieces, in [0.98, 1]; rarer characters are
+                encoded as bytes. None: 0.99995 as in Llama 2, or 0.9995 for more than 1,000 different characters
+                (Chinese, Japanese, Korean). If these do not fit, the most frequent characters get half of the pieces.
+
+        Raises:
+            InputError: The vocabulary is too small for the characters, or there are no texts.
         """
         room = vocab_size - CONTROLS_AND_BYTES
         passages, character_coverage = training_text(texts, room, verbatim, character_coverage)
@@ -87,27 +94,30 @@ class Tokenizer:
                 **options,
             )
         except RuntimeError as error:
-            # After the place in SentencePiece and what it checked there, which is all that it says of no texts.
-            reason = str(error).rpartition("] ")[2] or "there are none"
-            raise InputError(f"no tokenizer of {vocab_size} pieces could be trained on these texts: {reason}") from None
+            # Drop the source location and the failed check. For empty input, the message contains nothing else.
+            reason = str(error).rpartition("] ")[2] or "they are empty"
+            raise InputError(
+                f"no tokenizer with vocab_size {vocab_size} could be trained on these texts ({reason}); change "
+                "vocab_size or the texts"
+            ) from None
         return cls(model.getvalue())
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of `text`, without BOS and EOS.
 
         Raises:
-            InputError: It contains half of a surrogate pair, which is no character.
+            InputError: The text contains half of a surrogate pair, which is not a character.
         """
         if not is_encodable(text):
             raise InputError(
-                f"the text {text[:60]!a} contains half of a surrogate pair, which is no character; remove it"
+                f"the text {text[:60]!a} contains half of a surrogate pair, which is not a character; remove it"
             )
         return tuple(self._pieces.encode(text))
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of `token_ids`; the markers of images are left out."""
+        """Decode `token_ids` to text, without the image markers."""
         return self._pieces.decode([i for i in token_ids if i < self.boi])
 
     def is_byte(self, token_id: int) -> bool:
-        """Whether a token is one byte of a letter that has no piece of its own."""
+        """Whether a token is one byte of a character without its own piece."""
         return token_id < self.boi and self._pieces.is_byte(token_id)

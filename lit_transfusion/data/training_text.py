@@ -1,4 +1,4 @@
-"""Prepares texts for SentencePiece's trainer, which drops some without a warning and fails on many characters."""
+"""Prepare texts for SentencePiece's trainer, which drops some texts silently and fails on many different characters."""
 
 import logging
 import re
@@ -9,25 +9,25 @@ from typing import NamedTuple
 
 from lit_transfusion.text_reader import is_encodable
 
-PASSAGE = 1000  # characters of a passage; the trainer leaves out what is longer than 4192 bytes
-RESERVED = re.compile("[\0▅]+")  # the trainer leaves out a passage that contains one of these (▅ is U+2585)
-MANY_CHARACTERS = 1000  # more different ones than this: Chinese, Japanese or Korean
-COVERAGE = 0.99995  # Llama 2's
-COVERAGE_OF_MANY = 0.9995  # what SentencePiece recommends for them
-ANY_DIGIT = "0"  # in place of a character without a piece: a digit is never part of a longer piece
+PASSAGE = 1000  # largest number of characters of a passage; the trainer ignores texts over 4192 bytes
+RESERVED = re.compile("[\0▅]+")  # the trainer ignores texts with these characters (▅ is U+2585)
+MANY_CHARACTERS = 1000  # a language with more characters: Chinese, Japanese or Korean
+COVERAGE = 0.99995  # as in Llama 2
+COVERAGE_OF_MANY = 0.9995  # recommended by SentencePiece for these languages
+ANY_DIGIT = "0"  # replaces characters without a piece: a digit is never part of a longer piece
 
 log = logging.getLogger(__name__)
 
 
 class TrainingText(NamedTuple):
-    """What the trainer gets."""
+    """Input of the trainer."""
 
     passages: list[str]
     character_coverage: float
 
 
 def passages_of(text: str) -> Iterator[str]:
-    """Passages of at most PASSAGE characters that are not empty, divided between two words where there is one."""
+    """Divide a text into nonempty passages of at most PASSAGE characters, between two words if possible."""
     for part in RESERVED.split(text):
         while len(part) > PASSAGE:
             end = part.rfind(" ", 1, PASSAGE) + 1 or PASSAGE
@@ -38,12 +38,12 @@ def passages_of(text: str) -> Iterator[str]:
 
 
 def training_text(texts: Iterable[str], room: int, verbatim: bool, character_coverage: float | None) -> TrainingText:
-    """Passages that the trainer takes, all of them.
+    """Divide texts into passages, all of which the trainer accepts.
 
     Args:
-        texts: Captions or texts of any length. What is not Unicode is skipped, with a warning.
-        room: Pieces of the vocabulary beside bytes and controls.
-        verbatim: Whether each form of a letter is kept.
+        texts: Captions or texts of any length. Texts that are not valid Unicode are skipped with a warning.
+        room: Pieces of the vocabulary without bytes and controls.
+        verbatim: Whether all forms of a letter are kept.
         character_coverage: As in `Tokenizer.train`; None chooses it.
     """
     passages, skipped = [], []
@@ -54,7 +54,7 @@ def training_text(texts: Iterable[str], room: int, verbatim: bool, character_cov
             skipped.append(text)
     if skipped:
         log.warning(
-            "the tokenizer is trained without %d texts that are not Unicode: half of a surrogate pair (first: %a)",
+            "the tokenizer ignores %d texts that are not valid Unicode: half of a surrogate pair (first: %a)",
             *(len(skipped), skipped[0][:60]),
         )
     if character_coverage is not None:
@@ -66,7 +66,7 @@ def training_text(texts: Iterable[str], room: int, verbatim: bool, character_cov
         counts.update(passage)
     coverage = COVERAGE if len(counts) <= MANY_CHARACTERS else COVERAGE_OF_MANY
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    if number_covering(ranked, counts, coverage) + (" " not in counts) <= room:  # a space has a piece in any case
+    if number_covering(ranked, counts, coverage) + (" " not in counts) <= room:  # a space always has a piece
         return TrainingText(passages, coverage)
     kept = set(ranked[: max(room // 2, 1)])
     replaced = dict.fromkeys(map(ord, counts.keys() - kept), ANY_DIGIT)
@@ -74,7 +74,7 @@ def training_text(texts: Iterable[str], room: int, verbatim: bool, character_cov
 
 
 def number_covering(ranked: list[str], counts: Counter[str], coverage: float) -> int:
-    """How many of the most frequent characters make up such a share of all."""
+    """The number of most frequent characters that make up the share `coverage` of all characters."""
     total, covered = counts.total(), 0
     for number, character in enumerate(ranked):
         if covered >= coverage * total:

@@ -1,4 +1,4 @@
-"""The types that pass between the rooms, and the one legend of dimension letters.
+"""The types that the packages exchange, and the meaning of all dimension letters.
 
     B  rows of a batch               N  images in the batch
     L  positions of a row            P  patches of one image
@@ -6,7 +6,7 @@
     D  width of the Transformer      C, H, W  channels, height and width of an image in latent space
     V  vocabulary size
 
-All are NamedTuples: Lightning moves them to a device, torch pins their memory, and `_replace` makes the next one.
+All are NamedTuples: Lightning moves them to a device, and `_replace` makes changed copies.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # the label of a position that has no text target
 TEXT = -1  # the image id of a position that is not a patch
-NO_LIMIT = 1_000_000  # `max_timestep` of an image whose noise is not capped; the noise process knows the true end
+NO_LIMIT = 1_000_000  # `max_timestep` of an image without a cap; the noise process knows the true limit
 
 
 class Example(NamedTuple):
-    """What a source yields: a picture and the captions that describe it."""
+    """A captioned picture, as a source yields it."""
 
-    image: Tensor  # (3, height, width) float32 in [-1, 1]; or a codec's moments (K, h, w) float16, if it is encoded
+    image: Tensor  # (3, height, width) float32 in [-1, 1]; or the moments (K, h, w) float16 of a codec
     captions: tuple[str, ...]  # at least one, none empty
-    mirror_image: Tensor | None = None  # like `image`, if it is encoded; of pixels it need not be kept
+    mirror_image: Tensor | None = None  # moments of the mirror image; None for pixels
 
     def mirrored(self) -> "Example":
-        """With left and right exchanged in the picture."""
+        """A copy with left and right of the picture exchanged."""
         return self._replace(image=self.image.flip(-1) if self.mirror_image is None else self.mirror_image)
 
     @property
@@ -36,14 +36,14 @@ class Example(NamedTuple):
 
 
 class EditExample(NamedTuple):
-    """What a source of edits yields: a picture, instructions that all ask for one change, and what it leads to."""
+    """An edit, as a source yields it: a picture, several wordings of one instruction, and the result."""
 
     input_image: Tensor  # (3, height, width) float32 in [-1, 1]
     instructions: tuple[str, ...]  # at least one, none empty
     output_image: Tensor  # (3, height, width) float32 in [-1, 1]
 
     def mirrored(self) -> "EditExample":
-        """With left and right exchanged in both pictures."""
+        """A copy with left and right of both pictures exchanged."""
         return self._replace(input_image=self.input_image.flip(-1), output_image=self.output_image.flip(-1))
 
     @property
@@ -52,10 +52,10 @@ class EditExample(NamedTuple):
 
 
 class TextExample(NamedTuple):
-    """What a source of text yields: a text of any length, or a part of one."""
+    """A text of any length or a part of one, as a source yields it."""
 
     text: str
-    complete: bool = True  # False: it goes on in another example, so that no end of it is learned here
+    complete: bool = True  # False: it continues in another example, so its end is not learned here
 
     @property
     def num_images(self) -> int:
@@ -63,21 +63,21 @@ class TextExample(NamedTuple):
 
 
 class ExampleBatch(NamedTuple):
-    """Examples side by side, for drawing their captions and describing their pictures."""
+    """Several captioned pictures, as input of prediction."""
 
     images: Tensor  # (N, 3, S, S) in [-1, 1]
     captions: list[str]  # one for each picture
 
 
 class Skipped(NamedTuple):
-    """What a source yields in place of an example that cannot be used."""
+    """An example that cannot be used, with the reason. A source yields it in place of the example."""
 
-    name: str  # of the picture, as its owner would look for it
-    reason: str  # short, and the same for all of one kind, so that reasons can be counted
+    name: str  # of the picture, such that the user can find it
+    reason: str  # short, and the same for all examples of one kind, so that reasons can be counted
 
 
-def in_words(reasons: Mapping[str, tuple[int, str]]) -> str:
-    """How many were left out for each reason, and the name of the first."""
+def format_reasons(reasons: Mapping[str, tuple[int, str]]) -> str:
+    """Format counts for a message. `reasons` maps each reason to (count, name of the first)."""
     return ", ".join(f"{count} {reason} (first: {first})" for reason, (count, first) in reasons.items())
 
 
@@ -85,22 +85,22 @@ class TextSegment(NamedTuple):
     """A run of text tokens in a document."""
 
     token_ids: tuple[int, ...]
-    learn: bool = True  # False: a prompt, no loss on these tokens nor on the BOI that follows them
+    learn: bool = True  # False: a prompt, no loss on these tokens and on the BOI after them
 
 
 class ImageSegment(NamedTuple):
-    """An image in a document. BOI and EOI are put around it when the document is packed."""
+    """An image in a document. Packing puts BOI and EOI around it."""
 
-    latents: Tensor  # (C, H, W); until the codec has made them: pixels, or its moments (K, h, w)
+    latents: Tensor  # (C, H, W) latents; before the codec runs, pixels or its moments (K, h, w)
     max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
     learn: bool = True  # False: a prompt, no diffusion loss on this image
 
 
 class Document(NamedTuple):
-    """Segments in reading order. Nothing outside a document is ever visible from inside it."""
+    """Segments in reading order. Positions of a document never see other documents."""
 
     segments: tuple[TextSegment | ImageSegment, ...]
-    cut: bool = False  # whether a text was longer than there was room for, and its end is missing
+    cut: bool = False  # whether a text was too long and its end is missing
 
     @property
     def images(self) -> list[ImageSegment]:
@@ -111,13 +111,15 @@ class PackedBatch(NamedTuple):
     """Documents packed into rows of equal length."""
 
     tokens: Tensor  # (B, L) int64; the pad token at patches
-    labels: Tensor  # (B, L) int64; the next token, IGNORE_INDEX where there is none to learn
+    labels: Tensor  # (B, L) int64; the next token, IGNORE_INDEX where none is learned
     positions: Tensor  # (B, L) int64; restart at 0 in each document
-    document_ids: Tensor  # (B, L) int64; rising along a row; padding is cut into short documents of its own
+    document_ids: Tensor  # (B, L) int64; rising along a row; padding is several short documents
     image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
-    images: Tensor  # (N, C, H, W) clean, of the whole batch in row-major order; pixels or moments as in ImageSegment
+    images: Tensor  # (N, C, H, W) clean, in row-major order over the batch; pixels or moments as in ImageSegment
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
-    learned_images: Tensor  # (M,) int64; into `images`, those that have a diffusion loss
-    target_positions: Tensor  # (T,) int64; into the flattened (B · L) labels; a GPU would have to wait to find them
-    lengths: Tensor  # (B,) int64; positions of each row that hold a document, the rest is padding
-    step_counts: Tensor  # (2,) int64; T and M of all this process's batches of the same optimiser step, this one too
+    learned_images: Tensor  # (M,) int64; indices of the images with a diffusion loss
+    target_positions: (
+        Tensor  # (T,) int64; indices into the flattened (B · L) labels; found here, as a GPU would have to wait
+    )
+    lengths: Tensor  # (B,) int64; positions of each row that contain documents; the rest is padding
+    step_counts: Tensor  # (2,) int64; sums of T and M over this process's batches of the same optimiser step

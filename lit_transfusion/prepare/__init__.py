@@ -1,1 +1,1 @@
-"""From pictures with captions, in whatever they come, to a folder of shards."""
+"""The command `prepare`: it converts captioned pictures from several formats to a folder of shards."""

@@ -1,4 +1,4 @@
-"""`prepare`: many pictures with captions become shards, once."""
+"""The command `prepare`: it converts captioned pictures to shards."""
 
 import json
 import logging
@@ -32,23 +32,23 @@ from lit_transfusion.data.shards.layout import (
     SKIPPED,
     VERSION,
 )
-from lit_transfusion.data.types import Skipped, in_words
-from lit_transfusion.data.worker_feed import as_it_is
+from lit_transfusion.data.types import Skipped, format_reasons
+from lit_transfusion.data.worker_feed import pass_through
 from lit_transfusion.errors import InputError
 from lit_transfusion.file_lock import locked
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.latents import Codec
 from lit_transfusion.prepare.digests import input_contents
-from lit_transfusion.prepare.encoding import encoded_shards, record
-from lit_transfusion.prepare.maker import Made, ShardMaker
+from lit_transfusion.prepare.encoding import describe_codec, encoded_shards
+from lit_transfusion.prepare.maker import FinishedShard, ShardMaker
 from lit_transfusion.prepare.readers import open_reader
 from lit_transfusion.prepare.readers.detect_format import Kind
 from lit_transfusion.progress import Progress
 from lit_transfusion.wording import counted
 
 SETTINGS = "settings.json"
-KEPT = "what is finished is kept: run the same command again to resume"
-PREVIEWED = 32  # pictures
+RESUME_HINT = "finished shards are saved; run the same command again to resume"
+PREVIEWED = 32  # pictures in the preview
 
 log = logging.getLogger(__name__)
 
@@ -70,34 +70,34 @@ def prepare(
     num_workers: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Crop and resize pictures once, and put them with their captions into shards that train fast.
+    """Crop and resize pictures once, and save them with their captions in shards, which are fast to read in training.
 
     The input is a folder of pictures as `ImageCaptions` reads it, a metadata file beside pictures, WebDataset tars, a
-    captions file of COCO, or a Hugging Face data set (a folder of save_to_disk, .parquet files with the pictures in
-    them, or a name on the hub). It is listed first, and shuffled as a whole. Pictures whose files are equal become one,
-    with the captions of all; those that look the same otherwise, also mirrored, are trained on or held out together.
+    captions file of COCO, or a Hugging Face data set (a folder of save_to_disk, .parquet files that contain pictures,
+    or a name on the hub). It is listed first and then shuffled as a whole. Pictures with equal files become one
+    picture, with the captions of all. Other pictures that look the same, also mirrored, go into the same split.
 
-    The same command goes on where it was stopped or killed, and the result is the same to the last byte. Run on a
-    folder that is finished, it checks the content of all shards.
+    After an interruption, the same command resumes, and the result is the same to the last byte. On a finished folder,
+    it checks the content of all shards.
 
     Args:
-        input: Where the pictures are: one path or name, or several tars, or patterns of them.
+        input: The pictures: one path or name, or several tars or patterns of tars.
         output: Folder for the shards.
-        kind: What the input is: folder, webdataset, coco or hugging_face; null sees it from the path.
-        image_size: Side of the square pictures in pixels; a run's data.image_size must be the same.
-        metadata: Of a folder: the metadata file, if its name is another than metadata.csv, .jsonl or .parquet.
-        pictures: Of COCO: the folder of the pictures; null if they are beside the file.
-        split: Of a Hugging Face data set; null is train.
-        image_column: Of a Hugging Face data set; null takes the only column of pictures, or else of bytes.
-        caption_column: Of a Hugging Face data set, or in the .json of WebDataset; null: caption, text or captions.
-        format: webp and png keep every pixel; webp is smaller and at 256 pixels faster to read, png is known to more
-            programs. jpg changes pixels a little for a third of the space.
-        codec: Encodes each picture and its mirror image, on a GPU if there is one, and keeps the result beside the
-            picture, so that training on latents never encodes: VAE, with --codec.path. Null keeps the pictures alone.
-        shard_size: Pictures of a shard. A shard that is not finished when the command is stopped is made anew.
-        max_skipped: Largest share of the input that may be of no use, in [0, 1]; beyond it, the command stops.
-        num_workers: Processes; 0 works in this one, null takes one for each CPU. The result is the same.
-        seed: Chooses the order.
+        kind: Format of the input: folder, webdataset, coco or hugging_face; null detects it from the path.
+        image_size: Side of the square pictures, in pixels; a run's data.image_size must be the same.
+        metadata: Folder: the metadata file, if its name is not metadata.csv, .tsv, .jsonl or .parquet.
+        pictures: COCO: the folder of the pictures; null if they are beside the file.
+        split: Hugging Face data set: the split; null is train.
+        image_column: Hugging Face data set: the column of pictures; null takes the only one with pictures, or bytes.
+        caption_column: Hugging Face data set or .json of WebDataset: the caption; null: caption, text or captions.
+        format: webp and png keep every pixel. webp is smaller and at 256 pixels faster to read; more programs read
+            png. jpg changes pixels slightly and needs a third of the space.
+        codec: Encodes each picture and its mirror image, on a GPU if available, and saves the moments beside the
+            picture, so that training on latents never encodes: VAE, with --codec.path. Null saves only pictures.
+        shard_size: Pictures of a shard. An interrupted shard is made again.
+        max_skipped: Largest share of the input that may be unusable, in [0, 1]; above it, the command stops.
+        num_workers: Processes; 0 works in this process, null uses one for each CPU. The result is the same.
+        seed: Seed of the order.
     """
     check(image_size, shard_size, max_skipped, num_workers)
     options = {
@@ -114,7 +114,7 @@ def prepare(
         "input": {"kind": kind, "paths": input, **given},
         "image_size": image_size,
         "format": format,
-        "codec": None if codec is None else record(codec, image_size),
+        "codec": None if codec is None else describe_codec(codec, image_size),
         "shard_size": shard_size,
         "seed": seed,
         "listing": reader.fingerprint(),
@@ -123,12 +123,12 @@ def prepare(
     if (folder / INDEX).exists():
         check_finished(folder, settings)
         return
-    with alone(folder):
-        if (folder / INDEX).exists():  # made by the process that was waited for
+    with locked_folder(folder):
+        if (folder / INDEX).exists():  # finished by the other process during the wait
             check_finished(folder, settings)
             return
-        begin(folder, settings)
-        with what_is_finished_is_kept():
+        check_or_write_settings(folder, settings)
+        with explained_interruptions():
             contents = input_contents(reader, folder, workers(num_workers, len(reader)))
             maker = ShardMaker(reader, contents, folder, image_size, format, shard_size, seed, codec is not None)
             most = len(maker) if codec is None else len(maker.order)
@@ -137,93 +137,100 @@ def prepare(
 
 
 def check(image_size: int, shard_size: int, max_skipped: float, num_workers: int | None) -> None:
+    """Check the numeric options."""
     for name, value, least in (("image_size", image_size, 1), ("shard_size", shard_size, 1)):
         if value < least:
-            raise InputError(f"{name} {value} is less than {least}")
+            raise InputError(f"{name} {value} is less than {least}; use {least} or more")
     if num_workers is not None and num_workers < 0:
-        raise InputError(f"num_workers {num_workers} is less than 0")
+        raise InputError(f"num_workers {num_workers} is less than 0; use 0 or more")
     if not 0 <= max_skipped <= 1:
-        raise InputError(f"max_skipped {max_skipped} is not a share between 0 and 1")
+        raise InputError(f"max_skipped {max_skipped} is invalid; use a share from 0 to 1")
 
 
 def workers(wanted: int | None, most: int) -> int:
-    """How many processes: no more than there are shards, or whatever each of them works at."""
+    """The number of processes: `wanted` or one for each CPU, but at most `most`."""
     if wanted is None:
         wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(wanted, most)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Waits for another process that prepares the same folder. If that was killed, its workers end soon after it; what
-    one of them still writes is the same to the last byte, and appears whole or not at all."""
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder; waits if another process prepares it.
+
+    If that process was killed, its workers end soon. Files that they still write are atomic and equal to the last byte.
+    """
 
     def waiting() -> None:
         log.info("waiting for another process that prepares %s", folder)
 
     try:
         if folder.is_dir() and not (folder / PREPARING).exists() and any(folder.iterdir()):
-            raise InputError(f"--output {folder} holds other files, and no shards; give a new folder")
+            raise InputError(f"--output {folder} contains other files and no shards; give a new folder")
         (folder / PREPARING).mkdir(parents=True, exist_ok=True)
         lock = ExitStack()
         lock.enter_context(locked(folder / PREPARING / "lock", waiting))
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be written to: {error.strerror}") from error
+        raise InputError(f"--output {folder} cannot be written to: {error.strerror}; give another folder") from error
     with lock:
         yield
 
 
-def begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Note what the shards are made of, or see that those that are there were made of the same."""
+def check_or_write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Save the settings of the shards, or check that existing shards have the same settings."""
     path = folder / PREPARING / SETTINGS
     if not path.exists():
         with whole_file(path) as file:
             file.write(json.dumps(settings).encode())
-    compare(folder, json.loads(path.read_text(encoding="utf-8")), settings)
+    check_same_settings(folder, json.loads(path.read_text(encoding="utf-8")), settings)
     for place in (folder, folder / PREPARING):
-        for partial in place.glob(".*.partial"):  # of a process that was killed
+        for partial in place.glob(".*.partial"):  # left by a killed process
             partial.unlink()
 
 
-def compare(folder: Path, before: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Refuses to go on with other settings. Where the input lies may have changed, what it holds may not."""
+def check_same_settings(folder: Path, before: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Check that settings are those of the existing shards. The path of the input may differ, its content may not.
+
+    Raises:
+        InputError: The settings or the content of the input differ.
+    """
     for key, value in settings.items():
         known = before.get(key)
-        if key == "codec":  # wherever its weights lie
-            known, value = (said and said["identity"] for said in (known, value))
+        if key == "codec":  # the path of its weights may differ
+            known, value = (codec and codec["identity"] for codec in (known, value))
         if key == "version" and known != value:
             raise InputError(
-                f"--output {folder} was made by another version of prepare ({known}; this is {value}), which held out "
+                f"--output {folder} was made by another version of prepare ({known}; this is {value}), which holds out "
                 "other pictures; give a new folder"
             )
         if key not in ("input", "listing") and known != value:
             raise InputError(
-                f"--output {folder} was made with {key} {known}, not {value}; go on with that, or give a new folder"
+                f"--output {folder} was made with {key} {known}, not {value}; use the former, or give a new folder"
             )
     if before["listing"] != settings["listing"]:
         paths = " ".join(before["input"]["paths"])
         raise InputError(
-            f"--output {folder} was made of another input ({paths}), or that has changed since; give a new folder"
+            f"--output {folder} was made from another input ({paths}), or the input has changed; give a new folder"
         )
 
 
 @contextmanager
-def what_is_finished_is_kept() -> Iterator[None]:
-    """Says so when the command is stopped, or a worker killed."""
+def explained_interruptions() -> Iterator[None]:
+    """Tell the user how to resume if the command is interrupted or a worker killed."""
     try:
         yield
     except KeyboardInterrupt:
-        log.info(KEPT)
+        log.info(RESUME_HINT)
         raise
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):  # one was killed
+        if not str(error).startswith("DataLoader worker (pid"):  # another error
             raise
-        message = f"{str(error).splitlines()[0]}; with fewer --num_workers it needs less memory; {KEPT}"
+        message = f"{str(error).splitlines()[0]}; fewer --num_workers need less memory; {RESUME_HINT}"
         raise InputError(message) from error
 
 
 def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec: Codec | None) -> None:
-    """Make the shards that are not finished. Stops as soon as it is certain that too much is skipped."""
+    """Make the shards that are not finished. Stops as soon as too many skips are certain."""
     total = len(maker.order) + len(maker.reader.left_out)
     skipped = list(maker.reader.left_out)
     missing = []
@@ -241,7 +248,7 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec:
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=1 if num_workers else None,
-            collate_fn=as_it_is,
+            collate_fn=pass_through,
             in_order=False,
         )
     else:
@@ -251,22 +258,23 @@ def make_missing(maker: ShardMaker, max_skipped: float, num_workers: int, codec:
         progress.add("preparing", len(maker.order), done, unit="pictures", count=lambda: maker.done.value)
         for made in all_made:
             if isinstance(made, str):
-                raise InputError(f"{made}; {KEPT}")
+                raise InputError(f"{made}; {RESUME_HINT}")
             skipped += made.skipped
             check_skipped(skipped, total, max_skipped)
 
 
 def check_skipped(skipped: list[Skipped], total: int, max_skipped: float) -> None:
+    """Stop with an error if too many pictures are skipped."""
     if len(skipped) > max_skipped * total:
         raise InputError(
-            f"{len(skipped)} of {total} pictures cannot be used, more than the share of {max_skipped:g} that "
-            f"--max_skipped allows: {in_words(reasons(skipped))}; mend them, or allow more and go on with the same "
-            "folder"
+            f"{len(skipped)} of {total} pictures cannot be used, more than the share --max_skipped {max_skipped:g} "
+            f"allows: {format_reasons(count_reasons(skipped))}; fix them and give a new folder, or raise --max_skipped "
+            "to resume"
         )
 
 
-def reasons(skipped: list[Skipped]) -> dict[str, tuple[int, str]]:
-    """Reason → how many, and the name of the first; what is most frequent comes first."""
+def count_reasons(skipped: list[Skipped]) -> dict[str, tuple[int, str]]:
+    """Map each reason to (count, name of the first), most frequent reason first."""
     first = {}
     for one in skipped:
         first.setdefault(one.reason, one.name)
@@ -275,14 +283,14 @@ def reasons(skipped: list[Skipped]) -> dict[str, tuple[int, str]]:
 
 
 def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
-    """Write the index of all shards, and say what was made and what was not."""
+    """Write the index of all shards, and report what was made and skipped."""
     folder = maker.folder
-    shards: list[Made] = [maker.made(shard) for shard in range(len(maker))]
+    shards: list[FinishedShard] = [maker.made(shard) for shard in range(len(maker))]
     skipped = [*maker.reader.left_out, *(one for made in shards for one in made.skipped)]
     if len(skipped) == len(maker.order) + len(maker.reader.left_out):
-        raise InputError(f"not one picture can be used: {in_words(reasons(skipped))}")
+        raise InputError(f"none of the pictures can be used: {format_reasons(count_reasons(skipped))}; fix the input")
     rows = np.concatenate([maker.rows(shard) for shard in range(len(maker))])
-    alike = keep_together(rows)
+    alike = hold_out_together(rows)
     rows = rows[np.argsort(rows["fraction"], kind="stable")]
     index = {
         "kind": KIND,
@@ -290,7 +298,7 @@ def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
         "num_examples": len(rows),
         "num_merged": len(maker.reader) - len(maker.order),
         "num_alike": alike,
-        "skipped": {reason: count for reason, (count, _) in reasons(skipped).items()},
+        "skipped": {reason: count for reason, (count, _) in count_reasons(skipped).items()},
         "shards": [{name: value for name, value in made._asdict().items() if name != "skipped"} for made in shards],
     }
     parts = {ROWS: ROW, MOMENTS: MOMENTS_ROW} if maker.encoded else {ROWS: ROW}
@@ -305,9 +313,11 @@ def finish(maker: ShardMaker, settings: dict[str, Any]) -> None:
     report(folder, index)
 
 
-def keep_together(rows: np.ndarray) -> int:
-    """Give all pictures that look the same one place in what is held out: that of the one with the lowest content,
-    which does not depend on how many there are. How many there are beside the first of each.
+def hold_out_together(rows: np.ndarray) -> int:
+    """Give pictures that look the same one `fraction`, so that they are in the same split.
+
+    It is the fraction of the picture with the lowest content digest. Returns the number of pictures in such groups,
+    without the first of each group.
     """
     alike = 0
     for same in SamePictures(rows["seen"]).copies():
@@ -318,6 +328,7 @@ def keep_together(rows: np.ndarray) -> int:
 
 
 def report(folder: Path, index: dict[str, Any]) -> None:
+    """Print the result, with the options to train on it."""
     shards = index["shards"]
     megabytes = sum(shard["bytes"] for shard in shards) / 1e6
     side = index["image_size"]
@@ -332,19 +343,19 @@ def report(folder: Path, index: dict[str, Any]) -> None:
         f"{counted(len(shards), 'shard')}, {megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
     )
     if merged := index["num_merged"]:
-        print(f"{counted(merged, 'picture')} merged with others of equal content, captions and all")
+        print(f"{counted(merged, 'picture')} merged with others of equal content; all captions are kept")
     if alike := index["num_alike"]:
-        print(f"{counted(alike, 'picture')} held out or trained on together with others that look the same")
+        print(f"{counted(alike, 'picture')} in the same split as others that look the same")
     if index["skipped"]:
-        table = Table("skipped, because", "pictures")
+        table = Table("reason for the skip", "pictures")
         for reason, count in index["skipped"].items():
             table.add_row(reason, str(count))
         Console().print(table)
-        print(f"which: {folder / SKIPPED}")
+        print(f"list of skipped pictures: {folder / SKIPPED}")
 
 
 def preview(folder: Path) -> Path:
-    """A page of pictures with their captions, for whoever wants to see what became of them."""
+    """Write a page of pictures with their captions, unless it exists. Returns its path."""
     path = folder / PREVIEW
     if not path.exists():
         shards = ShardFolder(str(folder))
@@ -356,14 +367,14 @@ def preview(folder: Path) -> Path:
 
 
 def check_finished(folder: Path, settings: dict[str, Any]) -> None:
-    """See that a finished folder was made of the same, and that all of it is as it was written."""
+    """Check that a finished folder has the same settings and that its shards are undamaged."""
     shards = ShardFolder(str(folder))
-    compare(folder, shards.index, settings)
+    check_same_settings(folder, shards.index, settings)
     if damaged := shards.damaged():
         raise InputError(
-            f"{folder}: the content of {', '.join(damaged[:10])}{', …' if len(damaged) > 10 else ''} is not what was "
-            "written; copy it again, or remove the folder and prepare again"
+            f"{folder}: the content of {', '.join(damaged[:10])}{', …' if len(damaged) > 10 else ''} has changed; "
+            "copy it again, or remove the folder and prepare again"
         )
-    shutil.rmtree(folder / PREPARING, ignore_errors=True)  # of a process that was killed while it removed that
-    print(f"{folder} is finished already, and what it holds is as it was written")
+    shutil.rmtree(folder / PREPARING, ignore_errors=True)  # left by a process that was killed while removing it
+    print(f"{folder} is already finished, and its content is unchanged")
     report(folder, shards.index)

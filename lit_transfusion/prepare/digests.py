@@ -1,4 +1,4 @@
-"""Which pictures of an input are the same: all files are read once, before shards are made of them."""
+"""Digests of all files of an input, which tell equal pictures. All files are read once, before shards are made."""
 
 from pathlib import Path
 
@@ -9,23 +9,25 @@ from lit_transfusion.data.digests import as_digests, content_of
 from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING
 from lit_transfusion.data.types import Skipped
-from lit_transfusion.data.worker_feed import as_it_is
+from lit_transfusion.data.worker_feed import pass_through
 from lit_transfusion.prepare.readers import Item, Reader
 from lit_transfusion.progress import reporting
 
 FILE = "contents.npy"
-AT_ONCE = 64  # items
+AT_ONCE = 64  # items of one task of a worker
 
 
 def input_contents(reader: Reader, folder: Path, num_workers: int) -> np.ndarray:
-    """What the file of each item holds, (n, 2) uint64; of an item without a picture, what equals no other.
+    """Digests of the files of all items, (n, 2) uint64. An item without a picture has a digest that equals no other.
 
-    It is kept among the notes of `prepare` in its folder, for when the command is stopped and started again.
+    They are saved in the folder of `prepare`, so that a resumed command does not read the files again.
     """
     file = folder / PREPARING / FILE
     if file.exists():
         return np.load(file)
-    parts = DataLoader(_Contents(reader), batch_size=None, num_workers=num_workers, collate_fn=as_it_is, shuffle=False)
+    parts = DataLoader(
+        _Contents(reader), batch_size=None, num_workers=num_workers, collate_fn=pass_through, shuffle=False
+    )
     found: list[np.ndarray] = []
     with reporting("pictures") as on_progress:
         for part in parts:
@@ -38,7 +40,7 @@ def input_contents(reader: Reader, folder: Path, num_workers: int) -> np.ndarray
 
 
 class _Contents(Dataset):
-    """Number of a part → the contents of `AT_ONCE` items."""
+    """Maps the number of a part to the digests of its `AT_ONCE` items."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -56,6 +58,6 @@ def _content(index: int, item: Item | Skipped) -> bytes:
         return content_of(b"", f"item {index}")
     try:
         data = Path(item.file).read_bytes() if isinstance(item.file, str | Path) else item.file.read()
-    except OSError:  # whoever reads the picture will say so
+    except OSError:  # reading the picture reports this error later
         data = b""
     return content_of(data, item.key)

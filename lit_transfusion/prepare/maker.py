@@ -1,4 +1,4 @@
-"""Makes one shard of an input: all that depends on nothing but the input, the settings and the shard's number."""
+"""Makes single shards of an input. A shard depends only on the input, the settings and its number."""
 
 import io
 import json
@@ -22,10 +22,10 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.prepare.readers import Item, Reader
 
 
-class Made(NamedTuple):
-    """What is known of a finished shard, beside the rows of the index."""
+class FinishedShard(NamedTuple):
+    """The record of a finished shard, without its rows of the index."""
 
-    name: str  # of the tar
+    name: str  # name of the tar
     num_examples: int
     bytes: int
     sha256: str
@@ -33,33 +33,33 @@ class Made(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What goes into a shard."""
+    """A picture to write into a shard."""
 
     key: str
-    name: str  # as its owner would look for it
+    name: str  # such that the user can find it
     file: bytes  # content of the picture file in the shard
     captions: tuple[str, ...]
-    content: bytes  # of the file that it was, and what is seen in it (data/digests.py)
+    content: bytes  # digests of the original file and of the pixels (data/digests.py)
     seen: bytes
     moments: Tensor | None = None  # (2, K, h, w) float16, of the picture and of its mirror image
 
 
 class ShardMaker(Dataset):
-    """Shard number → what was made of it, or in words why it could not be written.
+    """Makes the shard of a number. Returns its record, or an error message if it could not be written.
 
-    Items of the input whose files are equal are one picture, by the name of the first, with the captions of all. The
-    pictures are shuffled as a whole, by one permutation that `seed` chooses, and cut into parts of `shard_size`. A tar
-    is in its place when it is finished, and what is known of it is written last: without that it is made again.
+    Items with equal files are one picture, with the name of the first and the captions of all. The pictures are
+    shuffled as a whole, by a permutation chosen by `seed`, and divided into parts of `shard_size`. A tar gets its name
+    when it is complete, and its record is written last. A shard without a record is made again.
 
     Args:
         reader: The input.
-        contents: What the files of its items hold, (n, 2) uint64; see `contents.py`.
-        folder: Where the shards go.
-        image_size: Side of the square pictures.
-        format: Of the pictures in the tars.
-        shard_size: Pictures of the input that go into one shard, those that are skipped included.
-        seed: Chooses the permutation.
-        encoded: Whether the moments of the pictures go into the shards, too.
+        contents: Digests of the files of its items, (n, 2) uint64; see `prepare/digests.py`.
+        folder: Folder of the shards.
+        image_size: Side of the square pictures, in pixels.
+        format: Format of the pictures in the tars.
+        shard_size: Pictures of the input for one shard, with those that are skipped.
+        seed: Seed of the permutation.
+        encoded: Whether shards also contain the moments of the pictures.
     """
 
     def __init__(
@@ -82,28 +82,30 @@ class ShardMaker(Dataset):
         self.shard_size = shard_size
         self.encoded = encoded
         self.order = np.random.default_rng(seed).permutation(len(self.same))
-        self.done = Value("q", 0)  # pictures looked at, by all processes
+        self.done = Value("q", 0)  # pictures processed by all processes
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.shard_size)
 
-    def __getitem__(self, shard: int) -> Made | str:
+    def __getitem__(self, shard: int) -> FinishedShard | str:
         return self.make(shard, map(self.read, self.part(shard)))
 
-    def make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> Made | str:
-        """A shard of the pictures that belong to it, or those that there are in their place. Errors are said in words:
-        as an exception, a worker's would come with a traceback."""
+    def make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> FinishedShard | str:
+        """Make a shard from the given pictures, in the order of `part`.
+
+        An InputError is returned as a message: as an exception of a worker, it would have a traceback.
+        """
         try:
             return self._make(shard, pictures)
         except InputError as error:
             return str(error)
 
     def part(self, shard: int) -> range:
-        """Positions in the order that belong to a shard."""
+        """The positions in the order that belong to a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.order)))
 
     def read(self, number: int) -> Picture | Skipped:
-        """What is at a position in the order."""
+        """Read the picture at a position in the order; Skipped if it cannot be used."""
         same = self.same[self.order[number]]
         items = [self.reader[index] for index in same]
         item = items[0]
@@ -123,20 +125,21 @@ class ShardMaker(Dataset):
             seen=seen_in(pixels),
         )
 
-    def made(self, shard: int) -> Made | None:
-        """What is known of a shard, if it is finished and its tar still has the size that it was written with."""
+    def made(self, shard: int) -> FinishedShard | None:
+        """The record of a shard; None if it is not finished or its tar has another size."""
         try:
-            known = json.loads(self._note(shard, "json").read_text(encoding="utf-8"))
+            known = json.loads(self._record(shard, "json").read_text(encoding="utf-8"))
             if (self.folder / known["name"]).stat().st_size != known["bytes"]:
                 return None
         except FileNotFoundError:
             return None
-        return Made(**{**known, "skipped": [Skipped(*skipped) for skipped in known["skipped"]]})
+        return FinishedShard(**{**known, "skipped": [Skipped(*skipped) for skipped in known["skipped"]]})
 
     def rows(self, shard: int) -> np.ndarray:
-        return np.load(self._note(shard, "npy"))
+        """The index rows of a finished shard."""
+        return np.load(self._record(shard, "npy"))
 
-    def _make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> Made:
+    def _make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> FinishedShard:
         skipped = []
         with whole_file(self.folder / tar_name(shard)) as file:
             writer = ShardWriter(file, shard, self.format, self.encoded)
@@ -156,14 +159,14 @@ class ShardMaker(Dataset):
                 with self.done.get_lock():
                     self.done.value += 1
             writer.close()
-        made = Made(tar_name(shard), len(writer.rows), writer.size, writer.sha256, skipped)
+        made = FinishedShard(tar_name(shard), len(writer.rows), writer.size, writer.sha256, skipped)
         rows = io.BytesIO()
         np.save(rows, writer.rows)
-        with whole_file(self._note(shard, "npy")) as file:
+        with whole_file(self._record(shard, "npy")) as file:
             file.write(rows.getvalue())
-        with whole_file(self._note(shard, "json")) as file:
+        with whole_file(self._record(shard, "json")) as file:
             file.write(json.dumps(made._asdict()).encode())
         return made
 
-    def _note(self, shard: int, suffix: str) -> Path:
+    def _record(self, shard: int, suffix: str) -> Path:
         return self.folder / PREPARING / f"{shard:05d}.{suffix}"

@@ -1,4 +1,4 @@
-"""What the tests of the data room share."""
+"""Fixtures of the tests of `data` and `prepare`."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_pictures():
-    """Fills a folder with small pictures of noise, no two alike, each with two captions: 0.png, 0.txt, 1.jpg, …"""
+    """Fill a folder with small, different pictures of noise with two captions each: 0.png, 0.txt, 1.jpg, …"""
 
     def make_pictures(folder, count):
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def make_pictures():
 
 @pytest.fixture(scope="session")
 def save_vae():
-    """Writes a small autoencoder of random weights, other ones for another seed, and returns its folder as text."""
+    """Save a small autoencoder with random weights, chosen by `seed`, and return its folder as text."""
 
     def save_vae(folder, kind="AutoencoderKL", seed=0):
         import diffusers
@@ -38,14 +38,14 @@ def save_vae():
 
         parts = {
             "AutoencoderKL": {
-                "block_out_channels": (4, 8, 8),  # shrinks by 4
+                "block_out_channels": (4, 8, 8),  # divides sides by 4
                 "down_block_types": ("DownEncoderBlock2D",) * 3,
                 "up_block_types": ("UpDecoderBlock2D",) * 3,
                 "norm_num_groups": 2,
                 "latent_channels": 5,
                 "scaling_factor": 0.3,
             },
-            "AutoencoderTiny": {  # shrinks by 8
+            "AutoencoderTiny": {  # divides sides by 8
                 "encoder_block_out_channels": (4, 4, 4, 4),
                 "decoder_block_out_channels": (4, 4, 4, 4),
                 "num_encoder_blocks": (1, 1, 1, 1),

@@ -1,4 +1,4 @@
-"""Whether two pictures are the same, and how long that is remembered."""
+"""Digests of pictures and their cache."""
 
 import os
 
@@ -15,7 +15,7 @@ def put_picture(folder, name, fill):
     Image.new("RGB", (8, 8), fill).save(folder / name)
 
 
-def test_content_depends_on_bytes_alone_and_what_is_no_picture_equals_nothing(tmp_path):
+def test_content_depends_only_on_bytes_and_other_files_equal_nothing(tmp_path):
     for suffix in ("png", "jpg", "webp", "gif", "bmp", "tif"):
         put_picture(tmp_path, f"a.{suffix}", "red")
         data = (tmp_path / f"a.{suffix}").read_bytes()
@@ -26,7 +26,7 @@ def test_content_depends_on_bytes_alone_and_what_is_no_picture_equals_nothing(tm
         assert content_of(data, "x") == content_of(data, "x") != content_of(data, "y")
 
 
-def test_what_is_seen_is_that_of_the_mirror_image_too():
+def test_mirror_image_has_the_same_digest():
     pixels = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
     assert seen_in(pixels) == seen_in(pixels.flip(-1)) != seen_in(pixels.flip(-2))
 
@@ -50,7 +50,7 @@ def test_file_is_read_again_only_if_size_or_time_have_changed(tmp_path):
     data, time = file.read_bytes(), file.stat().st_mtime_ns
     file.write_bytes(data[:-1] + b"x")
     os.utime(file, ns=(time, time))
-    assert contents_of(folder, ["a.png", "b.png"]) == [one, one]  # which shows that it was not read
+    assert contents_of(folder, ["a.png", "b.png"]) == [one, one]  # the old digest: the file was not read
     os.utime(file, ns=(time, time + 1))
     again = contents_of(folder, ["a.png", "b.png"])
     assert again[0] == one != again[1]
@@ -59,7 +59,7 @@ def test_file_is_read_again_only_if_size_or_time_have_changed(tmp_path):
     assert contents_of(folder, ["b.png"])[0] not in again
 
 
-def test_damaged_cache_is_made_anew_and_a_folder_that_cannot_be_written_has_it_elsewhere(tmp_path, monkeypatch):
+def test_damaged_cache_is_replaced_and_a_read_only_folder_uses_the_user_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "in"
     put_picture(folder, "a.png", "red")
@@ -80,7 +80,7 @@ def test_damaged_cache_is_made_anew_and_a_folder_that_cannot_be_written_has_it_e
     assert contents_of(folder, ["a.png"]) == expected
 
 
-def test_file_that_is_gone_or_not_yet_readable_is_not_remembered(tmp_path):
+def test_missing_or_unreadable_file_is_not_cached(tmp_path):
     put_picture(tmp_path, "a.png", "red")
     (tmp_path / "b.png").write_bytes(b"half a download")
     before = contents_of(tmp_path, ["a.png", "b.png", "c.png"])

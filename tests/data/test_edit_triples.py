@@ -1,4 +1,4 @@
-"""A folder of one's own edits: what is read, how it is split, and all that can be wrong with it."""
+"""EditTriples: what is read, how it is split, and errors in the folder."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ def put_pictures(folder, *names):
 
 
 def put_chains(folder, *chains):
-    """Edits that go on from each other: "abc" is a → b and b → c."""
+    """Write edits of which each continues the one before: "abc" is a → b and b → c."""
     put_pictures(folder, *{f"{name}.png" for chain in chains for name in chain})
     steps = [pair for chain in chains for pair in pairwise(chain)]
     (folder / "metadata.csv").write_text(HEADER + "".join(f"{a}.png,{a} to {b},{b}.png\n" for a, b in steps))
 
 
 def error_of(*args, **options):
-    """The message of the InputError, which has to be one line."""
+    """The message of the InputError. It must be one line."""
     with pytest.raises(InputError) as caught:
         EditTriples(*args, **options)
     assert "\n" not in str(caught.value)
@@ -101,7 +101,7 @@ def pictures_of(source):
     return {name for triple in source._triples for name in (triple.input, triple.output)}
 
 
-def test_edits_that_go_on_from_each_other_stay_together(tmp_path):
+def test_connected_edits_stay_together(tmp_path):
     put_chains(tmp_path, "abc", "de", "fghi", "jb", "kl", "mn")
     source = EditTriples(str(tmp_path), val_fraction=0.4)
     train, val = source.split("train"), source.split("val")
@@ -124,17 +124,17 @@ def test_split_depends_on_names_and_seed(tmp_path):
     assert held_out[0] == held_out[1] != held_out[2]
 
 
-def test_source_can_be_sent_to_workers(tmp_path):
+def test_source_can_be_pickled(tmp_path):
     put_chains(tmp_path, "ab", "cd")
     again = pickle.loads(pickle.dumps(EditTriples(str(tmp_path)).split("train")))
     assert isinstance(again[0], EditExample)
 
 
-# What can be wrong
+# Errors
 
 
-def test_folder_and_metadata_have_to_be_there(tmp_path):
-    assert error_of().startswith("EditTriples has no path: set path")
+def test_folder_and_metadata_must_exist(tmp_path):
+    assert error_of().startswith("EditTriples has no path; set path")
     assert error_of(str(tmp_path / "x")).startswith(f"no such folder: {tmp_path / 'x'}; set path")
     assert error_of(str(tmp_path)).startswith("no metadata.csv, metadata.tsv, metadata.jsonl, metadata.parquet in ")
     assert error_of(str(tmp_path), metadata="x.csv").startswith(f"no such file: {tmp_path / 'x.csv'}; set metadata")
@@ -154,9 +154,9 @@ def test_fraction_out_of_range(tmp_path, val_fraction):
         ("metadata.csv", HEADER + "a.png,darker,b.png\na.png,x,none.png\n", "line 3: the output picture"),
         ("metadata.csv", HEADER + "none.png,x,b.png\n", "line 2: the input picture"),
         ("metadata.csv", HEADER + " ,x,b.png\n", "line 2, column input: the name of the picture is ''"),
-        ("metadata.csv", HEADER + "a.png,make it, blue,b.png\n", "line 2: 4 columns where the first line has 3"),
-        ("metadata.csv", HEADER, "holds no edit"),
-        ("metadata.csv", HEADER + "a.png,,b.png\n", "holds no edit with an instruction"),
+        ("metadata.csv", HEADER + "a.png,make it, blue,b.png\n", "line 2: 4 columns but the header has 3"),
+        ("metadata.csv", HEADER, "no edit with an instruction"),
+        ("metadata.csv", HEADER + "a.png,,b.png\n", "no edit with an instruction"),
         (
             "metadata.jsonl",
             '{"input": 3, "instruction": "x", "output": "b.png"}',
@@ -171,8 +171,8 @@ def test_fraction_out_of_range(tmp_path, val_fraction):
         ("metadata.jsonl", '{"input": ', "line 1: broken json"),
     ],
 )
-def test_fault_of_a_metadata_file_is_said_with_file_and_line(tmp_path, name, content, message):
+def test_error_in_a_metadata_file_names_file_and_line(tmp_path, name, content, message):
     put_pictures(tmp_path, "a.png", "b.png")
     (tmp_path / name).write_text(content)
-    said = error_of(str(tmp_path))
-    assert str(tmp_path / name) in said and message in said
+    error = error_of(str(tmp_path))
+    assert str(tmp_path / name) in error and message in error

@@ -1,4 +1,4 @@
-"""Shards with the latents of an autoencoder: what is kept, what training makes of it, and whom it is refused to."""
+"""Shards with the moments of an autoencoder: what is saved, training on it, and errors."""
 
 import io
 import json
@@ -34,7 +34,7 @@ from lit_transfusion.training.lit_module import LitTransfusion
 REPOSITORY = Path(__file__).parents[2]
 COUNT, SIZE = 20, 16
 SMALL = {"image_size": SIZE, "shard_size": 6, "num_workers": 0}
-FLOAT16 = {"rtol": 1e-3, "atol": 1e-4}  # what it rounds away
+FLOAT16 = {"rtol": 1e-3, "atol": 1e-4}  # its rounding error
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(call):
-    """The message of the InputError, which has to be one line."""
+def error_of(call):
+    """The message of the InputError. It must be one line."""
     with pytest.raises(InputError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -80,14 +80,12 @@ def data_of(source, codec, **options):
     return TransfusionData(source, codec, **options)
 
 
-# What is kept
+# What is saved
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
-def test_kept_is_what_the_autoencoder_says_of_each_picture_and_of_its_mirror_image(
-    pictures, save_vae, tmp_path, monkeypatch, kind
-):
-    """In batches of three, one picture of which cannot be used."""
+def test_saved_moments_are_those_of_each_picture_and_its_mirror_image(pictures, save_vae, tmp_path, monkeypatch, kind):
+    """The codec encodes batches of three, and one picture cannot be used."""
     monkeypatch.setattr(encoding, "MOST_AT_ONCE", 3)
     folder = shutil.copytree(pictures, tmp_path / "in")
     (folder / "3.png").write_bytes(b"no picture")
@@ -108,7 +106,7 @@ def test_kept_is_what_the_autoencoder_says_of_each_picture_and_of_its_mirror_ima
         assert (example.mirror_image - example.image.flip(-1)).abs().max() > 0.01  # which is another thing
 
 
-def test_pictures_are_still_those_of_the_folder_to_the_last_bit(pictures, prepared):
+def test_pictures_equal_those_of_the_folder(pictures, prepared):
     expected = ImageCaptions(str(pictures), SIZE)
     expected = {example.captions: example.image for example in (expected[i] for i in range(COUNT))}
     for shards in (Shards(str(prepared), SIZE, latents=False), Shards(str(prepared), SIZE).pictures):
@@ -117,8 +115,8 @@ def test_pictures_are_still_those_of_the_folder_to_the_last_bit(pictures, prepar
         assert all(torch.equal(found[captions], expected[captions]) for captions in expected)
 
 
-def test_tars_are_plain_ones_with_a_third_member(prepared):
-    """By the standard library and numpy."""
+def test_tars_have_a_third_member(prepared):
+    """The standard library and numpy can read them."""
     rows, moments_rows = np.load(prepared / "index.npy"), np.load(prepared / "moments.npy")
     assert rows.dtype == layout.ROW and len(rows) == len(moments_rows) == COUNT
     shards = Shards(str(prepared), SIZE)
@@ -136,9 +134,9 @@ def test_tars_are_plain_ones_with_a_third_member(prepared):
         assert np.array_equal(array[0], shards[i].image) and np.array_equal(array[1], shards[i].mirror_image)
 
 
-def test_index_says_what_encoded_them(prepared, codec, vae):
-    said = json.loads((prepared / "index.json").read_text())["codec"]
-    assert said == {
+def test_index_names_the_codec(prepared, codec, vae):
+    entry = json.loads((prepared / "index.json").read_text())["codec"]
+    assert entry == {
         "identity": codec.identity(),
         "class_path": "VAE",
         "init_args": {"path": vae},
@@ -146,7 +144,7 @@ def test_index_says_what_encoded_them(prepared, codec, vae):
     }
 
 
-def test_example_is_one_read_of_what_is_needed(prepared, monkeypatch):
+def test_example_needs_one_read(prepared, monkeypatch):
     reads, read = [], OpenFiles.read
 
     def counted(self, path, offset, size):
@@ -175,11 +173,11 @@ def test_flipped_bit_in_the_latents_is_skipped_and_found_by_prepare(pictures, pr
     assert [i for i, example in enumerate(found) if isinstance(example, Skipped)] == [3]
     assert found[3].reason == "damaged in its shard"
     assert isinstance(shards.pictures[3], Example)
-    message = refused(lambda: prepare([str(pictures)], str(mine), codec=codec, **SMALL))
-    assert f"the content of {tar.name} is not what was written" in message
+    message = error_of(lambda: prepare([str(pictures)], str(mine), codec=codec, **SMALL))
+    assert f"{tar.name} has changed; copy it again" in message
 
 
-def test_folder_of_before_there_were_codecs_is_read_and_checked_as_ever(pictures, tmp_path, capsys):
+def test_folder_without_a_codec_entry_is_read_and_checked(pictures, tmp_path, capsys):
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     del index["codec"]
@@ -187,69 +185,70 @@ def test_folder_of_before_there_were_codecs_is_read_and_checked_as_ever(pictures
     assert Shards(str(tmp_path / "out"), SIZE).encoding is None
     assert Shards(str(tmp_path / "out"), SIZE)[0].image.shape == (3, SIZE, SIZE)
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
-    assert "is finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["index.npy", "moments.npy"])
 def test_index_of_another_folder_or_none(prepared, tmp_path, name):
     mine = shutil.copytree(prepared, tmp_path / "mine")
     np.save(mine / name, np.load(mine / name)[:-1])
-    assert refused(lambda: Shards(str(mine), SIZE)).startswith(f"{mine / name} does not belong to")
+    assert error_of(lambda: Shards(str(mine), SIZE)).startswith(f"{mine / name} does not belong to")
     (mine / name).unlink()
-    assert refused(lambda: Shards(str(mine), SIZE)).startswith(f"{mine / name} cannot be read")
+    assert error_of(lambda: Shards(str(mine), SIZE)).startswith(f"{mine / name} cannot be read")
 
 
-def test_picture_whose_latents_are_no_numbers_is_skipped(pictures, save_vae, tmp_path):
+def test_picture_with_nonfinite_latents_is_skipped(pictures, save_vae, tmp_path):
     codec = VAE(save_vae(tmp_path / "vae"))
     codec.autoencoder.quant_conv.weight.data *= 1e7
-    message = refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **SMALL))
-    assert "encoded to numbers beyond float16" in message and str(pictures) in message
+    message = error_of(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **SMALL))
+    assert "float16" in message and str(pictures) in message
 
 
-# The same result, however it is made
+# The same result in all circumstances
 
 
-def test_workers_that_read_change_nothing(pictures, prepared, codec, tmp_path):
+def test_workers_do_not_change_the_result(pictures, prepared, codec, tmp_path):
     prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **{**SMALL, "num_workers": 2})
     assert contents(tmp_path / "out") == contents(prepared)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_input_that_fails_while_it_is_read_is_said_in_words(pictures, codec, tmp_path, monkeypatch, num_workers):
+def test_input_error_while_reading_is_one_line(pictures, codec, tmp_path, monkeypatch, num_workers):
     def fail(*_):
         raise InputError("the tar has changed")
 
     monkeypatch.setattr(maker.ShardMaker, "read", fail)
     options = {"codec": codec, **SMALL, "num_workers": num_workers}
-    message = refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), **options))
-    assert message.startswith("the tar has changed; what is finished is kept")
+    message = error_of(lambda: prepare([str(pictures)], str(tmp_path / "out"), **options))
+    assert message.startswith("the tar has changed; ") and "run the same command again to resume" in message
 
 
-def test_memory_that_is_full_is_said_in_words(pictures, save_vae, tmp_path, monkeypatch):
+def test_out_of_memory_is_one_line(pictures, save_vae, tmp_path, monkeypatch):
     codec = VAE(save_vae(tmp_path / "vae"))
 
     def full(_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 MiB")
 
     monkeypatch.setattr(codec, "moments", full)
-    message = refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **SMALL))
-    assert "too little free memory to encode 12 images at once" in message and "what is finished is kept" in message
+    message = error_of(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **SMALL))
+    assert "too little free memory to encode 12 images" in message and "CUDA_VISIBLE_DEVICES" in message
+    assert "run the same command again to resume" in message
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
-def test_finished_folder_is_that_of_one_codec_wherever_its_weights_lie(pictures, prepared, vae, save_vae, tmp_path):
+def test_finished_folder_belongs_to_one_codec_at_any_path(pictures, prepared, vae, save_vae, tmp_path):
     moved = VAE(str(shutil.copytree(vae, tmp_path / "moved")))
     prepare([str(pictures)], str(prepared), codec=moved, **SMALL)  # checks it
     other = VAE(save_vae(tmp_path / "other", seed=1))
     before = contents(prepared)
-    message = refused(lambda: prepare([str(pictures)], str(prepared), codec=other, **SMALL))
+    message = error_of(lambda: prepare([str(pictures)], str(prepared), codec=other, **SMALL))
     assert f"was made with codec {moved.identity()}, not {other.identity()}" in message
-    message = refused(lambda: prepare([str(pictures)], str(prepared), **SMALL))
+    message = error_of(lambda: prepare([str(pictures)], str(prepared), **SMALL))
     assert f"was made with codec {moved.identity()}, not None" in message
     assert contents(prepared) == before
 
 
-# Codecs of which nothing can be kept
+# Codecs without moments
 
 
 class Own(Codec):
@@ -260,17 +259,17 @@ class Own(Codec):
 
 
 @pytest.mark.parametrize(
-    ("make", "image_size", "said"),
+    ("make", "image_size", "expected"),
     [
-        (Pixels, SIZE, "--codec Pixels makes nothing of a picture that shards do not hold; leave it out"),
-        (Own, SIZE, "--codec Own encodes in one step, of which nothing can be kept"),
+        (Pixels, SIZE, "--codec Pixels does not change pictures"),
+        (Own, SIZE, "--codec Own has no moments to save"),
         (VAE, 18, "image_size 18 is not a multiple of 4"),
     ],
 )
-def test_codec_that_cannot_be_used(pictures, vae, tmp_path, make, image_size, said):
+def test_codec_that_cannot_be_used(pictures, vae, tmp_path, make, image_size, expected):
     codec = make(vae) if make is VAE else make()
     options = {**SMALL, "image_size": image_size}
-    assert said in refused(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **options))
+    assert expected in error_of(lambda: prepare([str(pictures)], str(tmp_path / "out"), codec=codec, **options))
     assert not (tmp_path / "out").exists()
 
 
@@ -299,8 +298,8 @@ def batches(source, codec, tokenizer, count=3, **options):
     return list(islice(data.train_dataloader(), count))
 
 
-def test_training_on_kept_latents_is_training_on_the_fly(prepared, codec, tokenizer, module):
-    """The same documents, noise and losses, to what float16 rounds away."""
+def test_training_on_saved_latents_equals_encoding_in_training(prepared, codec, tokenizer, module):
+    """Documents, noise and losses are equal up to the rounding of float16."""
     kept = batches(Shards(str(prepared), SIZE), codec, tokenizer)
     fresh = batches(Shards(str(prepared), SIZE, latents=False), codec, tokenizer)
     for ours, theirs in zip(kept, fresh, strict=True):
@@ -314,7 +313,7 @@ def test_training_on_kept_latents_is_training_on_the_fly(prepared, codec, tokeni
         torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
 
 
-def test_mirrored_documents_hold_what_was_kept_of_the_mirror_image(prepared, codec, tokenizer, module):
+def test_mirrored_documents_contain_the_saved_mirror_image(prepared, codec, tokenizer, module):
     recipe = Recipe(mirror=1.0)
     kept = batches(Shards(str(prepared), SIZE), codec, tokenizer, recipe=recipe)
     fresh = batches(Shards(str(prepared), SIZE, latents=False), codec, tokenizer, recipe=recipe)
@@ -323,20 +322,19 @@ def test_mirrored_documents_hold_what_was_kept_of_the_mirror_image(prepared, cod
         torch.testing.assert_close(ours.images.float(), codec.moments(theirs.images), **FLOAT16)
 
 
-def test_workers_send_latents_on_as_they_are(prepared, codec, tokenizer):
+def test_workers_do_not_change_latents(prepared, codec, tokenizer):
     source = Shards(str(prepared), SIZE)
     here, there = (batches(source, codec, tokenizer, num_workers=n) for n in (0, 2))
     assert all(torch.equal(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_another_codec_than_the_runs_is_refused_with_the_fix(prepared, codec, vae, save_vae, tmp_path):
+def test_codec_of_another_run_is_an_error_with_a_fix(prepared, codec, vae, save_vae, tmp_path):
     source = Shards(str(prepared), SIZE)
     for other in (VAE(save_vae(tmp_path / "other", seed=1)), Pixels()):
-        message = refused(lambda other=other: data_of(source, other))
-        assert message == (
-            f"{prepared} holds latents of the codec {codec.identity()}, and data.codec is {other.identity()}: set "
-            f"data.codec to VAE (path={vae}), or data.source.init_args.latents to false to encode the pictures again"
-        )
+        message = error_of(lambda other=other: data_of(source, other))
+        assert str(prepared) in message
+        assert f"codec {codec.identity()}, but data.codec is {other.identity()};" in message
+        assert f"set data.codec to VAE (path={vae}), or data.source.init_args.latents to false" in message
         assert data_of(Shards(str(prepared), SIZE, latents=False), other).image_shape == (3, SIZE, SIZE)
     mean = VAE(str(shutil.copytree(vae, tmp_path / "moved")), sample_posterior=False)  # the same weights
     assert data_of(source, mean).image_shape == (10, 4, 4)
@@ -349,14 +347,13 @@ def texts(tmp_path):
     return TextCorpus(str(tmp_path / "texts"), documents="block")
 
 
-def test_mix_holds_latents_or_pixels_and_shows_pixels(prepared, codec, texts, make_pipeline):
+def test_mix_contains_latents_or_pixels_and_shows_pixels(prepared, codec, texts, make_pipeline):
     shards = Shards(str(prepared), SIZE, val_fraction=0.3)
     mixed = Mix({"drawn": Shapes(SIZE), "kept": shards}, image_size=SIZE)
-    assert refused(lambda: data_of(mixed, codec)) == (
-        "data.source mixes latents (kept) with pictures that are to be encoded (drawn): set "
-        "data.source.init_args.sources.kept.init_args.latents to false, or prepare both with the same --codec"
-    )
-    message = refused(lambda: data_of(mixed, Pixels()))
+    message = error_of(lambda: data_of(mixed, codec))
+    assert "data.source" in message and "latents (kept)" in message and "(drawn)" in message
+    assert "set data.source.init_args.sources.kept.init_args.latents to false" in message
+    message = error_of(lambda: data_of(mixed, Pixels()))
     assert "or data.source.init_args.sources.kept.init_args.latents to false" in message
     mixed = Mix({"text": texts, "kept": shards}, image_size=SIZE)
     data = data_of(mixed, codec)
@@ -370,14 +367,14 @@ def test_mix_holds_latents_or_pixels_and_shows_pixels(prepared, codec, texts, ma
     assert subject.pictures.shape == (3, 3, SIZE, SIZE) and subject.pictures.dtype == torch.float32
 
 
-# By the command line
+# The command line
 
 
 def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     words = ["--input", str(pictures), "--output", "shards", "--image_size", str(SIZE), "--num_workers", "0"]
     cli.main(["prepare", *words, "--codec", "VAE", "--codec.path", vae])
-    said = capsys.readouterr().out.strip()
+    output = capsys.readouterr().out.strip()
     shown = {"num_samples": 2, "num_inference_steps": 2, "max_new_tokens": 2}
     checkpoints = {"dirpath": "run/checkpoints", "every_n_train_steps": 1, "save_last": "link"}
     callbacks = {
@@ -405,7 +402,7 @@ def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_pat
         "data": {"sequence_length": 64, "batch_size": 1, "vocab_size": 300, "recipe": {"mirror": 0.5}},
     }
     Path("small.yaml").write_text(yaml.safe_dump(config))
-    options = said.partition("train with ")[2].split()  # as `prepare` advises
+    options = output.partition("train with ")[2].split()  # as `prepare` advises
     encode, encoded = VAE.moments, []
     monkeypatch.setattr(VAE, "moments", lambda self, images: (encoded.append(len(images)), encode(self, images))[1])
     cli.main(["fit", "--config", "small.yaml", *options, "--data.source.init_args.val_fraction", "0.2"])
@@ -425,11 +422,14 @@ def test_prepared_trained_on_shown_predicted_and_measured(pictures, vae, tmp_pat
     assert "perplexity" in capsys.readouterr().out
 
 
-def test_codec_that_is_misspelt_or_not_there_is_said_in_one_line(pictures, tmp_path, capsys, monkeypatch):
+def test_misspelt_or_missing_codec_is_a_one_line_error(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = ["prepare", "--input", str(pictures), "--output", str(tmp_path / "out")]
-    for codec, said in ((["VEA"], "there is no class VEA; known: "), (["VAE", "--codec.path", "x"], "VAE path 'x'")):
+    for codec, expected in (
+        (["VEA"], "there is no class VEA; known: "),
+        (["VAE", "--codec.path", "x"], "VAE path 'x'"),
+    ):
         with pytest.raises(SystemExit) as caught:
             cli.main([*words, "--codec", *codec])
         message = capsys.readouterr().err.strip()
-        assert caught.value.code == 2 and message.startswith("error: ") and "\n" not in message and said in message
+        assert caught.value.code == 2 and message.startswith("error: ") and "\n" not in message and expected in message

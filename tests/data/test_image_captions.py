@@ -1,4 +1,4 @@
-"""A folder of one's own pictures: the two ways to caption it, its split, and all that can be wrong with it."""
+"""ImageCaptions: both forms of captions, the split, and errors in the folder."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from lit_transfusion.errors import InputError
 
 
 def put_picture(folder, name, caption=None, fill=None):
-    """Without a colour, it has one of its own, as its name decides."""
+    """Write a picture. Without `colour`, its name determines the colour."""
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     fill = fill or tuple(zlib.crc32(name.encode()).to_bytes(4)[:3])
@@ -32,7 +32,7 @@ def captions_by_name(source):
 
 
 def error_of(*args, **options):
-    """The message of the InputError, which has to be one line."""
+    """The message of the InputError. It must be one line."""
     with pytest.raises(InputError) as caught:
         ImageCaptions(*args, **options)
     assert "\n" not in str(caught.value)
@@ -84,20 +84,20 @@ def test_pictures_without_a_caption_are_left_out_with_one_warning(tmp_path, capl
     )
 
 
-def test_no_warning_if_all_is_well(tmp_path, caplog):
+def test_no_warning_without_faults(tmp_path, caplog):
     put_picture(tmp_path, "a.png", "a")
     ImageCaptions(str(tmp_path))
     assert not caplog.records
 
 
-def test_broken_picture_is_skipped_when_it_is_asked_for(tmp_path):
+def test_broken_picture_is_skipped_on_access(tmp_path):
     file = put_picture(tmp_path, "a.png", "a")
     file.write_bytes(file.read_bytes()[:40])
     skipped = ImageCaptions(str(tmp_path))[0]
     assert skipped.name == str(file) and skipped.reason.startswith("cannot be read: ")
 
 
-def test_picture_that_has_gone_since(tmp_path):
+def test_picture_deleted_later(tmp_path):
     file = put_picture(tmp_path, "a.png", "a")
     source = ImageCaptions(str(tmp_path))
     file.unlink()
@@ -150,14 +150,14 @@ def test_metadata_of_another_name_and_pictures_without_a_suffix(tmp_path):
         assert isinstance(source[0], Example)
 
 
-def test_what_metadata_and_folder_do_not_share_is_counted(tmp_path, caplog):
+def test_differences_of_metadata_and_folder_are_counted(tmp_path, caplog):
     for name in ("a.png", "b.png", "c.png"):
         put_picture(tmp_path, name)
     (tmp_path / "metadata.csv").write_text(f"file_name,caption\na.png,a\nb.png,\nz.png,z\n{'y' * 300},y\n")
     assert captions_by_name(ImageCaptions(str(tmp_path))) == {"a.png": ("a",)}
     (record,) = caplog.records
     assert "1 picture used, 4 left out" in record.getMessage()
-    assert "2 named in metadata.csv but not there (first: yyy" in record.getMessage()
+    assert "2 named in metadata.csv but missing (first: yyy" in record.getMessage()
     assert "2 without a caption (first: b.png)" in record.getMessage()
 
 
@@ -180,7 +180,7 @@ def test_parts_share_nothing_and_make_up_the_whole(tmp_path, seed):
     assert val[0].captions[0] in val.captions()
 
 
-def test_another_seed_holds_out_others(tmp_path):
+def test_another_seed_holds_out_other_pictures(tmp_path):
     filled(tmp_path, 50)
     first, second = (
         ImageCaptions(str(tmp_path), val_fraction=0.2, seed=seed).split("val").captions() for seed in (0, 1)
@@ -188,7 +188,7 @@ def test_another_seed_holds_out_others(tmp_path):
     assert first != second
 
 
-def test_new_pictures_move_no_old_ones(tmp_path):
+def test_new_pictures_do_not_move_old_ones(tmp_path):
     before = set(ImageCaptions(str(filled(tmp_path, 100)), val_fraction=0.2).split("val").captions())
     after = set(ImageCaptions(str(filled(tmp_path, 200)), val_fraction=0.2).split("val").captions())
     old = {f"caption {i}" for i in range(100)}
@@ -204,26 +204,26 @@ def test_split_does_not_depend_on_where_the_folder_is(tmp_path):
 @pytest.mark.parametrize(
     ("n", "val_fraction", "num_val"), [(1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (5, 0.001, 1), (5, 0, 0)]
 )
-def test_neither_part_is_empty_if_it_can_be_helped(tmp_path, n, val_fraction, num_val):
+def test_neither_part_is_empty_if_possible(tmp_path, n, val_fraction, num_val):
     source = ImageCaptions(str(filled(tmp_path, n)), val_fraction=val_fraction)
     assert len(source.split("val")) == num_val
     assert len(source.split("train")) == n - num_val
 
 
-def test_source_can_be_sent_to_workers(tmp_path):
+def test_source_can_be_pickled(tmp_path):
     source = ImageCaptions(str(filled(tmp_path, 3))).split("train")
     again = pickle.loads(pickle.dumps(source))
     assert again[0].captions == source[0].captions
 
 
-# Input that is wrong
+# Errors
 
 
 def test_no_path():
     assert "set path to a folder" in error_of()
 
 
-def test_folder_that_is_not_there(tmp_path):
+def test_missing_folder(tmp_path):
     assert error_of(str(tmp_path / "x")).startswith(f"no such folder: {tmp_path / 'x'}; set path")
 
 
@@ -273,13 +273,13 @@ def with_metadata(folder, text, name="metadata.csv"):
         (
             "metadata.csv",
             "file,text\na.png,red, green\n",
-            ", line 2: 3 columns where the first line has 2 (file, text); put",
+            ", line 2: 3 columns but the header has 2 (file, text); put",
         ),
-        ("metadata.csv", "file,text\na.png,a\na.png\n", ", line 3: 1 columns where the first line has 2"),
+        ("metadata.csv", "file,text\na.png,a\na.png\n", ", line 3: 1 columns but the header has 2"),
         ("metadata.csv", 'file,text\na.png,"open\n', ", line 2: broken csv (unexpected end of data)"),
         ("metadata.csv", "file,text\n,a\n", ", line 2, column file: the name of the picture is ''"),
         ("metadata.csv", b"file,text\na.png,caf\xe9\n", ", line 2 is not UTF-8; save"),
-        ("metadata.csv", "file,text\nx.png,a\ny.png,a\n", "none of the 2 files that "),
+        ("metadata.csv", "file,text\nx.png,a\ny.png,a\n", "none of the 2 files named in "),
         ("metadata.csv", "file,text\n", "has a caption: 1 without a caption (first: a.png)"),
         ("metadata.csv", "", "has a caption: 1 without a caption (first: a.png)"),
         ("metadata.jsonl", '{"file": "a.png", "text": "a"}\n{"file": \n', ", line 2: broken json ("),
@@ -289,7 +289,7 @@ def with_metadata(folder, text, name="metadata.csv"):
         (
             "metadata.jsonl",
             f'{{"file": "{" " * 9999}"}}\n',
-            f", line 1, column file: the name of the picture is '{' ' * 99}; give",
+            f", line 1, column file: the name of the picture is '{' ' * 99}; ",
         ),
         ("metadata.jsonl", '{"file": "a.png", "text": 3}\n', ", line 1, column text: [3] is not a text"),
     ],
@@ -313,7 +313,7 @@ def test_two_metadata_files(tmp_path):
     assert ImageCaptions(str(tmp_path), metadata="metadata.jsonl").captions() == ["b"]
 
 
-def test_metadata_file_that_is_not_there_or_of_no_known_kind(tmp_path):
+def test_missing_or_unknown_metadata_file(tmp_path):
     with_metadata(tmp_path, "[]", "all.json")
     assert error_of(str(tmp_path), metadata="x.csv").startswith(f"no such file: {tmp_path / 'x.csv'}; set metadata")
     assert "neither .csv nor .tsv nor .jsonl" in error_of(str(tmp_path), metadata="all.json")

@@ -1,4 +1,4 @@
-"""Reading pictures: every mode that a file may have, and every way in which it may be broken."""
+"""Reading pictures of all modes, and broken ones."""
 
 import io
 
@@ -68,7 +68,7 @@ def test_small_pattern_is_averaged_not_sampled():
     assert ((pixels - 127.5).abs() < 8).all()
 
 
-def test_big_jpeg_is_as_good_as_decoded_in_full():
+def test_big_jpeg_is_like_one_decoded_in_full():
     spots = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     file = saved(Image.fromarray(spots).resize((640, 640), Image.Resampling.BICUBIC), "JPEG", quality=95)
     in_full = np.asarray(Image.open(file).resize((80, 80), Image.Resampling.LANCZOS)).astype(float)
@@ -132,7 +132,7 @@ def test_black_and_white():
     assert color(pixels, x=0.75) == (0, 0, 0)
 
 
-def test_first_frame_of_a_film():
+def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (16, 16), fill) for fill in (RED, (0, 0, 255))]
     file = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert Image.open(file).n_frames == 2
@@ -160,12 +160,12 @@ def test_truncated_picture(format):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_picture_of_which_some_bytes_are_others(monkeypatch, format):
-    """It is decoded to something, or refused like all that are broken, whatever the byte was for."""
+def test_picture_with_changed_bytes(monkeypatch, format):
+    """Whatever the byte means, the picture is decoded, or reading raises the usual error."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     draws = np.random.default_rng(0)
     data = saved(Image.fromarray(draws.integers(0, 256, (24, 24, 3), dtype=np.uint8)), format).getvalue()
-    refused = 0
+    errors = 0
     for _ in range(150):
         damaged = bytearray(data)
         for place in draws.integers(0, len(data), draws.integers(1, 6)):
@@ -174,12 +174,12 @@ def test_picture_of_which_some_bytes_are_others(monkeypatch, format):
             assert read_pixels(io.BytesIO(damaged), 8).shape == (3, 8, 8)
         except ValueError as error:
             assert str(error).startswith("cannot be read: ") or str(error) == "larger than 1 megapixels"
-            refused += 1
-    assert refused or format == "BMP"
+            errors += 1
+    assert errors or format == "BMP"
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404 Not Found</html>", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture(tmp_path, data):
+def test_file_that_is_not_a_picture(tmp_path, data):
     file = tmp_path / "picture.jpg"
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"^cannot be read: not a picture of a known format$"):
@@ -191,14 +191,14 @@ def test_missing_file(tmp_path):
         read_image(tmp_path / "picture.jpg", 16)
 
 
-@pytest.mark.parametrize("side", [1200, 2000])  # Pillow itself warns of the first, raises on the second
+@pytest.mark.parametrize("side", [1200, 2000])  # Pillow itself warns about the first and raises for the second
 def test_picture_beyond_the_limit(monkeypatch, side):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     with pytest.raises(ValueError, match=r"^larger than 1 megapixels$"):
         read_pixels(saved(Image.new("1", (side, side))), 16)
 
 
-def test_reason_is_the_librarys_and_the_same_for_all_of_one_kind(tmp_path):
+def test_reason_comes_from_the_library_and_is_equal_for_one_kind(tmp_path):
     reasons = set()
     for side in (64, 80):
         noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
@@ -213,14 +213,14 @@ def test_reason_is_the_librarys_and_the_same_for_all_of_one_kind(tmp_path):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_size_of_a_jpeg_is_what_is_decoded_of_it(monkeypatch, progressive):
-    """A phone's 108 megapixels are under Pillow's limit at 1/8, 1/4 or 1/2 of their size."""
+def test_size_of_a_jpeg_is_its_decoded_size(monkeypatch, progressive):
+    """A picture of 108 megapixels from a phone is under Pillow's limit at 1/8, 1/4 or 1/2 of its size."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    for side in (1200, 1900):  # Pillow itself warns of the first, raises on the second
+    for side in (1200, 1900):  # Pillow itself warns about the first and raises for the second
         file = saved(halves("RGB", RED, WHITE, (side, side)), "JPEG", quality=95, progressive=progressive)
         assert color(read_pixels(file, 64), x=0.2)[1] < 20 and color(read_pixels(file, 64), x=0.8) == WHITE
     with pytest.raises(ValueError, match=r"^larger than 1 megapixels$"):
-        read_pixels(file, 1000)  # as many are wanted
+        read_pixels(file, 1000)  # the requested size is as large
     with pytest.raises(ValueError, match=r"^larger than 4 megapixels$"):
         read_pixels(saved(Image.new("L", (2100, 2100)), "JPEG", progressive=progressive), 64)
 

@@ -1,4 +1,4 @@
-"""The stream of batches: the same for any number of workers, shared out among ranks, and resumable at any batch."""
+"""PackedLoader: equal batches for any number of workers, division among ranks, and resuming at any batch."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
 
-SIDE = 2  # a picture is 2 × 2 pixels and one patch of a row stands for it
+SIDE = 2  # a picture is 2 × 2 pixels, and one patch in a row
 PATCHES = 1
 WORDS = ("a red circle", "two blue squares above a red circle", "a green cross is left of two red circles")
 UNUSABLE = {3: "cannot be read", 5: "cannot be read", 6: "does not exist"}
 
 
 class Numbered(Source):
-    """Each picture is filled with its own number, so that a batch tells what it is made of."""
+    """A source whose pictures are filled with their number, which identifies them in a batch."""
 
     def __init__(self, size: int, captions=WORDS, unusable=()) -> None:
         super().__init__(SIDE)
@@ -55,7 +55,7 @@ def make_loader(tokenizer):
 
 @pytest.fixture
 def make_sequence(make_loader, tokenizer):
-    """A loader whose batches hold one document each, so that they come in the order of the documents."""
+    """Make loaders with one document in each batch, so that batches are in the order of the documents."""
     caption = "a red circle"
 
     def make_sequence(source, **options):
@@ -102,7 +102,7 @@ def test_longest_document_fills_a_row_exactly(make_loader, tokenizer):
     assert numbers(batches) == [0, 1, 2, 3] and all(batch.lengths.item() == loader.length for batch in batches)
 
 
-def test_mix_tells_neighbours_apart():
+def test_mix_gives_different_seeds_for_neighbours():
     seeds = [mix(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(200)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -139,10 +139,10 @@ def test_ranks_share_the_documents_of_an_epoch(make_sequence, size):
         assert sorted(parts[0] + parts[1]) == list(range(size))
 
 
-def test_fewer_documents_than_ranks_are_refused_on_every_rank(make_loader):
-    """One rank without any would hold up the others."""
+def test_fewer_documents_than_ranks_are_an_error_on_every_rank(make_loader):
+    """A rank without documents would block the others."""
     for rank in range(3):
-        with pytest.raises(InputError, match="2 examples cannot be shared out to 3 processes"):
+        with pytest.raises(InputError, match="2 examples cannot be divided among 3 processes"):
             make_loader(Numbered(2), rank=rank, world_size=3)
 
 
@@ -173,8 +173,8 @@ def test_each_batch_knows_the_counts_of_its_step(make_loader):
 
 @pytest.mark.parametrize("given_back", [False, True])
 @pytest.mark.parametrize("taken", range(1, 8))
-def test_place_in_the_data_moves_from_step_to_step(make_loader, taken, given_back):
-    """A step of which not all batches were handed out, or that is given back, comes again."""
+def test_state_advances_by_whole_steps(make_loader, taken, given_back):
+    """A step whose batches were not all yielded, or that was given back, is repeated."""
     source = Numbered(30)
     first, second = (make_loader(source, batches_per_step=3) for _ in range(2))
     expected = list(islice(make_loader(source, batches_per_step=3), 15))
@@ -186,7 +186,7 @@ def test_place_in_the_data_moves_from_step_to_step(make_loader, taken, given_bac
     assert_equal(batches[:done] + list(islice(second, 15 - done)), expected)
 
 
-def test_batches_of_a_step_tell_what_they_are_made_of(make_sequence):
+def test_step_pieces_name_the_documents_of_each_batch(make_sequence):
     loader = make_sequence(Numbered(20), batches_per_step=2)
     for number, batch in enumerate(islice(loader, 6)):
         assert len(loader.step_pieces) == number % 2 + 1
@@ -199,7 +199,7 @@ def test_batches_of_a_step_tell_what_they_are_made_of(make_sequence):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_validation_passes_once_over_everything(make_loader, world_size, num_workers):
+def test_validation_reads_everything_once(make_loader, world_size, num_workers):
     source = Numbered(13)
     ranks = [
         list(
@@ -212,7 +212,7 @@ def test_validation_passes_once_over_everything(make_loader, world_size, num_wor
 
 
 def test_validation_is_the_same_each_time(make_loader):
-    """Lightning keeps the loader and iterates over it again; one pass may also be broken off (limit_val_batches)."""
+    """Lightning iterates over the same loader again. A pass may also end early (limit_val_batches)."""
     loader = make_loader(Numbered(30), endless=False)
     whole = list(loader)
     assert len(whole) > 3
@@ -224,7 +224,7 @@ def test_validation_is_the_same_each_time(make_loader):
 
 
 def resumed(loader, fresh, stop, count, through_json=True):
-    """`count` batches of `fresh`, which goes on where `loader` is after `stop` batches."""
+    """`count` batches of `fresh`, which resumes from the state of `loader` after `stop` batches."""
     iterator = iter(loader)
     before = [next(iterator) for _ in range(stop)]
     state = loader.state_dict()
@@ -233,15 +233,15 @@ def resumed(loader, fresh, stop, count, through_json=True):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 9, 14])
-def test_stream_goes_on_exactly_where_it_stopped(make_loader, stop):
-    """Across borders of epochs too: 23 documents are some 5 batches."""
+def test_stream_resumes_exactly_where_it_stopped(make_loader, stop):
+    """Also across epochs: 23 documents are about 5 batches."""
     source = Numbered(23, unusable=UNUSABLE)
     whole = list(islice(make_loader(source), 20))
     assert_equal(resumed(make_loader(source), make_loader(source), stop, 20 - stop), whole)
 
 
 @pytest.mark.parametrize("stop", [19, 20, 21])
-def test_stream_goes_on_at_the_border_of_an_epoch(make_sequence, stop):
+def test_stream_resumes_at_the_border_of_an_epoch(make_sequence, stop):
     whole = list(islice(make_sequence(Numbered(20)), 45))
     assert_equal(resumed(make_sequence(Numbered(20)), make_sequence(Numbered(20)), stop, 45 - stop), whole)
 
@@ -256,7 +256,7 @@ def test_stream_can_stop_twice(make_loader):
     assert_equal(start + list(islice(third, 5)), whole)
 
 
-def test_workers_may_change_when_a_run_goes_on(make_loader):
+def test_workers_may_change_when_a_run_resumes(make_loader):
     source = Numbered(23, unusable=UNUSABLE)
     whole = list(islice(make_loader(source), 10))
     assert_equal(resumed(make_loader(source, num_workers=2), make_loader(source), 4, 6), whole)
@@ -264,7 +264,7 @@ def test_workers_may_change_when_a_run_goes_on(make_loader):
 
 
 @pytest.mark.parametrize("open_rows", [1, 2, 7])
-def test_open_rows_may_change_when_a_run_goes_on(make_loader, open_rows):
+def test_open_rows_may_change_when_a_run_resumes(make_loader, open_rows):
     source = Numbered(23)
     fresh = make_loader(source, open_rows=open_rows)
     seen = numbers(resumed(make_loader(source, open_rows=5), fresh, 4, 30))
@@ -274,7 +274,7 @@ def test_open_rows_may_change_when_a_run_goes_on(make_loader, open_rows):
 
 
 def test_batch_that_was_made_but_not_taken_is_not_lost(make_loader):
-    """The state is that of the last batch that was handed out."""
+    """The state is that of the last batch that was yielded."""
     loader = make_loader(Numbered(23))
     iterator = iter(loader)
     taken = [next(iterator) for _ in range(3)]
@@ -286,7 +286,7 @@ def test_batch_that_was_made_but_not_taken_is_not_lost(make_loader):
 
 
 def test_rows_beyond_fewer_open_ones_are_closed(make_loader):
-    """One would wait for ever for exactly as many as are allowed."""
+    """A comparison for equality with `open_rows` would never close a row here."""
     loader = make_loader(Numbered(23), open_rows=6)
     before = list(islice(loader, 1))
     fresh = make_loader(Numbered(23), open_rows=2)
@@ -298,7 +298,7 @@ def test_rows_beyond_fewer_open_ones_are_closed(make_loader):
 def test_each_rank_takes_its_own_state(make_loader):
     source = Numbered(23)
     loaders = [make_loader(source, rank=rank, world_size=2) for rank in (0, 1)]
-    for loader, count in zip(loaders, (3, 5), strict=True):  # ranks pack at their own pace
+    for loader, count in zip(loaders, (3, 5), strict=True):  # ranks pack at different speeds
         list(islice(loader, count))
     state = {"ranks": [loader.state_dict()["ranks"][0] for loader in loaders]}
     for rank, count in ((0, 3), (1, 5)):
@@ -311,7 +311,7 @@ def test_each_rank_takes_its_own_state(make_loader):
 # What cannot be used
 
 
-def test_unusable_examples_are_left_out_counted_and_told_once_for_each_reason(make_loader, caplog):
+def test_unusable_examples_are_skipped_counted_and_reported_once_for_each_reason(make_loader, caplog):
     loader = make_loader(Numbered(10, unusable=UNUSABLE), endless=False)
     with caplog.at_level(logging.WARNING, "lit_transfusion"):
         batches = list(loader)
@@ -323,7 +323,7 @@ def test_unusable_examples_are_left_out_counted_and_told_once_for_each_reason(ma
     assert "10 examples" in summary and "cannot be read: 2" in summary and "does not exist: 1" in summary
 
 
-def test_example_of_a_reason_is_not_told_again_in_later_epochs(make_sequence, caplog):
+def test_reason_is_not_reported_again_in_later_epochs(make_sequence, caplog):
     with caplog.at_level(logging.WARNING, "lit_transfusion"):
         list(islice(make_sequence(Numbered(10, unusable={4: "cannot be read"})), 25))
     assert sum("picture 4" in message for message in caplog.messages) == 1
@@ -332,7 +332,7 @@ def test_example_of_a_reason_is_not_told_again_in_later_epochs(make_sequence, ca
 @pytest.mark.parametrize("endless", [True, False])
 def test_source_without_a_usable_example_is_an_error(make_loader, endless):
     source = Numbered(4, unusable=dict.fromkeys(range(4), "cannot be read"))
-    with pytest.raises(InputError, match=r"not one of the 4 examples can be used.*cannot be read: 4"):
+    with pytest.raises(InputError, match=r"none of the 4 examples can be used.*cannot be read: 4"):
         next(iter(make_loader(source, endless=endless)))
 
 
@@ -342,8 +342,8 @@ def test_source_without_examples_is_an_error(make_loader):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_run_that_goes_on_with_only_unusable_examples_left_does_not_fail(make_sequence, stop):
-    """What an epoch gave before the stop counts."""
+def test_resumed_run_with_only_unusable_examples_left_does_not_fail(make_sequence, stop):
+    """Documents used before the stop count as usable."""
     source = Numbered(4)
     order = numbers(islice(make_sequence(source), 4))
     source.unusable = dict.fromkeys(order[2:], "cannot be read")
@@ -351,7 +351,7 @@ def test_run_that_goes_on_with_only_unusable_examples_left_does_not_fail(make_se
     assert_equal(resumed(make_sequence(source), make_sequence(source), stop, 5 - stop), whole)
 
 
-def test_captions_that_are_cut_are_counted_and_told_once(make_loader, caplog, tokenizer):
+def test_captions_that_are_cut_are_counted_and_reported_once(make_loader, caplog, tokenizer):
     source = Numbered(10, captions=("a red circle " * 50,))
     loader = make_loader(source, endless=False)
     loader.documents.recipe = Recipe(caption_dropout=0.0)
@@ -359,23 +359,24 @@ def test_captions_that_are_cut_are_counted_and_told_once(make_loader, caplog, to
         batches = list(loader)
     assert sorted(numbers(batches)) == list(range(10)) and loader.cut == 10 and not loader.skipped
     first, summary = caplog.messages
-    assert "text of example 0 is cut" in first and "of 10 examples cut: 10" in summary
+    assert "text of example 0 is cut" in first and "data.sequence_length" in first
+    assert "10 examples" in summary and "cut: 10" in summary
 
 
-def test_what_an_epoch_skipped_is_said_of_that_epoch_and_once(make_loader, caplog):
+def test_skips_of_an_epoch_are_reported_once(make_loader, caplog):
     loader = make_loader(Numbered(23, unusable=UNUSABLE))
     with caplog.at_level(logging.WARNING, "lit_transfusion"):
         batches = iter(loader)
         while loader._state["streams"][0]["epoch"] < 3:
             next(batches)
-    (summary,) = [message for message in caplog.messages if message.startswith("in epoch")]
-    assert summary.startswith("in epoch 0, of 23 examples skipped: ")
+    (summary,) = [message for message in caplog.messages if message.startswith("epoch")]
+    assert summary.startswith("epoch 0: of 23 examples, skipped: ")
     counts = [int(part.rpartition(": ")[2]) for part in summary.rpartition("skipped: ")[2].split(", ")]
     assert sum(counts) == len(UNUSABLE) and loader.skipped.total() >= 3 * len(UNUSABLE)
 
 
 @pytest.mark.parametrize("part", ["batches", "used"])
-def test_state_of_another_version_is_refused(make_loader, part):
+def test_state_of_another_version_is_an_error(make_loader, part):
     (state,) = make_loader(Numbered(5)).state_dict()["ranks"]
     for known in (state, state["streams"][0]):
         known.pop(part, None)
@@ -387,51 +388,51 @@ def test_state_of_another_version_is_refused(make_loader, part):
 
 
 def damaged(source, order, places):
-    """At these places in the order of the first epoch."""
+    """Make the examples unusable at these places of the first epoch's order."""
     source.unusable = dict.fromkeys((order[place] for place in places), "cannot be read")
     return source
 
 
 @pytest.fixture
 def order(make_sequence):
-    """Of the first epoch of 40 pictures."""
+    """The order of the first epoch of 40 pictures."""
     return numbers(islice(make_sequence(Numbered(40)), 40))
 
 
-def test_as_much_may_be_skipped_in_each_epoch_as_is_allowed(make_sequence, order):
+def test_allowed_share_may_be_skipped_in_each_epoch(make_sequence, order):
     loader = make_sequence(damaged(Numbered(40), order, (3, 4)), max_skipped=0.05)
     assert len(list(islice(loader, 3 * 38))) == 3 * 38 and loader.skipped == {"cannot be read": 6}
 
 
-def test_one_more_stops_the_run_as_soon_as_it_is_certain(make_sequence, order):
+def test_one_skip_too_many_stops_the_run(make_sequence, order):
     source = damaged(Numbered(40), order, (3, 6, 9))
     source.unusable[order[6]] = "does not exist"
     seen = []
     with pytest.raises(InputError) as caught:
         seen.extend(make_sequence(source, max_skipped=0.05))
-    assert numbers(seen) == [n for n in order[:8] if n not in source.unusable]  # and one waits in a row
-    assert str(caught.value).startswith(
-        "3 of the 40 examples cannot be used, which is more than the share of 0.05 that data.max_skipped allows: "
-        f"2 cannot be read (first: picture {order[3]}), 1 does not exist (first: picture {order[6]}); mend them"
-    )
+    assert numbers(seen) == [n for n in order[:8] if n not in source.unusable]  # one more waits in an open row
+    message = str(caught.value)
+    assert "3 of the 40 examples cannot be used" in message and "data.max_skipped 0.05" in message
+    assert f"2 cannot be read (first: picture {order[3]}), 1 does not exist (first: picture {order[6]})" in message
+    assert "--ckpt_path last" in message
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
-def test_what_was_skipped_before_a_stop_counts(make_sequence, order, stop):
+def test_skips_before_a_stop_count(make_sequence, order, stop):
     def make(max_skipped=0.05):
         return make_sequence(damaged(Numbered(40), order, (3, 4, 12)), max_skipped=max_skipped)
 
     message = rf"3 cannot be read \(first: picture {order[3]}\)"
     with pytest.raises(InputError, match=message):
         resumed(make(), make(), stop, 40)
-    seen = numbers(resumed(make(), make(max_skipped=0.075), stop, 37 - stop))  # it may go on where more is allowed
+    seen = numbers(resumed(make(), make(max_skipped=0.075), stop, 37 - stop))  # a higher limit lets it resume
     assert sorted(seen) == sorted(set(order) - {order[3], order[4], order[12]})
 
 
 def test_each_rank_counts_its_own_share(make_sequence, order):
-    source = damaged(Numbered(40), order, (0, 2))  # both are rank 0's, of its 20
+    source = damaged(Numbered(40), order, (0, 2))  # both belong to the 20 of rank 0
     assert len(list(islice(make_sequence(source, rank=1, world_size=2, max_skipped=0.05), 19))) == 19
-    with pytest.raises(InputError, match=r"2 of the 40 examples \(20 of them this process's\) cannot be used"):
+    with pytest.raises(InputError, match=r"2 of the 40 examples \(20 of them for this process\) cannot be used"):
         next(iter(make_sequence(source, rank=0, world_size=2, max_skipped=0.05)))
 
 
@@ -442,7 +443,7 @@ def test_all_but_one_may_be_skipped_if_that_is_allowed_and_validation_only_count
 
 
 def test_picture_that_waits_in_an_open_row_and_vanishes_is_left_out(make_loader):
-    """The rest of what waited is still read."""
+    """The other documents of the row are still used."""
     loader = make_loader(Numbered(23))
     before = numbers(islice(loader, 2))
     waiting = [index for row in loader.state_dict()["ranks"][0]["open"] for _, index, _ in row]

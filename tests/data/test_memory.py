@@ -1,4 +1,4 @@
-"""Memory of a run does not grow with its data: of this process and its workers together, after hundreds of batches."""
+"""The memory of a process and its workers does not grow with the data, after hundreds of batches."""
 
 import json
 import multiprocessing
@@ -21,7 +21,7 @@ MEGABYTE = 2**20
 
 
 def shards(folder: Path, count: int) -> Shards:
-    """Pictures of noise, as `prepare` would leave them."""
+    """Shards of noise pictures, as `prepare` writes them."""
     folder.mkdir()
     pixels = torch.randint(256, (1 + count // 100, 3, SIDE, SIDE), dtype=torch.uint8)
     pictures = [picture_file(one, "png") for one in pixels]
@@ -48,7 +48,7 @@ def texts(folder: Path, count: int) -> TextCorpus:
 
 
 def own_memory(pid: int) -> int:
-    """Bytes that a process has to itself, what it shares with others by halves, thirds …; no pages of files."""
+    """Anonymous memory of a process in bytes; shared pages count in proportion to the number of processes."""
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
     return 1024 * next(int(size) for name, size, *_ in lines if name == "Pss_Anon:")
 

@@ -1,4 +1,4 @@
-"""Tables as people and spreadsheets write them."""
+"""Metadata tables from people and spreadsheets."""
 
 import csv
 import io
@@ -63,12 +63,12 @@ def test_separator_of_the_header_wins_over_those_in_captions(tmp_path):
     assert [row["caption"] for row in texts_of(file)] == ["red, green, blue, grey", "one|two"]
 
 
-def test_text_over_two_lines_and_the_lines_of_rows(tmp_path):
+def test_text_over_two_lines_and_line_numbers_of_rows(tmp_path):
     file = table(tmp_path, '\n"file","text"\n\na.png,"one\r\ntwo"\n\nb.png,b\n')
     assert list(rows(file)) == [(4, {"file": "a.png", "text": "one\ntwo"}), (7, {"file": "b.png", "text": "b"})]
 
 
-def test_quotes_that_are_no_csv_are_an_error_with_the_line_where_the_row_begins(tmp_path):
+def test_invalid_quotes_are_an_error_with_the_first_line_of_the_row(tmp_path):
     for content in ('f,t\na,b\nc,"d\ne\n', 'f,t\na,b\nc,"d" e\n'):
         with pytest.raises(InputError, match=r"metadata\.csv, line 3: broken csv"):
             list(rows(table(tmp_path, content)))
@@ -77,12 +77,12 @@ def test_quotes_that_are_no_csv_are_an_error_with_the_line_where_the_row_begins(
 def test_too_many_columns_name_line_columns_and_separator(tmp_path):
     with pytest.raises(InputError) as caught:
         list(rows(table(tmp_path, "file;text\na.png;one; two\n")))
-    assert "metadata.csv, line 2: 3 columns where the first line has 2 (file, text)" in str(caught.value)
-    assert "put text that holds a semicolon in double quotes" in str(caught.value)
+    assert "metadata.csv, line 2: 3 columns but the header has 2 (file, text)" in str(caught.value)
+    assert "a semicolon in double quotes" in str(caught.value)
 
 
 def test_two_columns_of_one_name_are_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"line 1: there are several columns caption; rename"):
+    with pytest.raises(InputError, match=r"line 1: .*columns .*caption; rename"):
         list(rows(table(tmp_path, "file,caption,Caption\na.png,a,b\n")))
 
 

@@ -1,4 +1,4 @@
-"""Names of pictures as macOS, Windows and scripts write them, and pictures in formats that are not read."""
+"""Spellings of picture names by macOS, Windows and scripts, and pictures in unreadable formats."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ def test_picture_outside_of_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["C:\\Users\\ann\\pics\\cat.png", "/home/ann/pics/cat.png", "Cat.PNG", "x/cat.png"])
-def test_missing_name_is_reported_with_the_file_that_may_be_meant(tmp_path, written, caplog):
+def test_missing_name_is_reported_with_the_likely_file(tmp_path, written, caplog):
     put(tmp_path, "b/cat.png")
     put(tmp_path, "dog.png", (4, 5, 6))
     (tmp_path / "metadata.csv").write_text(f"file,text\n{written},a\n")
@@ -83,7 +83,7 @@ def test_missing_name_is_reported_with_the_file_that_may_be_meant(tmp_path, writ
     (tmp_path / "metadata.csv").write_text(f"file,text\n{written},a\ndog.png,b\n")
     with caplog.at_level(logging.WARNING):
         ImageCaptions(str(tmp_path))
-    assert f"not there (first: {written}, where the folder has b/cat.png)" in caplog.text
+    assert f"missing (first: {written} (the folder contains b/cat.png))" in caplog.text
 
 
 # Formats
@@ -110,7 +110,7 @@ def test_folder_of_nothing_else(tmp_path):
     assert "no pictures in" in error_of(str(tmp_path)) and "1 in the format .svg" in error_of(str(tmp_path))
 
 
-def test_formats_that_a_package_reads_name_it(monkeypatch):
+def test_error_names_the_package_for_a_format(monkeypatch):
     monkeypatch.setattr("lit_transfusion.data.sources.formats.PICTURE_SUFFIXES", (".png",))
     assert "pip install pillow-heif" in why_not_read("IMG_1.HEIC")
     assert "pip install 'pillow>=11.3'" in why_not_read("a.avif")
@@ -118,7 +118,7 @@ def test_formats_that_a_package_reads_name_it(monkeypatch):
     assert all(suffix.startswith(".") for suffix in NOT_READ)
 
 
-def test_heic_is_read_where_its_package_is_installed(tmp_path):
+def test_heic_is_read_if_its_package_is_installed(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.from_pillow(Image.new("RGB", (64, 64), "red")).save(tmp_path / "a.HEIC")
     (tmp_path / "a.txt").write_text("a")
@@ -128,7 +128,7 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path):
 # No caption
 
 
-def test_files_that_captions_may_be_in_are_named(tmp_path):
+def test_files_that_may_contain_captions_are_named(tmp_path):
     for name in ("a", "b"):
         put(tmp_path, f"{name}.png")
         (tmp_path / f"{name}.caption").write_text("a")

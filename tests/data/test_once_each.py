@@ -1,7 +1,7 @@
-"""Every document of an epoch once, over all ranks, workers and stops: real texts, packed, and read back from the rows.
+"""Each document of an epoch is used once over all ranks, workers and stops: real texts, packed and read back from rows.
 
-A document is known by the hash of its text. Which epoch it was made for is put behind it as one more token, since the
-epochs of the ranks overlap: what waits in open rows when an epoch is over comes in the batches of the next.
+A document is identified by the hash of its text. Its epoch is appended as one more token, because the epochs of the
+ranks overlap: documents in open rows at the end of an epoch appear in batches of the next.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ LENGTH, BATCH_SIZE, RANKS = 256, 8, 2
 
 
 class Dated(DocumentSet):
-    """Documents with the number of their epoch as their last token."""
+    """Documents with their epoch as last token."""
 
     def __getitem__(self, key):
         return [
@@ -41,7 +41,7 @@ def digest(text: str) -> str:
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Texts of a few words, no two alike, in a .jsonl; and the hash of each."""
+    """Write different texts of a few words to a .jsonl. Returns its path and the hash of each text."""
 
     def corpus(count: int) -> tuple[TextCorpus, list[str]]:
         words = random.Random(0)
@@ -64,8 +64,11 @@ def read_back(batch, tokenizer) -> list[tuple[int, str]]:
 
 
 def first_epoch(make, rank: int, stops: dict[int, int], num_workers: int, tokenizer) -> list[str]:
-    """What a rank reads until nothing of its first epoch is left to come. `stops`: after so many batches the run is
-    stopped, its state goes through a file, and it goes on with so many workers."""
+    """Read all documents of the first epoch of a rank.
+
+    `stops` maps numbers of batches to numbers of workers: the run stops there, its state is saved to a file, and it
+    resumes with this number of workers.
+    """
     loader, found, count = make(rank, num_workers), [], 0
     batches = iter(loader)
     while True:
@@ -86,7 +89,7 @@ def first_epoch(make, rank: int, stops: dict[int, int], num_workers: int, tokeni
         count += 1
 
 
-STOPS = {0.1: 2, 0.5: 0, 0.9: 1}  # at such a share of the epoch: to go on with so many workers
+STOPS = {0.1: 2, 0.5: 0, 0.9: 1}  # share of the epoch → number of workers to resume with
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ STOPS = {0.1: 2, 0.5: 0, 0.9: 1}  # at such a share of the epoch: to go on with 
     ],
 )
 def test_every_text_of_an_epoch_is_read_once_by_one_of_two_ranks_with_two_workers(corpus, tokenizer, size, stops):
-    """With 601 texts, one rank has 301 and the other 300: none is left out, none is given out twice to even it out."""
+    """With 601 texts, one rank has 301 and the other 300: no text is lost or repeated."""
     source, expected = corpus(size)
     documents = Dated(source, Recipe(), tokenizer, 1, LENGTH - 1, seed=3)
 

@@ -1,4 +1,4 @@
-"""OpenMoji: what is in it, how it is named, drawn, and split by concept."""
+"""OpenMoji: its pictures, captions, drawing and split by concept."""
 
 import pickle
 import sys
@@ -66,7 +66,7 @@ def test_variants_are_one_concept(variants):
     assert len({concept(emoji) for emoji in variants.split()}) == 1
 
 
-def test_others_are_not():
+def test_other_emoji_are_different_concepts():
     emoji = ["😀", "😃", "🚀", "🌾", "🐈", "🐕", "🏃", "🚶", "🇫🇷", "🇫🇮", "♀", "♂", "🏳", "🏴", "👩", "🤴", "⬛", "⚫"]
     assert len({concept(one) for one in emoji}) == len(emoji)
 
@@ -83,7 +83,7 @@ def source():
 
 @pytest.mark.slow
 def test_drawings_that_look_the_same_are_of_one_concept(source):
-    """All four thousand of them, with skin tones and flags: France's flag is also that of two islands."""
+    """All four thousand drawings, with skin tones and flags. Two islands have the flag of France."""
     drawings = OpenMoji(32, skin_tones=True, flags=True)
     concepts = {}
     for emoji, example in zip(drawings.emoji(), (drawings[i] for i in range(len(drawings))), strict=True):
@@ -113,7 +113,7 @@ def test_image_size(source, image_size):
     assert image.max() <= 1
 
 
-def test_second_look_is_the_same_and_not_a_second_drawing(source, monkeypatch):
+def test_second_access_does_not_draw_again(source, monkeypatch):
     first = source[5].image
     monkeypatch.setattr("lit_transfusion.data.sources.openmoji._draw", None)
     assert torch.equal(source[5].image, first)
@@ -128,7 +128,7 @@ def test_captions(source):
     assert not any(":" in caption or "_" in caption for caption in flags.captions())
 
 
-def test_tones_and_flags_are_there_if_wanted(source):
+def test_tones_and_flags_are_optional(source):
     tones, flags = OpenMoji(skin_tones=True), OpenMoji(flags=True)
     assert len(source) > 1500
     assert {"👩‍🚀", "🏴‍☠"} <= emoji_of(source)
@@ -150,12 +150,12 @@ def test_parts_share_no_concept_and_make_up_the_whole(source, options):
     assert abs(share - whole.val_fraction) < 0.05
 
 
-def test_a_concept_stays_where_it_is_when_variants_come_in(source):
+def test_concept_stays_in_its_part_with_variants(source):
     more = OpenMoji(skin_tones=True, flags=True)
     assert emoji_of(source.split("val")) == emoji_of(more.split("val")) & emoji_of(source)
 
 
-def test_another_seed_holds_out_others(source):
+def test_another_seed_holds_out_other_concepts(source):
     assert emoji_of(OpenMoji(seed=1).split("val")) != emoji_of(source.split("val"))
 
 
@@ -163,6 +163,6 @@ def test_none_held_out(source):
     assert len(OpenMoji(val_fraction=0).split("val")) == 0
 
 
-def test_source_can_be_sent_to_workers(source):
+def test_source_can_be_pickled(source):
     again = pickle.loads(pickle.dumps(source.split("val")))
     assert torch.equal(again[0].image, source.split("val")[0].image)

@@ -1,4 +1,4 @@
-"""Skin tones of OpenMoji: what becomes what, and that no figure is in both parts."""
+"""OpenMojiEdits: its edits, and no figure in both parts."""
 
 import pickle
 
@@ -22,7 +22,7 @@ def emoji_of(source):
     return [(emoji[edit.base], emoji[edit.variant]) for edit in source._edits]
 
 
-def test_figure_gets_the_tone_that_is_asked_for(source):
+def test_figure_gets_the_requested_tone(source):
     edits = dict(zip(emoji_of(source), range(len(source)), strict=True))
     index = edits["👍", "👍🏾"]
     assert source[index].instructions[0] == "make the skin tone medium dark"
@@ -52,6 +52,6 @@ def test_captions_are_the_instructions(source):
     assert set(source.captions()) == {text for index in range(25) for text in source[index].instructions}
 
 
-def test_source_can_be_sent_to_workers(source):
+def test_source_can_be_pickled(source):
     again = pickle.loads(pickle.dumps(source.split("val")))
     assert torch.equal(again[0].output_image, source.split("val")[0].output_image)

@@ -1,4 +1,4 @@
-"""Documents as they stand in a row, rows as they are filled, and the batch that is made of them."""
+"""Flat documents, packing of rows, and batches."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SHAPE = (3, 2, 2)
 
 
 class Markers:
-    """A tokenizer's ids, chosen to be told apart at a glance. Text is 10, 11, 12."""
+    """The ids of a tokenizer, easy to distinguish. Text is 10, 11, 12."""
 
     bos, eos, boi, eoi, pad = 1, 2, 7, 8, PAD
 
@@ -63,24 +63,24 @@ def test_two_images_with_text_between_them():
 
 
 def test_edit_learns_what_comes_after_its_prompt():
-    """image, instruction, image: the instruction is given, and so is the BOI that follows it."""
+    """In image, instruction, image, the instruction is a prompt, and so is the BOI after it."""
     segments = TextSegment((1,), learn=False), image(), TextSegment((10, 11), learn=False), image(), TextSegment((2,))
     document = flat(Document(segments), patches=1)
     assert document.tokens == [1, 7, PAD, 8, 10, 11, 7, PAD, 8, 2]
     assert document.labels == [NO, NO, NO, NO, NO, NO, NO, NO, 2, NO]
 
 
-def test_boi_after_a_prompt_is_learned_where_an_empty_learned_text_comes_between():
+def test_boi_after_a_prompt_is_learned_after_an_empty_learned_text():
     segments = TextSegment((1, 10), learn=False), TextSegment(()), image(), TextSegment((2,))
     assert flat(Document(segments), patches=1).labels == [NO, 7, NO, NO, 2, NO]
 
 
-def test_boi_after_a_learned_text_is_left_out_where_an_empty_text_that_is_not_learned_comes_between():
+def test_boi_after_learned_text_is_not_learned_after_an_empty_text_that_is_not_learned():
     segments = TextSegment((1, 10)), TextSegment((), learn=False), image(), TextSegment((2,))
     assert flat(Document(segments), patches=1).labels == [10, NO, NO, NO, 2, NO]
 
 
-def test_image_at_the_very_start_is_predicted_by_nothing():
+def test_image_at_the_start_is_not_predicted():
     document = flat(Document((image(), TextSegment((10, 2)))), patches=1)
     assert document.tokens == [7, PAD, 8, 10, 2]
     assert document.labels == [NO, NO, 10, 2, NO]
@@ -113,7 +113,7 @@ def test_rules_of_labels_hold_for_any_document(segments, patches):
     assume(document.tokens)
     assert len(document.tokens) == len(document.labels) == len(document.image_ids)
     for q, (token, label) in enumerate(zip(document.tokens, document.labels, strict=True)):
-        assert label != Markers.eoi and label != PAD  # the decoder appends EOI; a patch is no text
+        assert label != Markers.eoi and label != PAD  # the decoder appends EOI; a patch is not text
         if label != NO:
             assert label == document.tokens[q + 1]
         if token == Markers.boi or document.image_ids[q] != TEXT:
@@ -138,12 +138,12 @@ def test_no_item_is_lost_or_doubled_and_no_row_is_too_long(lengths, open_rows):
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     for row in rows:
         assert row and sum(lengths[i] for i in row) <= 20
-        assert row == sorted(row)  # in the order in which they came
+        assert row == sorted(row)  # in the order of their arrival
 
 
 @given(st.lists(st.integers(1, 20), max_size=40), st.integers(1, 4))
 @settings(deadline=None)
-def test_packing_can_be_taken_up_where_it_stopped(lengths, open_rows):
+def test_packing_can_resume_where_it_stopped(lengths, open_rows):
     packer, rows = FirstFit(20, open_rows), []
     for i, n in enumerate(lengths):
         row = packer.add(i, n)
@@ -155,7 +155,7 @@ def test_packing_can_be_taken_up_where_it_stopped(lengths, open_rows):
 
 
 def test_more_open_rows_waste_less():
-    """One open row is next-fit: what does not fit closes it."""
+    """One open row is next-fit: an item that does not fit closes it."""
     lengths = torch.randint(30, 71, (500,), generator=torch.Generator().manual_seed(0)).tolist()
     fill = {rows: sum(lengths) / (100 * len(pack(lengths, 100, rows))) for rows in (1, 4, 16)}
     assert fill[16] > fill[4] > fill[1] + 0.05
@@ -171,7 +171,7 @@ def test_first_row_with_room_is_taken_and_the_fullest_is_closed():
     assert list(packer.flush()) == [["b"], ["d"]]
 
 
-def test_exact_fit_is_a_fit():
+def test_exact_fit():
     packer = FirstFit(10, 1)
     packer.add("a", 6)
     assert packer.add("b", 4) is None
@@ -243,7 +243,7 @@ def test_room_for_text_is_what_fills_a_row(num_images):
     assert len(flat(Document(tuple(segments)), patches=3).tokens) == 40
 
 
-def test_padding_is_cut_into_documents_no_longer_than_the_longest():
+def test_padding_documents_are_no_longer_than_the_longest_document():
     batch = collate([[text(1, 2), text(1, 10, 2)]], 13, PAD, SHAPE)
     assert batch.document_ids.tolist() == [[0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4]]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1]]

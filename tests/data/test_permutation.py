@@ -1,4 +1,4 @@
-"""Orders of an epoch: each number once, another order for each seed, the same each time."""
+"""Orders of an epoch: each number once, determined by the seed."""
 
 import pytest
 import torch
@@ -21,18 +21,18 @@ def test_computed_orders_are_unrelated_to_each_other_and_to_the_place():
     assert torch.corrcoef(torch.cat([orders, neighbours, places[None]])).fill_diagonal_(0).abs().max() < 0.06
 
 
-def test_list_is_kept_of_a_small_order_only(monkeypatch):
+def test_only_a_small_order_is_a_list(monkeypatch):
     monkeypatch.setattr(order, "LARGEST_LIST", 100)
     generator = torch.Generator().manual_seed(7)
     assert shuffled(100, 7).tolist() == torch.randperm(100, generator=generator).tolist()
     assert isinstance(shuffled(101, 7), Scrambled)
 
 
-def test_order_of_any_size_is_ready_at_once():
+def test_order_of_any_size_is_ready_immediately():
     numbers = [Scrambled(10**12, 5)[i] for i in range(1000)]
     assert len(set(numbers)) == 1000 and 0 <= min(numbers) < 10**10 and 99 * 10**10 < max(numbers) < 10**12
 
 
-def test_place_outside_is_refused():
+def test_index_out_of_range_is_an_error():
     with pytest.raises(IndexError):
         Scrambled(10, 0)[10]

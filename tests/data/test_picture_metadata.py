@@ -1,4 +1,4 @@
-"""A picture loads, and the right way up, whatever its EXIF, profiles and texts are: only its pixels decide."""
+"""A picture with any EXIF, profiles and texts, also broken ones, is read, and upright."""
 
 import io
 import itertools
@@ -13,7 +13,7 @@ from lit_transfusion.data.images import read_pixels
 from lit_transfusion.data.picture_metadata import without_metadata
 
 CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
-TURNED = {  # orientation → the corners, from the upper left clockwise, of a picture that is stored as the first
+TURNED = {  # orientation → corners of a picture stored like the first, clockwise from the upper left
     1: ["red", "green", "blue", "white"],
     2: ["green", "red", "white", "blue"],
     3: ["blue", "white", "red", "green"],
@@ -36,7 +36,7 @@ def quarters(side=16):
 
 
 def corners(content):
-    """The names of the colours in the corners, from the upper left clockwise."""
+    """The colour names of the corners, clockwise from the upper left."""
     pixels = read_pixels(io.BytesIO(content), 16)
     places = ((3, 3), (3, 12), (12, 12), (12, 3))
     colours = [pixels[:, row, column].float().numpy() for row, column in places]
@@ -44,7 +44,7 @@ def corners(content):
 
 
 def exif_of(*entries, order="<"):
-    """EXIF of (tag, type, count, value as 4 bytes), with a few bytes behind it that a value may point to."""
+    """EXIF of (tag, type, count, value as 4 bytes), followed by a few bytes that a value may point to."""
     start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "LH", 8, len(entries))
     return start + b"".join(struct.pack(order + "HHL4s", *entry) for entry in entries) + bytes(4) + b"\1\2\3\4" * 8
 
@@ -69,8 +69,8 @@ def test_all_orientations(format, value, order):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_tag_of_any_type_hides_neither_the_picture_nor_its_orientation(format):
-    """Before and behind the orientation, of every type, known or not, with a value that is here, there or nowhere."""
+def test_tag_of_any_type_hides_neither_picture_nor_orientation(format):
+    """Tags before and after the orientation, of known and unknown types, with values inside, elsewhere or missing."""
     tags = [0x0100, 0x010E, 0x010F, 0x011A, 0x0128, 0x0131, 0x0132, 0x02BC, 0x8769, 0x8825, 0x9999]
     values = [(1, 26), (0, 0), (4, 10), (1, 10**6), (2**31, 8)]
     wrong = []
@@ -130,7 +130,7 @@ def test_orientation_in_xmp():
     assert corners(file.getvalue()) == TURNED[6]
 
 
-# What else surrounds the pixels
+# Other metadata
 
 
 def jpeg_with(*segments):
@@ -169,7 +169,7 @@ def png_with(kind, data, checksum=None):
     content = saved(oriented(6), "PNG")
     checksum = zlib.crc32(kind + data) if checksum is None else checksum
     chunk = len(data).to_bytes(4, "big") + kind + data + checksum.to_bytes(4, "big")
-    return content[:33] + chunk + content[33:]  # behind IHDR
+    return content[:33] + chunk + content[33:]  # after IHDR
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_tags_of_a_tiff(kind, value):
 
 
 @pytest.mark.parametrize("format", [*FORMATS, "TIFF", "GIF", "BMP"])
-def test_what_is_left_has_the_same_pixels(format):
+def test_file_without_metadata_has_the_same_pixels(format):
     file = io.BytesIO()
     options = FORMATS.get(format, {}) | ({"icc_profile": b"profile" * 20} if format != "BMP" else {})
     quarters().save(file, format, exif=oriented(6), **options)
@@ -228,7 +228,7 @@ def test_what_is_left_has_the_same_pixels(format):
 
 
 @pytest.mark.parametrize("format", [*FORMATS, "TIFF"])
-def test_what_is_cut_anywhere_is_an_error_or_a_picture(format):
+def test_truncated_file_is_an_error_or_a_picture(format):
     file = io.BytesIO()
     quarters().save(file, format, exif=oriented(6), **FORMATS.get(format, {}))
     for end in range(0, len(file.getvalue()), 3):

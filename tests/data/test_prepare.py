@@ -1,4 +1,4 @@
-"""`prepare`: what it makes, what it skips, and that nothing it can be stopped by changes the result."""
+"""`prepare`: its result, its skips, and equal results after any interruption."""
 
 import fcntl
 import json
@@ -48,18 +48,18 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(*arguments, **options):
-    """The message of the InputError, which has to be one line."""
+def error_of(*arguments, **options):
+    """The message of the InputError. It must be one line."""
     with pytest.raises(InputError) as caught:
         prepare(*arguments, **{**SMALL, **options})
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-# The same result, however it is made
+# The same result in all circumstances
 
 
-def test_all_that_is_left_behind(undisturbed):
+def test_files_of_a_finished_folder(undisturbed):
     tars = {f"0000{i}.tar" for i in range(4)}
     assert undisturbed.keys() == {"index.json", "index.npy", "preview.png", "skipped.jsonl", *tars}
 
@@ -70,7 +70,7 @@ def test_preview_shows_the_pictures(pictures, tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
     pixels = ShardFolder(str(tmp_path / "out"))[0].pixels
     scale = 112 // pixels.shape[-1]  # small pictures are enlarged
-    shown = np.asarray(Image.open(path).convert("RGB"))[6:118:scale, 6:118:scale]  # behind the margin
+    shown = np.asarray(Image.open(path).convert("RGB"))[6:118:scale, 6:118:scale]  # inside the margin
     assert np.array_equal(shown, pixels.permute(1, 2, 0).numpy())
 
 
@@ -79,7 +79,7 @@ def test_workers_make_the_same_bytes(pictures, undisturbed, tmp_path):
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_another_seed_is_another_order_of_the_same(pictures, undisturbed, tmp_path):
+def test_another_seed_gives_another_order(pictures, undisturbed, tmp_path):
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL, seed=1)
     assert contents(tmp_path / "out")["00000.tar"] != undisturbed["00000.tar"]
     shards = Shards(str(tmp_path / "out"), 8)
@@ -88,7 +88,7 @@ def test_another_seed_is_another_order_of_the_same(pictures, undisturbed, tmp_pa
 
 @pytest.fixture(scope="module", params=["pictures alone", "latents beside them"])
 def kept(request, pictures, save_vae, tmp_path_factory):
-    """Options of `prepare`, and what it makes with them undisturbed."""
+    """Options of `prepare`, and its result with them without interruption."""
     folder = tmp_path_factory.mktemp("kept")
     options = SMALL if request.param == "pictures alone" else {"codec": VAE(save_vae(folder / "vae")), **SMALL}
     prepare([str(pictures)], str(folder / "out"), **options)
@@ -96,8 +96,8 @@ def kept(request, pictures, save_vae, tmp_path_factory):
 
 
 @pytest.mark.parametrize("survived", [0, 1, 9, 13, 19])
-def test_killed_without_warning_and_started_again(pictures, kept, tmp_path, monkeypatch, survived):
-    """A process that dies of SIGKILL after so many pictures, in the midst of a shard."""
+def test_killed_and_started_again(pictures, kept, tmp_path, monkeypatch, survived):
+    """SIGKILL ends the process after some pictures, within a shard."""
     options, expected = kept
     read, seen = maker.read_pixels, []
 
@@ -114,10 +114,10 @@ def test_killed_without_warning_and_started_again(pictures, kept, tmp_path, monk
     child.join()
     assert child.exitcode == -signal.SIGKILL
     finished = sorted((tmp_path / "out").glob("*.tar"))
-    assert len(finished) == survived // 6  # none that is half written has its name
+    assert len(finished) == survived // 6  # no incomplete file has its final name
     assert len(list((tmp_path / "out").glob(".*.partial"))) == 1
     times = [path.stat().st_mtime_ns for path in finished]
-    with pytest.raises(InputError, match="is not finished: run the same `prepare` again"):
+    with pytest.raises(InputError, match=r"is not finished.*run the same `prepare` again"):
         Shards(str(tmp_path / "out"), 8)
 
     monkeypatch.setattr(maker, "read_pixels", read)
@@ -146,14 +146,14 @@ def test_killed_after_the_index_was_written(pictures, undisturbed, tmp_path, mon
     assert (tmp_path / "out" / ".preparing").is_dir()
     assert len(Shards(str(tmp_path / "out"), 8)) == 20
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
-    assert "is finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert contents(tmp_path / "out") == undisturbed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 3])
 def test_command_killed_again_and_again(make_pictures, tmp_path, num_workers):
-    """A process and its workers, killed at moments of no one's choice; workers may live on for a while."""
+    """A process and its workers are killed at random times. Workers may survive for a while."""
     source = make_pictures(tmp_path / "in", 300)
     options = {"image_size": 96, "shard_size": 20, "num_workers": num_workers}
 
@@ -180,7 +180,7 @@ def test_command_killed_again_and_again(make_pictures, tmp_path, num_workers):
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
-def test_worker_that_is_killed_is_said_and_what_is_finished_is_kept(pictures, undisturbed, tmp_path, monkeypatch):
+def test_killed_worker_is_reported_and_finished_shards_are_kept(pictures, undisturbed, tmp_path, monkeypatch):
     read = folder_reader.FolderReader.__getitem__
 
     def die_at_last(self, index):
@@ -189,8 +189,9 @@ def test_worker_that_is_killed_is_said_and_what_is_finished_is_kept(pictures, un
         return read(self, index)
 
     monkeypatch.setattr(folder_reader.FolderReader, "__getitem__", die_at_last)
-    message = refused([str(pictures)], str(tmp_path / "out"), num_workers=1)
-    assert message.startswith("DataLoader worker (pid") and "what is finished is kept" in message
+    message = error_of([str(pictures)], str(tmp_path / "out"), num_workers=1)
+    assert message.startswith("DataLoader worker (pid") and "--num_workers" in message
+    assert "run the same command again to resume" in message
     monkeypatch.undo()
     assert len(list((tmp_path / "out").glob("*.tar"))) == 2
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
@@ -198,33 +199,33 @@ def test_worker_that_is_killed_is_said_and_what_is_finished_is_kept(pictures, un
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_disk_that_is_full_is_said_and_what_is_finished_is_kept(pictures, undisturbed, tmp_path, num_workers):
-    """The limit on a file's size lets a write fail as a full disk does."""
+def test_full_disk_is_reported_and_finished_shards_are_kept(pictures, undisturbed, tmp_path, num_workers):
+    """With a limit on the size of files, a write fails like on a full disk."""
     sizes = [len(undisturbed[f"0000{i}.tar"]) for i in range(4)]
     out = tmp_path / "out"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, hard))
     try:
-        message = refused([str(pictures)], str(out), num_workers=num_workers)
+        message = error_of([str(pictures)], str(out), num_workers=num_workers)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "cannot be written: File too large" in message and str(out) in message
-    assert "what is finished is kept: run the same command again" in message
+    assert "run the same command again to resume" in message
     assert not list(out.glob(".*.partial"))
     prepare([str(pictures)], str(out), **SMALL)
     assert contents(out) == undisturbed
 
 
 def mounted(folder, size):
-    """Whether a file system of `size` bytes could be put there, or the one that is there be given that size."""
+    """Mount a file system of `size` bytes, or resize a mounted one. Returns whether this worked."""
     option = f"size={size}" if not os.path.ismount(folder) else f"remount,size={size}"
     command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(folder)]
     return shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
-def test_disk_without_space_is_said_and_what_is_finished_is_kept(pictures, tmp_path):
-    """A real one, which whoever may mount can have: unlike a limit on sizes, it is full for small files, too."""
+def test_disk_without_space_is_reported_and_finished_shards_are_kept(pictures, tmp_path):
+    """A real disk, for users who may mount one. Unlike with a limit on sizes, small files fail too."""
     options = {**SMALL, "image_size": 64}
     prepare([str(pictures)], str(tmp_path / "undisturbed"), **options)
     undisturbed = contents(tmp_path / "undisturbed")
@@ -233,7 +234,7 @@ def test_disk_without_space_is_said_and_what_is_finished_is_kept(pictures, tmp_p
     if not mounted(disk, 16 * 4096 + 5 * len(undisturbed["00000.tar"]) // 2):
         pytest.skip("needs to mount")
     try:
-        message = refused([str(pictures)], str(disk / "out"), image_size=64)
+        message = error_of([str(pictures)], str(disk / "out"), image_size=64)
         assert "cannot be written: No space left on device" in message
         assert 0 < len(list((disk / "out").glob("*.tar"))) < 4 and not list((disk / "out").glob(".*.partial"))
         assert mounted(disk, 2**24)
@@ -298,7 +299,7 @@ def put(folder, name, content, text="words"):
     (folder / name).with_suffix(".txt").write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def test_what_cannot_be_used_is_counted_by_reason_and_listed(pictures, tmp_path, monkeypatch, capsys):
+def test_unusable_pictures_are_counted_by_reason_and_listed(pictures, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(pictures, tmp_path / "in")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     good = (pictures / "0.png").read_bytes()
@@ -327,9 +328,9 @@ def test_what_cannot_be_used_is_counted_by_reason_and_listed(pictures, tmp_path,
         listed.setdefault(skipped["reason"], []).append(skipped["name"])
     expected = {reason: [str(folder / name) for name in names] for reason, names in reasons.items()}
     assert {reason: sorted(names) for reason, names in listed.items()} == expected
-    said = capsys.readouterr().out
-    assert "20 pictures of 8 x 8 in 4 shards" in said
-    assert all(reason in said for reason in reasons)
+    output = capsys.readouterr().out
+    assert "20 pictures of 8 x 8 in 4 shards" in output
+    assert all(reason in output for reason in reasons)
 
 
 def test_long_captions_are_kept_whole(tmp_path):
@@ -347,13 +348,13 @@ def test_names_that_are_not_utf8(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_too_many_skips_stop_it_with_their_reasons_and_more_may_be_allowed(make_pictures, tmp_path, num_workers):
+def test_too_many_skips_stop_with_reasons_and_a_higher_limit_resumes(make_pictures, tmp_path, num_workers):
     folder = make_pictures(tmp_path / "in", 16)
     for name in ("x", "y", "z"):
         put(folder, f"{name}.png", b"")
     put(folder, "v.png", b"", "")
-    message = refused([str(folder)], str(tmp_path / "out"), max_skipped=0.15, num_workers=num_workers)
-    assert "4 of 20 pictures cannot be used, more than the share of 0.15" in message
+    message = error_of([str(folder)], str(tmp_path / "out"), max_skipped=0.15, num_workers=num_workers)
+    assert "4 of 20 pictures cannot be used" in message and "--max_skipped 0.15" in message
     assert (
         "3 cannot be read: not a picture of a known format (first: " in message
         and f"1 without a caption (first: {folder / 'v.png'})" in message
@@ -366,11 +367,11 @@ def test_stops_as_soon_as_it_is_certain(make_pictures, tmp_path):
     folder = make_pictures(tmp_path / "in", 2)
     for i in range(20):
         put(folder, f"x{i}.png", b"")
-    refused([str(folder)], str(tmp_path / "out"), max_skipped=0.2, shard_size=6)
+    error_of([str(folder)], str(tmp_path / "out"), max_skipped=0.2, shard_size=6)
     assert len(list((tmp_path / "out").glob("*.tar"))) == 1
 
 
-def test_shard_of_which_nothing_is_left(make_pictures, tmp_path):
+def test_shard_without_usable_pictures(make_pictures, tmp_path):
     folder = make_pictures(tmp_path / "in", 2)
     put(folder, "x.png", b"")
     prepare([str(folder)], str(tmp_path / "out"), max_skipped=0.5, image_size=8, shard_size=1, num_workers=0)
@@ -379,10 +380,10 @@ def test_shard_of_which_nothing_is_left(make_pictures, tmp_path):
     assert len(Shards(str(tmp_path / "out"), 8).split("train")) == 1
 
 
-def test_nothing_of_use(tmp_path):
+def test_no_usable_picture(tmp_path):
     put(tmp_path / "in", "x.png", b"")
-    message = refused([str(tmp_path / "in")], str(tmp_path / "out"), max_skipped=1.0)
-    assert message.startswith("not one picture can be used: 1 cannot be read")
+    message = error_of([str(tmp_path / "in")], str(tmp_path / "out"), max_skipped=1.0)
+    assert message.startswith("none of the pictures can be used: 1 cannot be read")
 
 
 # Output folders
@@ -393,15 +394,15 @@ def test_finished_folder_is_checked(pictures, tmp_path, capsys):
     prepare([str(pictures)], str(out), **SMALL)
     capsys.readouterr()
     prepare([str(pictures)], str(out), **SMALL)
-    assert "what it holds is as it was written" in capsys.readouterr().out
+    assert "its content is unchanged" in capsys.readouterr().out
     content = bytearray((out / "00002.tar").read_bytes())
-    content[-1] ^= 1  # where no reader looks
+    content[-1] ^= 1  # a byte that no reader uses
     (out / "00002.tar").write_bytes(content)
-    assert "the content of 00002.tar is not what was written" in refused([str(pictures)], str(out))
+    assert "00002.tar has changed" in error_of([str(pictures)], str(out))
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "part"),
     [
         ({"image_size": 16}, "was made with image_size 8, not 16"),
         ({"shard_size": 7}, "shard_size 6, not 7"),
@@ -410,12 +411,12 @@ def test_finished_folder_is_checked(pictures, tmp_path, capsys):
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_folder_of_other_settings_is_left_alone(pictures, tmp_path, monkeypatch, option, said, finished):
+def test_folder_of_other_settings_does_not_change(pictures, tmp_path, monkeypatch, option, part, finished):
     if not finished:
         monkeypatch.setattr("lit_transfusion.prepare.command.finish", lambda *_: None)
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
     before = contents(tmp_path / "out")
-    assert said in refused([str(pictures)], str(tmp_path / "out"), **option)
+    assert part in error_of([str(pictures)], str(tmp_path / "out"), **option)
     assert contents(tmp_path / "out") == before
 
 
@@ -425,32 +426,32 @@ def test_input_that_has_changed_or_moved(make_pictures, tmp_path):
     moved = folder.rename(tmp_path / "moved")
     prepare([str(moved)], str(tmp_path / "out"), **SMALL)  # the same
     put(moved, "new.png", Image.new("RGB", (8, 8)))
-    message = refused([str(moved)], str(tmp_path / "out"))
-    assert f"was made of another input ({folder}), or that has changed since" in message
+    message = error_of([str(moved)], str(tmp_path / "out"))
+    assert f"from another input ({folder}), or the input has changed; give a new folder" in message
 
 
-def test_folder_of_something_else(pictures, tmp_path):
+def test_folder_of_other_files(pictures, tmp_path):
     (tmp_path / "notes.md").write_text("mine")
-    assert "holds other files, and no shards" in refused([str(pictures)], str(tmp_path))
+    assert "contains other files and no shards" in error_of([str(pictures)], str(tmp_path))
     assert os.listdir(tmp_path) == ["notes.md"]
-    assert "cannot be written to" in refused([str(pictures)], str(tmp_path / "notes.md"))
+    assert "cannot be written to" in error_of([str(pictures)], str(tmp_path / "notes.md"))
 
 
 # Options
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "part"),
     [
         ({"image_size": 0}, "image_size 0 is less than 1"),
         ({"shard_size": 0}, "shard_size 0 is less than 1"),
         ({"num_workers": -1}, "num_workers -1 is less than 0"),
-        ({"max_skipped": 5.0}, "max_skipped 5.0 is not a share"),
-        ({"split": "train"}, "--split has no meaning for an input of kind folder"),
+        ({"max_skipped": 5.0}, "max_skipped 5.0 "),
+        ({"split": "train"}, "--split is not an option for an input of kind folder"),
     ],
 )
-def test_options_that_cannot_be(pictures, tmp_path, options, said):
-    assert said in refused([str(pictures)], str(tmp_path / "out"), **options)
+def test_invalid_options(pictures, tmp_path, options, part):
+    assert part in error_of([str(pictures)], str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -466,15 +467,15 @@ def test_command_line(pictures, undisturbed, tmp_path, capsys):
     assert contents(tmp_path / "out") == undisturbed
     with pytest.raises(SystemExit):
         cli.main(["prepare", "--input", str(tmp_path / "none"), "--output", str(tmp_path / "more")])
-    assert "is not there; set input to" in capsys.readouterr().err
+    assert "does not exist; set input to" in capsys.readouterr().err
 
 
-def test_one_picture_and_one_shard_are_said_in_the_singular(make_pictures, tmp_path, capsys):
+def test_one_picture_and_one_shard_are_singular(make_pictures, tmp_path, capsys):
     prepare([str(make_pictures(tmp_path / "in", 1))], str(tmp_path / "out"), **SMALL)
     assert "1 picture of 8 x 8 in 1 shard, " in capsys.readouterr().out
 
 
-def test_ctrl_c_is_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, capsys, caplog):
+def test_ctrl_c_has_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, capsys, caplog):
     words = ["prepare", "--input", pictures, "--output", tmp_path / "out", "--image_size", 8, "--shard_size", 6]
     words = [*map(str, words), "--num_workers", "0"]
     make = maker.ShardMaker.__getitem__
@@ -488,6 +489,6 @@ def test_ctrl_c_is_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, ca
         patch.setattr(maker.ShardMaker, "__getitem__", interrupted)
         cli.main(words)
     assert ended.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "stopped"
-    assert caplog.messages[-1] == "what is finished is kept: run the same command again to resume"
+    assert "run the same command again to resume" in caplog.messages[-1]
     cli.main(words)
     assert contents(tmp_path / "out") == undisturbed

@@ -1,4 +1,4 @@
-"""What pictures may come in: each kind gives the same items, and says what is wrong with it."""
+"""Readers: all kinds of input give the same items, and their errors."""
 
 import contextlib
 import csv
@@ -28,7 +28,7 @@ def picture(colour, format="PNG"):
 
 
 def put_tar(path, named):
-    """A tar of members by name, in the order in which they are given; names may stand twice."""
+    """Write a tar of named members in the given order. Names may repeat."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in named:
@@ -43,7 +43,7 @@ def opened(*paths, kind=None, **options):
 
 
 def colours_and_captions(reader):
-    """{captions: colour of the picture}, which has to be plain; and what is skipped, by reason."""
+    """{captions: colour of the picture}, which must be plain, and the skipped names by reason."""
     found, skipped = {}, {}
     for item in [*reader.left_out, *(reader[i] for i in range(len(reader)))]:
         if isinstance(item, Skipped):
@@ -110,7 +110,7 @@ def metadata_file(folder):
 
 
 def tars_with_text(folder):
-    """One for each picture, with keys that count from zero in each."""
+    """Write one tar for each picture. Keys count from zero in each tar."""
     for i, (name, colour) in enumerate(COLOURS.items()):
         text = f"a {name} square\nall {name}\n".encode()
         put_tar(folder / f"{i}.tar", [("x/0.png", picture(colour)), ("x/0.txt", text), ("x/0.json", b"{}")])
@@ -170,7 +170,7 @@ def hugging_face_splits(folder):
 
 
 def repository(folder):
-    """As `push_to_hub` leaves it, whose .parquet files say that a column is of pictures."""
+    """The layout of `push_to_hub`, whose .parquet files mark a column as pictures."""
     (folder / "repository" / "data").mkdir(parents=True)
     dataset().to_parquet(folder / "repository" / "data" / "train-00000-of-00001.parquet")
     (folder / "repository" / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -178,7 +178,7 @@ def repository(folder):
 
 
 def parquet_of_structs(folder):
-    """With nothing to say what the structs are."""
+    """A .parquet of structs without a mark that they are pictures."""
     pytest.importorskip("datasets")
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = {
@@ -258,20 +258,20 @@ def change_repository(folder):
         (repository, change_repository),
     ],
 )
-def test_fingerprint_tells_that_the_input_has_changed(tmp_path, make, change):
+def test_fingerprint_changes_with_the_input(tmp_path, make, change):
     paths = make(tmp_path)
     before = opened(*paths)[1].fingerprint()
     change(tmp_path)
     assert opened(*paths)[1].fingerprint() != before
 
 
-def test_keys_of_a_folder_are_names_as_its_source_holds_them_out(tmp_path):
+def test_keys_of_a_folder_are_names_of_its_source(tmp_path):
     (folder,) = folder_with_text(tmp_path)
     _, reader = opened(folder)
     assert [reader[i].key for i in range(3)] == [entry.name for entry in ImageCaptions(str(folder))._entries]
 
 
-# What of an input is of no use
+# Unusable parts of an input
 
 
 def test_folder_counts_what_it_leaves_out(tmp_path):
@@ -288,7 +288,7 @@ def test_folder_counts_what_it_leaves_out(tmp_path):
     }
 
 
-def test_half_of_a_pair_that_json_can_spell_is_no_text(tmp_path):
+def test_half_of_a_surrogate_pair_is_not_text(tmp_path):
     in_folder(tmp_path)
     (tmp_path / "metadata.jsonl").write_text(
         '{"file": "red.png", "text": "r\\ud83d"}\n{"file": "blue.png", "text": "b"}'
@@ -299,7 +299,7 @@ def test_half_of_a_pair_that_json_can_spell_is_no_text(tmp_path):
     assert skipped == {"with a caption that is not UTF-8": [str(tmp_path / "red.png")]}
 
 
-def test_samples_of_tars_that_are_of_no_use_are_counted(tmp_path):
+def test_unusable_samples_of_tars_are_counted(tmp_path):
     good = picture("red")
     tar = put_tar(
         tmp_path / "all.tar",
@@ -324,12 +324,12 @@ def test_samples_of_tars_that_are_of_no_use_are_counted(tmp_path):
         "without a caption": ["alone", "empty.png", "other.png", "list.png"],
         "with a caption that is not UTF-8": ["latin.png"],
         "with broken json": ["broken.png"],
-        "with a caption that is no text": ["number.png"],
-        "its key stands twice in its tar, the first is used": ["twice"],
+        "with a caption that is not text": ["number.png"],
+        "with a key that its tar repeats; the first is used": ["twice"],
     }
 
 
-def test_tar_that_changes_after_it_was_listed(tmp_path):
+def test_tar_that_changes_after_listing(tmp_path):
     tars = tars_with_text(tmp_path)
     _, reader = opened(*tars)
     tars[0].write_bytes(tars[0].read_bytes()[:600])
@@ -339,7 +339,7 @@ def test_tar_that_changes_after_it_was_listed(tmp_path):
     assert [len(names) for reason, names in skipped.items() if reason == "cannot be read from its tar"] == [2]
 
 
-def test_coco_counts_what_has_no_caption_and_reads_what_is_there(tmp_path):
+def test_coco_counts_pictures_without_caption_and_reads_the_others(tmp_path):
     (file,) = coco(tmp_path)
     whole = json.loads(file.read_text())
     whole["images"] += [{"id": 8, "file_name": "none.png"}, {"id": 9, "file_name": "red.png"}]
@@ -360,7 +360,7 @@ def test_coco_with_its_pictures_elsewhere(tmp_path):
     assert colours_and_captions(opened(moved, pictures=str(tmp_path))[1]) == (EXPECTED, {})
 
 
-def test_hugging_face_rows_of_no_use(tmp_path):
+def test_unusable_hugging_face_rows(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {
         "picture": [{"bytes": picture("red"), "path": None}, None, {"bytes": picture("blue"), "path": None}],
@@ -389,12 +389,12 @@ def test_members_are_those_of_the_standard_library(tmp_path):
     tar = put_tar(tmp_path / "a.tar", [("a.png", b"12345"), ("b.txt", b"6" * 600)])
     content = tar.read_bytes()
     assert [content[place.offset :][: place.size] for _, place in members(str(tar))] == [b"12345", b"6" * 600]
-    tar.write_bytes(content[: 512 * 5])  # without the end that tars have: some programs write none
+    tar.write_bytes(content[: 512 * 5])  # some programs write no end of the tar
     assert len(members(str(tar))) == 2
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "expected"),
     [
         (lambda content: b"", "empty"),
         (lambda content: content[:300], ""),
@@ -402,22 +402,22 @@ def test_members_are_those_of_the_standard_library(tmp_path):
         (lambda content: content[: 512 * 2 + 100], "damaged at byte 1024"),
         (lambda content: content[:1024] + b"x" * 512 + content[1536:], "damaged at byte 1024"),
         (lambda content: b"<html>404 Not Found</html>", ""),
-        (gzip.compress, "compressed, so that it has no places to read at; gunzip it"),
+        (gzip.compress, "compressed, which prevents random access; gunzip it"),
     ],
     ids=["empty", "in the first header", "in a file", "in a header", "header of something else", "no tar", "gzip"],
 )
-def test_tars_that_are_broken_are_all_named_before_anything_is_read(tmp_path, damage, said):
+def test_broken_tars_are_all_named_before_reading(tmp_path, damage, expected):
     tars = tars_with_text(tmp_path)
     for tar in tars[:2]:
         tar.write_bytes(damage(tar.read_bytes()))
     with pytest.raises(InputError) as caught:
         opened(*tars)
     assert str(caught.value).startswith("2 of 3 tars cannot be read to their end")
-    assert all(f"{tar} ({said}" in str(caught.value) for tar in tars[:2])
+    assert all(f"{tar} ({expected}" in str(caught.value) for tar in tars[:2])
     assert "\n" not in str(caught.value)
 
 
-# Inputs that cannot be
+# Errors
 
 
 def error_of(*paths, **options):
@@ -427,91 +427,92 @@ def error_of(*paths, **options):
     return str(caught.value)
 
 
-def test_inputs_that_are_not_there(tmp_path):
+def test_missing_inputs(tmp_path):
     assert "no input" in error_of()
-    assert error_of(tmp_path / "none").startswith(f"{tmp_path / 'none'} is not there")
-    assert "no tar is named" in error_of(tmp_path / "*.tar")
-    assert "no tar is named" in error_of(tmp_path, kind="webdataset")
+    assert error_of(tmp_path / "none").startswith(f"{tmp_path / 'none'} does not exist")
+    assert "no tar matches" in error_of(tmp_path / "*.tar")
+    assert "no tar matches" in error_of(tmp_path, kind="webdataset")
     (tmp_path / "a.zip").write_bytes(b"")
     assert "neither a tar nor .json" in error_of(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("names", [["in/*.png"], ["in/*"], ["i?"], ["in/red.png", "in/blue.png"]])
-def test_pattern_of_pictures_is_told_to_be_for_tars(tmp_path, names):
-    """Also where a shell has made several paths of it."""
+def test_pattern_of_pictures_is_an_error(tmp_path, names):
+    """Also if a shell has expanded it to several paths."""
     (tmp_path / "in").mkdir()
     folder_with_text(tmp_path / "in")
     message = error_of(*(tmp_path / name for name in names))
-    assert "a pattern are for tars" in message and message.endswith(f" folder, here {tmp_path / 'in'}")
+    assert "only tars can be several paths or a pattern" in message
+    assert message.endswith(f"give their folder {tmp_path / 'in'}")
 
 
 def test_two_folders_and_two_tars_of_one_name(tmp_path):
-    assert "one path, and 2 are given" in error_of(tmp_path, tmp_path, kind="folder")
+    assert "one path, but there are 2" in error_of(tmp_path, tmp_path, kind="folder")
     for place in ("a", "b"):
         put_tar(tmp_path / place / "0.tar", [("0.png", picture("red"))])
-    assert "two of the tars are named 0.tar" in error_of(tmp_path / "a", tmp_path / "b")
+    assert "two tars are named 0.tar" in error_of(tmp_path / "a", tmp_path / "b")
 
 
 def test_options_of_another_kind(tmp_path):
     folder_with_text(tmp_path)
     message = error_of(tmp_path, split="test")
-    assert "--split has no meaning for an input of kind folder (it has metadata)" in message
+    assert "--split is not an option for an input of kind folder (its options: metadata)" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"{", "line 1: broken json"),
-        (b"[]", "is not captions of COCO"),
+        (b"[]", "is not a captions file of COCO"),
         (b"\xe9", "is not UTF-8; save"),
-        (b'{"images": [{"id": 1}], "annotations": []}', "image 0 is not of the form"),
-        (b'{"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}', "annotation 0 is not of the form"),
+        (b'{"images": [{"id": 1}], "annotations": []}', "image 0 is invalid"),
+        (b'{"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}', "annotation 0 is invalid"),
         (
             b'{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": "a"}]}',
             "none of the 1 captioned pictures",
         ),
     ],
 )
-def test_files_that_are_no_captions_of_coco(tmp_path, content, said):
+def test_files_that_are_not_coco_captions(tmp_path, content, expected):
     (tmp_path / "captions.json").write_bytes(content)
     message = error_of(tmp_path / "captions.json")
-    assert str(tmp_path / "captions.json") in message and said in message
+    assert str(tmp_path / "captions.json") in message and expected in message
 
 
-def test_metadata_that_is_no_parquet(tmp_path):
+def test_metadata_that_is_not_parquet(tmp_path):
     pytest.importorskip("pyarrow")
     in_folder(tmp_path)
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
     assert f"{tmp_path / 'metadata.parquet'} cannot be read as parquet" in error_of(tmp_path)
 
 
-def test_parquet_of_texts_is_asked_for_its_column_of_pictures(tmp_path):
+def test_parquet_of_texts_needs_a_column_of_pictures(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pytest.importorskip("datasets")
     parquet.write_table(pyarrow.table({"text": ["a"], "url": ["b"]}), tmp_path / "0.parquet")
-    assert f"which column of {tmp_path} is meant? Set image_column to one of text, url" in error_of(tmp_path)
+    assert f"{tmp_path} is unclear; set image_column to one of text, url" in error_of(tmp_path)
 
 
-def test_columns_and_splits_that_a_dataset_does_not_have(tmp_path):
+def test_missing_columns_and_splits_of_a_dataset(tmp_path):
     (saved,) = hugging_face_splits(tmp_path)
     assert "has no split val; set split to one of train, test" in error_of(saved, split="val")
     assert "has no column says; set caption_column to one of image, text, url" in error_of(saved, caption_column="says")
     dataset().save_to_disk(tmp_path / "alone")
-    assert "without splits, and split is test; leave it out" in error_of(tmp_path / "alone", split="test")
+    assert "has no splits, but split is test; remove it" in error_of(tmp_path / "alone", split="test")
     dataset().remove_columns("image").save_to_disk(tmp_path / "texts")
-    assert "Set image_column to one of text, url" in error_of(tmp_path / "texts")
+    assert "set image_column to one of text, url" in error_of(tmp_path / "texts")
     for file in saved.rglob("*.arrow"):
         file.write_bytes(b"")
-    assert f"data set {saved} cannot be had" in error_of(saved)
+    assert f"data set {saved} could not be loaded" in error_of(saved)
 
 
-def test_mistyped_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+def test_mistyped_path_sends_no_request_to_the_hub(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert "data/pics is not there, though the folder data is" in error_of("data/pics")
-    assert "pics is not there" in error_of("./pics")
+    assert "data/pics does not exist, but the folder data does" in error_of("data/pics")
+    assert "pics does not exist" in error_of("./pics")
 
 
-def test_datasets_that_is_not_installed(tmp_path, monkeypatch):
+def test_missing_package_datasets(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert 'pip install -e ".[data]"' in error_of(tmp_path, kind="hugging_face")

@@ -1,4 +1,4 @@
-"""What a pair becomes, and in which shares (paper, 4.1 and 4.3.4)."""
+"""The recipe: documents and their shares (paper, 4.1 and 4.3.4)."""
 
 import math
 
@@ -32,7 +32,7 @@ def documents(recipe, tokenizer, count=DRAWS, example=EXAMPLE, max_caption_token
 
 
 def is_image_first(document):
-    """Nothing but BOS before the image, and more than EOS after it."""
+    """Whether only BOS is before the image, and more than EOS after it."""
     before, image, after = document.segments
     assert isinstance(image, ImageSegment)
     return len(before.token_ids) == 1 and len(after.token_ids) > 1
@@ -77,13 +77,13 @@ def test_dropout_is_a_share_of_the_caption_first_documents(tokenizer):
         (Recipe(caption_first=1.0, caption_dropout=0.0), lambda d: not is_image_first(d) and not is_unconditional(d)),
     ],
 )
-def test_shares_of_nought_and_one_have_no_exception(tokenizer, recipe, kind):
+def test_shares_of_zero_and_one_have_no_exception(tokenizer, recipe, kind):
     assert all(map(kind, documents(recipe, tokenizer, 300)))
 
 
 @pytest.mark.parametrize("name", ["caption_first", "caption_dropout", "instruction_dropout", "mirror"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
-def test_share_outside_nought_to_one_is_refused(name, value):
+def test_share_outside_zero_to_one_is_an_error(name, value):
     with pytest.raises(InputError, match=f"{name} {value}"):
         Recipe(**{name: value})
 
@@ -101,8 +101,8 @@ def test_without_a_cap_no_image_has_one(tokenizer):
     assert {document.images[0].max_timestep for document in documents(Recipe(), tokenizer, 300)} == {NO_LIMIT}
 
 
-def test_cap_holds_for_the_timesteps_that_are_drawn(tokenizer):
-    """Table 8 caps images that are to be described; an image that is to be drawn is noised up to the end."""
+def test_cap_limits_the_drawn_timesteps(tokenizer):
+    """Table 8 caps images to describe; images to draw have noise up to the last timestep."""
     made = documents(Recipe(caption_first=0.5, image_first_max_timestep=500), tokenizer, 4000)
     limits = torch.tensor([document.images[0].max_timestep for document in made])
     timesteps = DDPM().draw_timesteps(limits, torch.Generator().manual_seed(0))
@@ -135,14 +135,14 @@ def test_order_of_segments(tokenizer):
 def test_nothing_of_the_text_of_a_dropped_caption_is_learned(tokenizer):
     (document,) = documents(Recipe(caption_first=1, caption_dropout=1), tokenizer, 1)
     assert set(flatten(document, tokenizer, 4).labels) == {IGNORE_INDEX}
-    assert document.segments[0] == null_prompt(tokenizer)  # which is what guidance puts before an image
+    assert document.segments[0] == null_prompt(tokenizer)  # the null prompt of guidance
 
 
 def test_all_captions_are_used(tokenizer):
     made = documents(Recipe(caption_first=1, caption_dropout=0), tokenizer)
-    told = [document.segments[0].token_ids[1:] for document in made]
+    captions = [document.segments[0].token_ids[1:] for document in made]
     for caption in CAPTIONS:
-        used = told.count(tokenizer.encode(caption)) / len(told)
+        used = captions.count(tokenizer.encode(caption)) / len(captions)
         assert used == pytest.approx(1 / 3, abs=three_sigma(1 / 3))
 
 
@@ -157,7 +157,7 @@ def test_captions_are_cut(tokenizer, caption_first):
 
 
 def cut_labels(tokenizer, kept, caption_first):
-    """Of BOS kept [image] EOS, or BOS [image] kept, where the text goes on after `kept`."""
+    """Labels of BOS kept [image] EOS, or BOS [image] kept, if the text continues after `kept`."""
     image = [IGNORE_INDEX] * (1 + PATCHES)  # BOI and patches
     if caption_first:
         return [*kept, IGNORE_INDEX, *image, tokenizer.eos, IGNORE_INDEX]  # no BOI after the last kept token
@@ -166,7 +166,7 @@ def cut_labels(tokenizer, kept, caption_first):
 
 @pytest.mark.parametrize("caption_first", [0.0, 1.0])
 def test_a_cut_teaches_no_end_of_the_caption(tokenizer, caption_first):
-    """Neither BOI nor EOS follows where a caption was cut; where it just fits, it is learned that it ends."""
+    """Neither BOI nor EOS is learned after a cut caption; after one that just fits, its end is learned."""
     example, recipe = Example(IMAGE, ("a red circle",)), Recipe(caption_first, caption_dropout=0)
     caption = tokenizer.encode("a red circle")
     assert len(caption) > 2
@@ -193,7 +193,7 @@ def test_a_cut_teaches_no_end_of_the_instruction(tokenizer, learn_instruction):
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_piece_of_a_text_teaches_no_end_where_the_text_goes_on(tokenizer, complete):
+def test_piece_of_a_text_teaches_no_end_where_the_text_continues(tokenizer, complete):
     text = tokenizer.encode("a red circle")
     pieces = Recipe().documents(TextExample("a red circle", complete), tokenizer, len(text) - 1, torch.Generator())
     first, last = (flatten(piece, tokenizer, PATCHES) for piece in pieces)
@@ -202,7 +202,7 @@ def test_a_piece_of_a_text_teaches_no_end_where_the_text_goes_on(tokenizer, comp
     assert (last.tokens, last.labels) == ([tokenizer.bos, text[-1], *end], [text[-1], *end, IGNORE_INDEX])
 
 
-def test_document_depends_on_the_generator_alone(tokenizer):
+def test_document_depends_only_on_the_generator(tokenizer):
     recipe = Recipe(image_first_max_timestep=500)
 
     def made(seed):
@@ -210,7 +210,7 @@ def test_document_depends_on_the_generator_alone(tokenizer):
         return flatten(document, tokenizer, 4)._replace(images=[image.max_timestep for image in document.images])
 
     before = [made(seed) for seed in range(20)]
-    torch.manual_seed(1)  # the global state has no say
+    torch.manual_seed(1)  # independent of the global state
     assert [made(seed) for seed in range(20)] == before
     assert len({str(document) for document in before}) > 3
 
@@ -229,7 +229,7 @@ def test_share_of_pictures_that_are_mirrored(tokenizer, mirror):
     assert flipped == pytest.approx(mirror, abs=three_sigma(mirror))
 
 
-def test_mirror_image_of_what_is_encoded_is_what_was_kept_of_it(tokenizer):
+def test_mirror_image_of_moments_is_the_saved_one(tokenizer):
     example = Example(SIDES.half(), CAPTIONS, mirror_image=SIDES.half() + 100)
     (document,) = documents(Recipe(mirror=1.0), tokenizer, 1, example)
     assert torch.equal(document.images[0].latents, SIDES.half() + 100)
@@ -254,8 +254,8 @@ def test_both_pictures_of_an_edit_are_mirrored_or_neither(tokenizer):
     ],
     ids=["pair", "edit"],
 )
-def test_nothing_is_drawn_for_it_where_nothing_is_mirrored(tokenizer, example, draw):
-    """So that runs which began before go on as they were."""
+def test_no_random_number_is_drawn_without_mirroring(tokenizer, example, draw):
+    """So runs that began with an earlier version resume unchanged."""
     ours, expected = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     Recipe().document(example, tokenizer, 100, ours)
     draw(expected)
@@ -271,14 +271,14 @@ PATCHES = 2
 
 
 def edit_document(tokenizer, example=EDIT, max_text_tokens=100, **options):
-    """An edit, none of whose instructions are left out unless that is asked for, and its flat form."""
+    """The document of an edit and its flat form. Instructions are never dropped unless requested."""
     options = {"instruction_dropout": 0.0} | options
     (document,) = documents(Recipe(**options), tokenizer, 1, example, max_text_tokens)
     return document, flatten(document, tokenizer, PATCHES)
 
 
 def placed(tokenizer, instruction):
-    """An edit token by token."""
+    """The tokens of an edit, one by one."""
     image = [tokenizer.boi, *[tokenizer.pad] * PATCHES, tokenizer.eoi]
     return [tokenizer.bos, *image, *instruction, *image, tokenizer.eos]
 
@@ -335,7 +335,7 @@ def test_all_instructions_are_used_and_cut(tokenizer):
     assert texts == {TextSegment(tokenizer.encode(text)[:3], learn=False) for text in INSTRUCTIONS}
 
 
-def test_what_is_no_example_is_named(tokenizer):
+def test_invalid_example_is_named(tokenizer):
     with pytest.raises(TypeError, match="tuple"):
         documents(Recipe(), tokenizer, 1, example=(INPUT, "text"))
 
@@ -343,7 +343,7 @@ def test_what_is_no_example_is_named(tokenizer):
 # Texts
 
 
-def test_text_is_a_document_as_it_is(tokenizer):
+def test_text_is_an_unchanged_document(tokenizer):
     ids = tokenizer.encode("a red circle")
     (document,) = Recipe().documents(TextExample("a red circle"), tokenizer, 100, torch.Generator())
     assert document == Document((TextSegment((tokenizer.bos, *ids, tokenizer.eos)),))

@@ -1,4 +1,4 @@
-"""Edits of shapes: one thing is changed and nothing else, what is asked is done, and no edit is in both parts."""
+"""Edits of shapes: one change each, as instructed, and no edit in both parts."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def some_edits(kind, part="train", count=60):
 
 
 def changed(edit):
-    """The object before and after, None where it is not there."""
+    """The object before and after the edit; None if it does not exist."""
     (other,) = edit.unchanged
     return [next((thing for thing in objects if thing != other), None) for objects in (edit.before, edit.after)]
 
@@ -57,13 +57,13 @@ def test_one_object_changes_in_one_way_and_the_other_stays(kind, part):
         if before and after:
             different = [name for name in before._fields if getattr(before, name) != getattr(after, name)]
             assert different == {"recolour": ["colour"], "reshape": ["shape"], "move": ["centre"]}[kind]
-        if kind == "move":  # by the distance of the places: the jitter is the same
+        if kind == "move":  # by the distance of the places; the jitter is equal
             steps = [abs(a - b) / 0.3 for a, b in zip(before.centre, after.centre, strict=True)]
             assert all(step == pytest.approx(round(step), abs=1e-6) for step in steps) and max(steps) > 0.9
 
 
 @kinds
-def test_objects_are_found_where_they_are_said_to_be(kind):
+def test_objects_are_at_their_stated_places(kind):
     for edit in some_edits(kind)[:25]:
         for objects in (edit.before, edit.after):
             found = {(one.colour, one.shape) for one in read_picture(draw(objects, 24))}
@@ -101,8 +101,10 @@ def test_instruction_says_what_is_done_and_to_which_object(kind, part):
 
 
 def test_instructions_of_different_kinds_differ():
-    said = {kind: {text for edit in some_edits(kind, count=100) for text in edit.instructions} for kind in KINDS}
-    assert len(set().union(*said.values())) == sum(map(len, said.values()))
+    instructions = {
+        kind: {text for edit in some_edits(kind, count=100) for text in edit.instructions} for kind in KINDS
+    }
+    assert len(set().union(*instructions.values())) == sum(map(len, instructions.values()))
 
 
 # What is held out
@@ -122,22 +124,22 @@ def test_parts_share_no_edit_and_each_has_all_objects(kind):
 def test_no_held_out_edit_is_trained(kind):
     def done(edit):
         before, after = changed(edit)
-        told = before or after
+        edited = before or after
         new = {"recolour": "colour", "reshape": "shape"}.get(kind)
-        return told.colour, told.shape, getattr(after, new) if new else place_of(after or before)
+        return edited.colour, edited.shape, getattr(after, new) if new else place_of(after or before)
 
     train, val = ({done(edit) for edit in some_edits(kind, part, 300)} for part in ("train", "val"))
     assert val and not train & val
 
 
-def test_recolouring_that_is_asked_in_validation_is_never_asked_in_training():
+def test_recolourings_of_validation_are_not_in_training():
     source = ShapeEdits(num_val_examples=100, edits=("recolour",))
     asked = {text for edit in map(source.split("val").edit, range(100)) for text in edit.instructions}
     full = {text for text in asked if len([word for word in text.split() if word in COLOURS]) == 2}
     assert len(full) > 50 and not full & set(source.captions())
 
 
-def test_kinds_come_in_turn():
+def test_kinds_alternate():
     assert [ShapeEdits().edit(index).kind for index in range(10)] == [*KINDS, *KINDS]
     some = ShapeEdits(edits=("move", "add"))
     assert [some.edit(index).kind for index in range(4)] == ["move", "add", "move", "add"]
@@ -145,8 +147,8 @@ def test_kinds_come_in_turn():
 
 def test_captions_are_the_instructions_of_training():
     source = ShapeEdits(num_examples=200)
-    said = {text for example in source for text in example.instructions}
-    assert said <= set(source.captions()) == set(source.split("val").captions())
+    instructions = {text for example in source for text in example.instructions}
+    assert instructions <= set(source.captions()) == set(source.split("val").captions())
 
 
 # Determinism
@@ -172,7 +174,7 @@ def test_same_in_every_process(capsys):
     assert len(here) > 60 and here == there
 
 
-def test_an_edit_depends_on_seed_split_and_index_alone():
+def test_an_edit_depends_only_on_seed_split_and_index():
     source = ShapeEdits(num_examples=40)
     backwards = [source.edit(index) for index in reversed(range(40))][::-1]
     assert backwards == [ShapeEdits(num_examples=999).edit(index) for index in range(40)]
@@ -188,7 +190,7 @@ def test_length_is_that_of_the_split():
 
 
 def test_an_object_looks_as_it_does_in_a_picture_of_its_own():
-    """So that a net that was trained on single objects knows it."""
+    """So a net trained on single objects knows it."""
     edit = some_edits("add")[0]
     _, after = changed(edit)
     single = Single(after.colour, after.shape, "small", place_of(after))

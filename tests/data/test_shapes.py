@@ -1,4 +1,4 @@
-"""What a user of the shapes relies on: true captions, splits that share no scene, the same pictures everywhere."""
+"""Shapes: true captions, splits without common scenes, and equal pictures everywhere."""
 
 import os
 import subprocess
@@ -51,9 +51,7 @@ def test_example_is_a_picture_with_several_captions(image_size):
 @pytest.mark.parametrize("image_size", [24, 64])
 def test_drawing_agrees_with_supersampling(shape, image_size):
     centre, size, fine = (0.47, 0.53), 0.4, 16
-    reference = (
-        coverage(SHAPES[shape], centre, size, image_size * fine) > 0.5
-    ).float()  # nothing but inside and outside
+    reference = (coverage(SHAPES[shape], centre, size, image_size * fine) > 0.5).float()  # only inside and outside
     reference = reference.view(image_size, fine, image_size, fine).mean((1, 3))
     error = (coverage(SHAPES[shape], centre, size, image_size) - reference).abs()
     assert error.max() < 0.4 and error.mean() < 0.005  # the distance is inexact at corners only
@@ -77,7 +75,7 @@ def test_later_objects_cover_earlier_ones():
 
 
 def is_true(caption: str, found: list[FoundObject]) -> bool:
-    """Whether a caption, taken word by word, holds of the objects that were read from the pixels."""
+    """Whether a caption, word by word, is true for the objects found in the pixels."""
     words = caption.split()
     named = parse_caption(caption)
     if Counter(named) != Counter((one.colour, one.shape) for one in found):
@@ -133,7 +131,7 @@ def test_the_judge_of_captions_finds_lies():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_held_out_wordings_are_new_but_their_words_are_not(kind):
+def test_held_out_wordings_are_new_but_their_words_are_known(kind):
     source = Shapes(scenes=(kind,), num_val_examples=50)
     train = set(source.captions())
     words = {word for caption in train for word in caption.split()}
@@ -221,7 +219,7 @@ def test_same_in_every_process(capsys):
     assert len(here) > 60 and here == there
 
 
-def test_an_example_depends_on_seed_split_and_index_alone():
+def test_an_example_depends_only_on_seed_split_and_index():
     def same(a: Shapes, b: Shapes, index: int) -> bool:
         return torch.equal(a[index].image, b[index].image) and a[index].captions == b[index].captions
 

@@ -1,4 +1,4 @@
-"""Training from shards: the same examples as from the folder they were made of, and all that can be wrong with them."""
+"""Shards: the same examples as from the original folder, and errors."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ def prepared(pictures, tmp_path_factory):
 
 @pytest.fixture
 def mine(prepared, tmp_path):
-    """Shards that a test may break."""
+    """A copy of the shards that a test may damage."""
     return shutil.copytree(prepared, tmp_path / "mine")
 
 
@@ -44,7 +44,7 @@ def by_caption(source):
 
 
 def error_of(path, **options):
-    """The message of the InputError, which has to be one line."""
+    """The message of the InputError. It must be one line."""
     with pytest.raises(InputError) as caught:
         Shards(str(path), **{"image_size": 16, **options})
     assert "\n" not in str(caught.value)
@@ -56,7 +56,7 @@ def error_of(path, **options):
 
 @pytest.mark.parametrize("format", ["webp", "png"])
 @pytest.mark.parametrize("val_fraction", [0.0, 0.2])
-def test_examples_are_those_of_the_folder_to_the_last_bit_in_both_parts(pictures, tmp_path, format, val_fraction):
+def test_examples_equal_those_of_the_folder_in_both_parts(pictures, tmp_path, format, val_fraction):
     prepare([str(pictures)], str(tmp_path / "out"), image_size=16, shard_size=15, format=format, num_workers=0)
     folder = ImageCaptions(str(pictures), 16, val_fraction)
     shards = Shards(str(tmp_path / "out"), 16, val_fraction)
@@ -80,14 +80,14 @@ def test_jpg_is_nearly_the_same(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("count", "val_fraction", "num_val"), [(1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (5, 0.001, 1), (5, 0, 0)]
 )
-def test_neither_part_is_empty_if_it_can_be_helped(make_pictures, tmp_path, count, val_fraction, num_val):
+def test_neither_part_is_empty_if_possible(make_pictures, tmp_path, count, val_fraction, num_val):
     prepare([str(make_pictures(tmp_path / "in", count))], str(tmp_path / "out"), image_size=4, num_workers=0)
     shards = Shards(str(tmp_path / "out"), 4, val_fraction)
     assert (len(shards.split("val")), len(shards.split("train"))) == (num_val, count - num_val)
 
 
 def test_batches_of_a_run_hold_the_pictures_of_the_folder(pictures, prepared):
-    """Through the data module: other documents come first, but they are the same documents."""
+    """Read through the data module: the order differs, but the documents are the same."""
     batches = {}
     for source in (ImageCaptions(str(pictures), 16, 0.5), Shards(str(prepared), 16, 0.5)):
         data = TransfusionData(source, Pixels(), image_size=16, sequence_length=160, batch_size=2, vocab_size=300)
@@ -105,17 +105,17 @@ def test_captions_for_a_tokenizer_are_all_or_spread_evenly(pictures, prepared, m
     assert shards.captions() == [caption for i in range(0, COUNT, 4) for caption in shards[i].captions]
 
 
-def test_where_samples_lie_is_mapped_and_not_sent_to_workers(prepared):
+def test_index_is_memory_mapped_and_not_sent_to_workers(prepared):
     shards = Shards(str(prepared), 16)
     assert isinstance(shards._shards.rows, np.memmap)
     again = pickle.loads(pickle.dumps(shards.split("train")))
     assert again[3].captions == shards.split("train")[3].captions
-    assert len(pickle.dumps(shards)) < 3000  # of which the index of 40 pictures would be 1,280
+    assert len(pickle.dumps(shards)) < 3000  # the index of 40 pictures would add 1,280
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_pictures(mine):
-    """Of the process itself; the pages of the map are the system's cache."""
+    """This is the memory of the process itself; mapped pages belong to the cache of the system."""
     rows = np.repeat(np.load(mine / "index.npy"), 500_000 // COUNT)
     np.save(mine / "index.npy", rows)
     index = json.loads((mine / "index.json").read_text())
@@ -132,15 +132,15 @@ def test_memory_does_not_grow_with_the_number_of_pictures(mine):
     assert own_memory() - before < size / 4
 
 
-def test_processes_that_are_forked_do_not_disturb_each_other(prepared):
+def test_forked_processes_do_not_disturb_each_other(prepared):
     shards = Shards(str(prepared), 16)
-    shards[0]  # so that a file is open before
+    shards[0]  # opens a file before the fork
     loader = torch.utils.data.DataLoader(shards, batch_size=None, num_workers=2, collate_fn=lambda example: example)
     for here, there in zip((shards[i] for i in range(COUNT)), loader, strict=True):
         assert here.captions == there.captions and torch.equal(here.image, there.image)
 
 
-def test_few_files_are_open_at_once(make_pictures, tmp_path, monkeypatch):
+def test_few_files_are_open_at_the_same_time(make_pictures, tmp_path, monkeypatch):
     prepare([str(make_pictures(tmp_path / "in", 8))], str(tmp_path / "out"), image_size=4, shard_size=1, num_workers=0)
     monkeypatch.setattr(files, "MOST_OPEN", 3)
     shards = Shards(str(tmp_path / "out"), 4)
@@ -159,8 +159,8 @@ def test_index_out_of_range(prepared):
 # The format
 
 
-def test_tars_are_plain_ones_that_any_program_reads(pictures, prepared):
-    """By the standard library: members in pairs, and where the index says that they are."""
+def test_any_program_can_read_the_tars(pictures, prepared):
+    """The standard library finds members in pairs, at the positions of the index."""
     rows = np.load(prepared / "index.npy")
     assert (np.diff(rows["fraction"]) >= 0).all()
     keys = set()
@@ -170,11 +170,11 @@ def test_tars_are_plain_ones_that_any_program_reads(pictures, prepared):
             assert len(members) == 2 * (rows["shard"] == shard).sum()
             for picture, text in zip(members[::2], members[1::2], strict=True):
                 assert picture.name.removesuffix(".webp") == text.name.removesuffix(".json")
-                said = json.load(tar.extractfile(text))
+                metadata = json.load(tar.extractfile(text))
                 (row,) = rows[(rows["shard"] == shard) & (rows["offset"] == picture.offset_data)]
                 assert (row["picture_bytes"], row["json_bytes"]) == (picture.size, text.size)
-                assert said["captions"] == (pictures / said["key"]).with_suffix(".txt").read_text().splitlines()
-                keys.add(said["key"])
+                assert metadata["captions"] == (pictures / metadata["key"]).with_suffix(".txt").read_text().splitlines()
+                keys.add(metadata["key"])
     assert keys == {path.name for path in pictures.iterdir() if path.suffix not in (".txt", "")}
 
 
@@ -188,16 +188,20 @@ def test_pictures_are_shuffled_over_all_shards(prepared):
     assert max(places[:15]) > 25 and min(places[-10:]) < 15
 
 
-# What is wrong
+# Errors
 
 
-def test_no_path_no_folder_and_folders_of_something_else(pictures, tmp_path):
+def test_missing_path_missing_folder_and_other_folders(pictures, tmp_path):
     assert "set path to a folder" in error_of("")
     assert error_of(tmp_path / "none").startswith(f"no such folder: {tmp_path / 'none'}")
     assert error_of(pictures).startswith(f"no index.json in {pictures}")
-    for content, said in (("{", "cannot be read"), ("[]", "not that of a folder"), ('{"kind": 3}', "not that of a")):
+    for content, expected in (
+        ("{", "cannot be read"),
+        ("[]", "not written by `prepare`"),
+        ('{"kind": 3}', "not written by `prepare`"),
+    ):
         (tmp_path / "index.json").write_text(content)
-        assert said in error_of(tmp_path)
+        assert expected in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("val_fraction", [-0.1, 1.0])
@@ -205,43 +209,43 @@ def test_fraction_out_of_range(prepared, val_fraction):
     assert f"val_fraction is {val_fraction}" in error_of(prepared, val_fraction=val_fraction)
 
 
-def test_another_image_size_is_refused_with_both(prepared):
+def test_another_image_size_is_an_error_that_names_both(prepared):
     message = error_of(prepared, image_size=32)
-    assert "16 x 16" in message and "data.image_size is 32" in message and "--image_size 32" in message
+    assert "16 x 16" in message and "data.image_size is 32;" in message and "--image_size 32" in message
 
 
-def test_size_that_a_mix_is_of_need_not_be_said_again(prepared):
+def test_size_of_a_mix_is_used(prepared):
     assert Mix({"pictures": Shards(str(prepared))}, image_size=16)[0].image.shape == (3, 16, 16)
-    with pytest.raises(InputError, match=r"holds pictures of 16 x 16, and data\.image_size is 32"):
+    with pytest.raises(InputError, match=r"16 x 16, but data\.image_size is 32"):
         Mix({"pictures": Shards(str(prepared))}, image_size=32)
 
 
 def test_another_version(mine):
     index = json.loads((mine / "index.json").read_text())
     (mine / "index.json").write_text(json.dumps({**index, "version": layout.VERSION + 1}))
-    assert f"of version {layout.VERSION + 1}" in error_of(mine)
+    assert f"has version {layout.VERSION + 1}" in error_of(mine)
 
 
-def test_what_is_not_finished(mine):
+def test_unfinished_folder(mine):
     (mine / "index.json").unlink()
     (mine / ".preparing").mkdir()
     assert "is not finished: run the same `prepare` again" in error_of(mine)
 
 
 @pytest.mark.parametrize("left", [0, 700, -1])
-def test_tar_that_is_cut_short_is_named(mine, left):
+def test_truncated_tar_is_named(mine, left):
     tar = mine / "00001.tar"
     tar.write_bytes(tar.read_bytes()[:left])
-    assert error_of(mine).startswith(f"{tar} has {tar.stat().st_size} bytes and was written with ")
+    assert error_of(mine).startswith(f"{tar} has {tar.stat().st_size} bytes instead of ")
 
 
-def test_tar_that_is_missing_is_named(mine):
+def test_missing_tar_is_named(mine):
     (mine / "00002.tar").unlink()
     assert error_of(mine).startswith(f"{mine / '00002.tar'} is missing")
 
 
 @pytest.mark.parametrize("keep", [0, 50, 600])
-def test_index_that_is_cut_short(mine, keep):
+def test_truncated_index(mine, keep):
     rows = mine / "index.npy"
     rows.write_bytes(rows.read_bytes()[:keep])
     assert error_of(mine).startswith(f"{rows} cannot be read")

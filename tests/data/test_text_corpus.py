@@ -1,4 +1,4 @@
-"""Texts from files: each character once, in one part, whatever the files hold; and nothing of them kept in memory."""
+"""TextCorpus: each character is in one part, exactly once, for all kinds of files; and memory stays small."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def write(folder):
 
 
 def texts(source: TextCorpus) -> list[str]:
-    """The documents of a source, put together again."""
+    """The documents of a source, joined from their parts."""
     documents, parts = [], []
     for example in (source[i] for i in range(len(source))):
         parts.append(example.text)
@@ -67,7 +67,7 @@ def test_blocks_are_divided_by_blank_lines(write):
     assert texts(TextCorpus(path, documents="block", val_fraction=0.0)) == ["one\ntwo\n", "three\n", "four"]
 
 
-def test_byte_order_mark_is_no_text(write):
+def test_byte_order_mark_is_not_text(write):
     path = write(a_txt=b"\xef\xbb\xbfx", b_jsonl=b'\xef\xbb\xbf{"text": "y"}')
     assert texts(TextCorpus(path, val_fraction=0.0)) == ["x", "y"]
 
@@ -138,15 +138,15 @@ def test_block_that_is_not_utf8_leaves_its_neighbours(write):
     ("files", "options", "message"),
     [
         (None, {}, "no such file or folder: .*texts; set path"),
-        ({"a_md": "x"}, {}, r"no texts in .*texts .*looked for \.txt \.jsonl \.parquet"),
-        ({"a_txt": ""}, {}, r"not one document in .*: 1 empty \(first: .*a\.txt"),
-        ({"a_jsonl": [{"body": "x"}]}, {}, r"a\.jsonl: its first line has no field 'text', but body; set column"),
+        ({"a_md": "x"}, {}, r"no texts in .*texts .*\.txt \.jsonl \.parquet"),
+        ({"a_txt": ""}, {}, r"none of the documents in .*: 1 empty \(first: .*a\.txt"),
+        ({"a_jsonl": [{"body": "x"}]}, {}, r"a\.jsonl: the first line has no field 'text', only body; set column"),
         ({"a_parquet": b"nonsense"}, {}, r"a\.parquet cannot be read"),
         ({"a_txt": "x"}, {"val_fraction": 1.0}, "val_fraction is 1.0; set it to at least 0 and less than 1"),
         ({"a_txt": "x"}, {"documents": "line"}, "documents is 'line'; set it to file or block"),
     ],
 )
-def test_what_the_user_can_mend_is_said(write, folder, files, options, message):
+def test_errors_name_file_option_and_fix(write, folder, files, options, message):
     if files and "a_parquet" in files:
         pytest.importorskip("pyarrow")
     path = write(**files) if files else str(folder)
@@ -161,9 +161,9 @@ def test_parquet_without_the_column_names_those_it_has(write, folder):
 
     path = write()
     parquet.write_table(pyarrow.table({"n": [1], "body": ["x"]}), folder / "b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet has no column 'text': it has n, body; set column"):
+    with pytest.raises(InputError, match=r"b\.parquet has no column 'text', only n, body; set column"):
         TextCorpus(path)
-    with pytest.raises(InputError, match="column 'n' holds int, and no text"):
+    with pytest.raises(InputError, match=r"b\.parquet: column 'n' contains int .*set column"):
         TextCorpus(path, column="n")
 
 
@@ -172,11 +172,11 @@ def test_path_must_be_given():
         TextCorpus()
 
 
-def test_file_that_changes_under_way_is_skipped(write, folder):
+def test_file_that_changes_during_training_is_skipped(write, folder):
     source = TextCorpus(write(a_txt="some words", b_jsonl=[{"text": "x"}]), val_fraction=0.0)
     (folder / "a.txt").write_text("some")
     (folder / "b.jsonl").unlink()
-    assert [source[i].reason for i in range(2)] == ["not as it was when training began"] * 2
+    assert [source[i].reason for i in range(2)] == ["changed since training began"] * 2
     assert isinstance(source[0], Skipped) and source[0].name.endswith("a.txt")
 
 
@@ -213,7 +213,7 @@ def test_equal_documents_and_the_parts_of_one_are_in_one_part(write, monkeypatch
 
 
 @pytest.mark.parametrize(("count", "fraction", "held_out"), [(2, 1e-9, 1), (2, 0.999999, 1), (1, 0.5, 0), (9, 0, 0)])
-def test_never_all_and_of_several_never_none_is_held_out(write, count, fraction, held_out):
+def test_neither_part_is_empty(write, count, fraction, held_out):
     source = TextCorpus(write(a_jsonl=rows(count)), val_fraction=fraction)
     assert (len(source.split("val")), len(source.split("train"))) == (held_out, count - held_out)
 
@@ -221,7 +221,7 @@ def test_never_all_and_of_several_never_none_is_held_out(write, count, fraction,
 # The index
 
 
-def test_index_is_made_once_and_anew_when_a_file_or_an_option_changes(write, folder, monkeypatch):
+def test_index_is_made_again_only_when_a_file_or_an_option_changes(write, folder, monkeypatch):
     built = []
     monkeypatch.setattr(text_index, "build", lambda *a, build=text_index.build: (built.append(1), build(*a)))
     path = write(a_txt="one\n\ntwo")
@@ -237,12 +237,12 @@ def test_index_is_made_once_and_anew_when_a_file_or_an_option_changes(write, fol
 
 
 def index_made_elsewhere(path):
-    """By another process, which has ended by then: this one keeps what it uses."""
+    """Make an index in another process that has ended, because this process keeps the indices that it uses."""
     script = "import sys; from lit_transfusion.data.sources import TextCorpus; TextCorpus(sys.argv[1])"
     subprocess.run([sys.executable, "-c", script, str(path)], check=True)
 
 
-def test_index_of_files_that_have_changed_or_gone_is_dropped_when_another_is_made(write, folder):
+def test_outdated_index_is_deleted_when_another_is_made(write, folder):
     path = write(a_txt="one", b_txt="gone soon", c_txt="three")
     index_made_elsewhere(folder / "b.txt")
     index_made_elsewhere(folder / "a.txt")
@@ -254,7 +254,7 @@ def test_index_of_files_that_have_changed_or_gone_is_dropped_when_another_is_mad
     assert sorted(kept) == [".", "a.txt"] and len(os.listdir(folder / ".lit_transfusion")) == 2
 
 
-def test_index_that_a_process_uses_is_left_to_it(write, folder):
+def test_index_in_use_is_not_deleted(write, folder):
     path = write(a_txt="one")
     source = TextCorpus(path)
     write(b_txt="another")
@@ -265,20 +265,20 @@ def test_index_that_a_process_uses_is_left_to_it(write, folder):
 
 def test_corpus_that_cannot_be_written_has_its_index_in_the_cache(write, folder, tmp_path, monkeypatch):
     path = write(a_txt="x")
-    (folder / ".lit_transfusion").write_text("")  # a file, so that it can be no folder, even for the superuser
+    (folder / ".lit_transfusion").write_text("")  # a file at the path of the folder prevents it, even for the superuser
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):
         assert texts(TextCorpus(path)) == ["x"]
     assert len(list(tmp_path.glob("cache/lit_transfusion/*/*/index.json"))) == 1
 
 
-def test_disk_that_is_full_while_the_index_is_made_is_said_and_nothing_is_left(write, folder):
-    """The limit on a file's size lets a write fail as a full disk does."""
+def test_full_disk_during_indexing_is_reported_and_nothing_remains(write, folder):
+    """With a limit on the size of files, a write fails like on a full disk."""
     path = write(a_jsonl=rows(500))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
     try:
-        with pytest.raises(InputError, match=r"the index of .*texts cannot be made in .*: .*File too large"):
+        with pytest.raises(InputError, match=r"the index of .*texts cannot be written to .*File too large"):
             TextCorpus(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -286,8 +286,8 @@ def test_disk_that_is_full_while_the_index_is_made_is_said_and_nothing_is_left(w
     assert len(all_texts(TextCorpus(path))) == 500
 
 
-def test_process_that_comes_second_takes_the_index_of_the_first(write, folder, monkeypatch):
-    """Both began to build."""
+def test_second_process_uses_the_index_of_the_first(write, folder, monkeypatch):
+    """Both started to make it."""
     path, build = write(a_txt="x"), text_index.build
 
     def slow(*arguments):
@@ -300,7 +300,7 @@ def test_process_that_comes_second_takes_the_index_of_the_first(write, folder, m
     assert len(os.listdir(folder / ".lit_transfusion")) == 1
 
 
-def test_copy_in_another_process_has_no_rows_with_it(write):
+def test_copy_for_another_process_has_no_rows(write):
     source = TextCorpus(write(a_jsonl=rows(5000)), val_fraction=0.0)
     before = source[17]
     pickled = pickle.dumps(source)
@@ -312,7 +312,7 @@ def test_memory_does_not_grow_with_the_number_of_documents(write):
     peaks = []
     for count in (1000, 20_000):
         path = write(a_jsonl=[{"text": f"{i} " * 50} for i in range(count)])
-        TextCorpus(path).captions()  # what is imported and cached, once
+        TextCorpus(path).captions()  # first, for imports and caches
         time.sleep(0.01)
         write(b_txt=str(count))  # a new index
         tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Any text can be written and read back, the markers follow the vocabulary, and what cannot work is said clearly."""
+"""Tokenizer: any text can be encoded and decoded, markers follow the vocabulary, and errors are clear."""
 
 import io
 import random
@@ -21,7 +21,7 @@ def tokenizer() -> Tokenizer:
 
 
 def raw_model(**options) -> bytes:
-    """A SentencePiece model that was not made by us."""
+    """A SentencePiece model trained without `Tokenizer`."""
     model = io.BytesIO()
     settings = dict(model_type="bpe", vocab_size=40, hard_vocab_limit=False, minloglevel=2) | options
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=model, **settings)
@@ -29,7 +29,7 @@ def raw_model(**options) -> bytes:
 
 
 def error_of(make, *arguments) -> str:
-    """The message of the InputError, which has to be one line."""
+    """The message of the InputError. It must be one line."""
     with pytest.raises(InputError) as caught:
         make(*arguments)
     assert "\n" not in str(caught.value)
@@ -43,7 +43,7 @@ def error_of(make, *arguments) -> str:
 @example("日本 👩🏽🚀 <s> </s> <unk> <0x41>")
 @settings(max_examples=200, deadline=None)
 def test_unseen_characters_come_back_as_they_were(tokenizer, text):
-    text = unicodedata.normalize("NFKC", text).replace("▁", "")  # as SentencePiece does; ▁ is its own sign for a space
+    text = unicodedata.normalize("NFKC", text).replace("▁", "")  # like SentencePiece; ▁ is its sign for a space
     text = " ".join(text.split())
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -53,7 +53,7 @@ def test_unseen_characters_come_back_as_they_were(tokenizer, text):
 def test_any_text_can_be_written_with_the_vocabulary(tokenizer, text):
     ids = tokenizer.encode(text)
     assert all(0 <= i < tokenizer.boi for i in ids)
-    assert tokenizer.bos not in ids and tokenizer.eos not in ids  # not even where the text spells them
+    assert tokenizer.bos not in ids and tokenizer.eos not in ids  # even if the text spells them
     once = tokenizer.decode(ids)
     assert tokenizer.decode(tokenizer.encode(once)) == once
 
@@ -77,7 +77,7 @@ def test_markers_are_left_out_of_decoded_text(tokenizer):
 # Training
 
 
-def test_training_depends_on_nothing_but_its_arguments():
+def test_training_depends_only_on_its_arguments():
     assert Tokenizer.train(TEXTS, 300).model == Tokenizer.train(iter(TEXTS), 300).model
     assert Tokenizer.train(TEXTS, 300).model != Tokenizer.train([*TEXTS, "a yellow square"] * 2, 300).model
 
@@ -89,13 +89,13 @@ def test_vocabulary_is_smaller_where_the_texts_hold_no_more_pieces():
 
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 3, 259])
-def test_vocabulary_too_small_for_bytes_and_letters_is_refused(vocab_size):
+def test_vocabulary_too_small_for_bytes_and_letters_is_an_error(vocab_size):
     assert str(vocab_size) in error_of(Tokenizer.train, TEXTS, vocab_size)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["\n"]])
-def test_no_text_at_all_is_refused(texts):
-    assert "no tokenizer of 300 pieces" in error_of(Tokenizer.train, texts, 300)
+def test_no_text_is_an_error(texts):
+    assert "no tokenizer with vocab_size 300" in error_of(Tokenizer.train, texts, 300)
 
 
 # Files
@@ -108,8 +108,8 @@ def test_file_gives_the_same_tokenizer(tokenizer, tmp_path):
     assert read.model == tokenizer.model and read.encode("a red circle") == tokenizer.encode("a red circle")
 
 
-def test_model_of_another_kind_is_taken(tmp_path):
-    """Llama 2's tokenizer has its unknown, BOS and EOS at 0, 1, 2; others have them elsewhere."""
+def test_model_with_other_ids_is_accepted(tmp_path):
+    """Unknown, BOS and EOS are 0, 1, 2 in Llama 2's tokenizer; others have other ids."""
     file = tmp_path / "tokenizer.model"
     file.write_bytes(raw_model(unk_id=5, bos_id=3, eos_id=4))
     assert (Tokenizer.from_file(str(file)).bos, Tokenizer.from_file(str(file)).eos) == (3, 4)
@@ -120,24 +120,24 @@ def test_missing_file_is_named(tmp_path):
     assert str(tmp_path) in error_of(Tokenizer.from_file, str(tmp_path))
 
 
-def test_file_that_is_no_model_is_named(tmp_path):
+def test_file_that_is_not_a_model_is_named(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("not a model")
     assert str(file) in error_of(Tokenizer.from_file, str(file))
 
 
 @pytest.mark.parametrize("missing", ["bos_id", "eos_id"])
-def test_model_without_begin_or_end_is_refused(missing):
+def test_model_without_bos_or_eos_is_an_error(missing):
     assert "BOS" in error_of(Tokenizer, raw_model(**{missing: -1}))
 
 
-# What SentencePiece's trainer leaves out by itself
+# Texts that SentencePiece's trainer ignores
 
 
 @pytest.mark.parametrize("verbatim", [False, True])
 @pytest.mark.parametrize("length", [4000, 30_000])
 def test_long_texts_are_trained_on(verbatim, length):
-    """The trainer leaves out what is longer than 4192 bytes."""
+    """The trainer ignores texts over 4192 bytes."""
     long = " ".join(["abcabcabc", "日本語"] * length)[:length]
     tokenizer = Tokenizer.train([long, "short"], 300, verbatim)
     assert len(tokenizer.encode("abcabcabc")) == 1 and len(tokenizer.encode("日本語")) <= 2
@@ -155,14 +155,14 @@ def test_texts_with_characters_that_the_trainer_reserves_are_trained_on(verbatim
 def test_texts_that_are_not_unicode_are_skipped_counted_and_named(caplog):
     texts = ["half \ud83d", *TEXTS, "\ude00"]
     assert Tokenizer.train(texts, 300).model == Tokenizer.train(TEXTS, 300).model
-    assert "without 2 texts that are not Unicode" in caplog.text and r"(first: 'half \ud83d')" in caplog.text
+    assert "2 texts that are not valid Unicode" in caplog.text and r"(first: 'half \ud83d')" in caplog.text
 
 
 # Characters
 
 
 def chinese(count, number=300):
-    """Captions of a Zipf distribution over `count` characters, as in a language, each of which is there."""
+    """Captions with all of `count` characters, in a Zipf distribution as in a language."""
     chance = random.Random(0)
     characters = [chr(0x4E00 + i) for i in range(count)]
     weights = [1 / (i + 1) for i in range(count)]
@@ -179,28 +179,28 @@ def test_all_characters_of_a_small_alphabet_have_pieces():
     assert is_whole(tokenizer, "Ж")
 
 
-def test_of_very_many_characters_the_rarest_are_written_as_bytes():
-    """2,000 characters, of which the rarest 100 are less than 1 in 2,000 of all: 0.9995 leaves them out."""
+def test_rarest_of_very_many_characters_are_encoded_as_bytes():
+    """The rarest 100 of 2,000 characters are less than 1 in 2,000 of all, so 0.9995 excludes them."""
     texts = ["".join(chr(0x4E00 + i) for i in range(1900))] * 200 + ["".join(chr(0x9000 + i) for i in range(100))]
     tokenizer = Tokenizer.train(texts, 4000)
     assert is_whole(tokenizer, chr(0x4E00)) and not is_whole(tokenizer, chr(0x9000 + 99))
     assert is_whole(Tokenizer.train(texts, 4000, character_coverage=1.0), chr(0x9000 + 99))
 
 
-def test_characters_that_do_not_fit_leave_half_of_the_room_for_longer_pieces():
+def test_characters_that_do_not_fit_leave_half_of_the_pieces_for_longer_ones():
     texts = chinese(1000)
     tokenizer = Tokenizer.train(texts, 512)
     assert tokenizer.boi == 512
     whole = [is_whole(tokenizer, chr(0x4E00 + i)) for i in range(1000)]
     assert sum(whole) == (512 - 259) // 2 and all(whole[:60])
-    assert len(tokenizer.encode(texts[1])) < 2 * len(texts[1])  # three for each character in bytes
+    assert len(tokenizer.encode(texts[1])) < 2 * len(texts[1])  # three bytes for each character
     assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
     with pytest.raises(InputError, match="Vocabulary size is smaller"):
         Tokenizer.train(texts, 512, character_coverage=1.0)
 
 
-def test_longer_pieces_are_not_made_over_characters_that_have_none():
-    """`abXcd` with X left out does not teach that `cd` begins a word."""
+def test_longer_pieces_do_not_cross_characters_without_a_piece():
+    """`abXcd` without X does not teach that `cd` starts a word."""
     texts = chinese(1000) + ["ab" + chr(0x4E00 + i) + "cd" for i in range(900, 1000)] * 50
     pieces = sentencepiece.SentencePieceProcessor(model_proto=Tokenizer.train(texts, 512).model)
     known = {pieces.id_to_piece(i) for i in range(259, pieces.get_piece_size())}

@@ -1,4 +1,4 @@
-"""`train_tokenizer`: trained on what training sees, tried on what it does not, and never in the place of another."""
+"""`train_tokenizer`: trained on the training split, tested on the held-out one, and never overwrites another."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def corpus(folder):
-    """Forty texts of which each has a letter of its own."""
+    """Forty texts, each with a letter that no other contains."""
     chance = random.Random(0)
     lines = [
         {"text": chr(0x4E00 + i) + " " + " ".join(chance.choices(WORDS, k=60)) + "\n\n        end"} for i in range(40)
@@ -45,7 +45,7 @@ def pictures(make_pictures, folder):
 
 
 def quiet(*_):
-    """Progress that nobody looks at."""
+    """A progress callback that does nothing."""
 
 
 def error_of(*arguments, **options) -> str:
@@ -58,26 +58,26 @@ def error_of(*arguments, **options) -> str:
 # What it is trained on
 
 
-def test_of_every_source_the_training_split_is_read_and_nothing_else(corpus, pictures):
+def test_only_the_training_split_of_each_source_is_read(corpus, pictures):
     prepare([str(pictures)], "shards", image_size=8, num_workers=0)
     sources = [ImageCaptions("pictures", 8, val_fraction=0.6), Shards("shards", 8, val_fraction=0.6), corpus]
     for source in sources:
         examples = {part: source.split(part) for part in ("train", "val")}
-        said = {
+        texts = {
             part: {text for i in range(len(half)) for text in getattr(half[i], "captions", None) or (half[i].text,)}
             for part, half in examples.items()
         }
-        assert len(said["val"]) > 3 and not said["train"] & said["val"]
-        assert set(passages_for(examples["train"], 10**6, quiet)) == said["train"]
+        assert len(texts["val"]) > 3 and not texts["train"] & texts["val"]
+        assert set(passages_for(examples["train"], 10**6, quiet)) == texts["train"]
     assert len(set(passages_for(ShapeEdits(16).split("train"), 10**6, quiet))) > 50
 
 
 @pytest.mark.parametrize("characters", [1, 500, 2000])
-def test_of_a_large_source_a_fair_sample_is_read_and_not_more(folder, characters, monkeypatch):
+def test_only_a_fair_sample_of_a_large_source_is_read(folder, characters, monkeypatch):
     lines = [f"{number:03d} red squares" for number in range(400)]  # 15 characters each
     (folder / "texts.txt").write_text("\n\n".join(lines))
     corpus = TextCorpus("texts.txt", documents="block", val_fraction=0.0)
-    monkeypatch.setattr(TextCorpus, "captions", None)  # whose sample is a smaller one
+    monkeypatch.setattr(TextCorpus, "captions", None)  # its sample is smaller
     texts = passages_for(corpus, characters, quiet)
     assert characters <= sum(map(len, texts)) < characters + 20
     captioned = Shapes(scenes=["single"])
@@ -85,13 +85,13 @@ def test_of_a_large_source_a_fair_sample_is_read_and_not_more(folder, characters
     assert set(captions) <= set(captioned.captions())
     assert sum(map(len, captions)) == pytest.approx(characters, rel=0.1, abs=60)
     assert texts == passages_for(corpus, characters, quiet) and captions == passages_for(captioned, characters, quiet)
-    if characters == 2000:  # 118 of 400: from all quarters alike
+    if characters == 2000:  # 118 of 400, evenly from all quarters
         quarters = [sum(100 * i <= int(text[:3]) < 100 * i + 100 for text in texts) for i in range(4)]
         assert all(15 <= count <= 45 for count in quarters)
 
 
-def test_long_caption_is_not_left_out(make_pictures, folder):
-    """SentencePiece drops what is longer than 4 kB."""
+def test_long_caption_is_used(make_pictures, folder):
+    """SentencePiece drops texts over 4 kB."""
     make_pictures(folder / "pictures", 2)
     long = " ".join(f"word{i}" for i in range(2000))
     (folder / "pictures" / "0.txt").write_text(long)
@@ -99,28 +99,28 @@ def test_long_caption_is_not_left_out(make_pictures, folder):
     assert max(len(passage.encode()) for passage in passages) <= 4000 and long in "".join(passages)
 
 
-# What comes of it
+# The tokenizer and the report
 
 
-def test_tokenizer_is_as_llamas(corpus):
+def test_tokenizer_is_like_llamas(corpus):
     train_tokenizer(corpus, 600, "tokenizer.model")
     tokenizer = Tokenizer.from_file("tokenizer.model")
     assert tokenizer.boi <= 600 and (tokenizer.bos, tokenizer.eos) == (1, 2)
     assert len(tokenizer.encode("circle")) == 1
     pieces = sentencepiece.SentencePieceProcessor(model_file="tokenizer.model")
     assert [piece.strip("▁") for piece in pieces.encode("34567", out_type=str) if piece != "▁"] == list("34567")
-    for text in ("  two  spaces\n\tand a line\n", "日本 ﬁ ½"):  # a corpus has spaces and lines that count
+    for text in ("  two  spaces\n\tand a line\n", "日本 ﬁ ½"):  # spaces and lines of a corpus matter
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer.encode("a        a")) < 5  # the texts are indented so
+    assert len(tokenizer.encode("a        a")) < 5  # the indentation of the texts
 
 
-def test_run_trains_the_same_on_as_much(corpus, folder):
+def test_run_trains_the_same_tokenizer_on_the_same_amount(corpus, folder):
     data = TransfusionData(corpus, Pixels(), image_size=64, vocab_size=600)
     train_tokenizer(corpus, 600, "tokenizer.model")
     assert data.tokenizer.model == (folder / "tokenizer.model").read_bytes()
 
 
-def test_it_has_pieces_for_what_training_sees_and_none_for_what_is_held_out(corpus):
+def test_pieces_cover_the_training_split_and_not_the_held_out_one(corpus):
     for source in (corpus, Mix({"text": corpus})):
         train_tokenizer(source, 400, "tokenizer.model", character_coverage=1.0, overwrite=True)
         tokenizer = Tokenizer.from_file("tokenizer.model")
@@ -131,7 +131,7 @@ def test_it_has_pieces_for_what_training_sees_and_none_for_what_is_held_out(corp
             assert all(any(map(tokenizer.is_byte, tokenizer.encode(letter))) is expected for letter in letters)
 
 
-def test_rare_letters_are_written_as_bytes(folder):
+def test_rare_letters_are_encoded_as_bytes(folder):
     (folder / "texts.txt").write_text("\n\n".join(["a red circle"] * 500 + ["日 a red circle"]))
     corpus = TextCorpus("texts.txt", documents="block", val_fraction=0.0)
     for coverage, bytes_of_it in ((1.0, 0), (0.999, 3)):
@@ -142,18 +142,18 @@ def test_rare_letters_are_written_as_bytes(folder):
         assert tokenizer.decode(tokenizer.encode("日")) == "日"
 
 
-def test_what_is_told_of_it_is_what_one_counts_by_hand(folder):
+def test_report_equals_a_manual_count(folder):
     (folder / "held_out.txt").write_text("abab 日")  # 8 bytes, 2 words
-    tokenizer = Tokenizer.train(["ab"] * 50, 262, verbatim=True)  # bytes, controls and ▁ a b: there is no room for ab
+    tokenizer = Tokenizer.train(["ab"] * 50, 262, verbatim=True)  # bytes, controls and ▁ a b: ab does not fit
     found = measure(tokenizer, TextCorpus("held_out.txt", val_fraction=0.0), quiet)  # ▁ a b a b ▁ and three bytes
     assert found == pytest.approx((8 / 9, 9 / 2, 3 / 9))
 
 
-def test_report_is_of_each_source_by_itself(corpus, capsys):
+def test_report_has_a_row_for_each_source(corpus, capsys):
     sources = {"text": corpus, "shapes": Shapes(scenes=["single"]), "all": TextCorpus("texts.jsonl", val_fraction=0)}
     train_tokenizer(Mix(sources), 400, "new/tokenizer.model")
-    said = capsys.readouterr()
-    first, *table, last = said.out.splitlines()
+    output = capsys.readouterr()
+    first, *table, last = output.out.splitlines()
     assert first == "new/tokenizer.model: 400 pieces"
     rows = {cells[1].strip(): cells[2:5] for line in table if len(cells := line.split("│")) > 4}
     assert rows.keys() == {"text", "shapes", "all"}
@@ -161,10 +161,10 @@ def test_report_is_of_each_source_by_itself(corpus, capsys):
     assert float(rows["shapes"][1]) < float(rows["text"][1])
     assert rows["shapes"][2].strip() == "0.00 %" != rows["text"][2].strip()  # of a letter in each text
     assert last == "train with --data.tokenizer_model new/tokenizer.model"
-    assert "characters" in said.err
+    assert "characters" in output.err
 
 
-def test_fewer_pieces_than_were_asked_for_are_told(corpus, capsys):
+def test_fewer_pieces_than_requested_are_reported(corpus, capsys):
     train_tokenizer(corpus, 5000, "tokenizer.model")
     assert "pieces (not 5000: " in capsys.readouterr().out
 
@@ -172,7 +172,7 @@ def test_fewer_pieces_than_were_asked_for_are_told(corpus, capsys):
 # The file
 
 
-def test_same_again_is_left_alone_and_another_is_refused(corpus, folder):
+def test_equal_tokenizer_is_kept_and_another_is_an_error(corpus, folder):
     train_tokenizer(corpus, 340, "tokenizer.model")
     file = folder / "tokenizer.model"
     before = file.stat().st_mtime_ns, file.read_bytes()
@@ -194,11 +194,11 @@ def test_same_again_is_left_alone_and_another_is_refused(corpus, folder):
         ({"output": "texts.jsonl/t.model"}, "--output texts.jsonl/t.model cannot be written"),
         (
             {"vocab_size": 262, "character_coverage": 1.0},
-            "no tokenizer of 262 pieces could be trained on these texts: Vocabulary size is smaller",
+            "no tokenizer with vocab_size 262 could be trained on these texts (Vocabulary size is smaller",
         ),
     ],
 )
-def test_what_cannot_be_is_refused(corpus, folder, options, message):
+def test_invalid_options(corpus, folder, options, message):
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert message in error_of(corpus, **{"vocab_size": 300, "output": "tokenizer.model"} | options)
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
@@ -212,13 +212,13 @@ SINGLE = {"class_path": "Shapes", "init_args": {"scenes": ["single"]}}
 
 @pytest.fixture
 def base(folder):
-    """What the configs of runs build on."""
+    """Write the base of the configs of runs."""
     data = {"vocab_size": 320, "image_size": 8, "source": SINGLE, "batch_size": 3}
     (folder / "base.yaml").write_text(yaml.safe_dump({"trainer": {"max_steps": 7}, "data": data}))
 
 
-def test_file_of_a_run_says_what_the_source_is(corpus, base, folder):
-    """With what it builds on, and the command line over it."""
+def test_config_of_a_run_sets_the_source(corpus, base, folder):
+    """The config includes its base, and the command line overrides it."""
     text = {"class_path": "TextCorpus", "init_args": {"val_fraction": 0.2}}
     mixed = {"class_path": "Mix", "init_args": {"sources": {"text": text, "pairs": SINGLE}}}
     (folder / "run.yaml").write_text(yaml.safe_dump({"base": "base.yaml", "data": {"source": mixed}}))
@@ -229,7 +229,7 @@ def test_file_of_a_run_says_what_the_source_is(corpus, base, folder):
 
 
 def test_source_has_the_image_size_of_the_run(pictures, base, folder):
-    """Shards refuse another one than they were prepared with."""
+    """With another size, Shards raise an error."""
     prepare([str(pictures)], "shards", image_size=8, num_workers=0)
     shards = {"source": {"class_path": "Shards", "init_args": {"path": "shards"}}}
     (folder / "run.yaml").write_text(yaml.safe_dump({"base": "base.yaml", "data": shards}))
@@ -237,8 +237,8 @@ def test_source_has_the_image_size_of_the_run(pictures, base, folder):
     assert Tokenizer.from_file("tokenizer.model").encode("picture")
 
 
-def test_options_of_a_fit_are_taken_as_they_are(pictures, base, folder):
-    """In any order, and over what the file says."""
+def test_options_of_a_fit_are_accepted(pictures, base, folder):
+    """In any order, and they override the file."""
     prepare([str(pictures)], "shards", image_size=16, num_workers=0)  # base.yaml says 8
     of_a_fit = ["--data.image_size", "16", "--data.source=Shards", "--data.source.path", "shards"]
     own = ["--source", "Shards", "--source.path", "shards", "--source.image_size=16"]
@@ -247,7 +247,7 @@ def test_options_of_a_fit_are_taken_as_they_are(pictures, base, folder):
     assert (folder / "a.model").read_bytes() == (folder / "b.model").read_bytes()
 
 
-def test_options_of_the_command_can_stand_in_a_file(folder):
+def test_options_of_the_command_can_be_in_a_file(folder):
     (folder / "own.yaml").write_text(yaml.safe_dump({"source": SINGLE, "vocab_size": 300, "output": "own.model"}))
     cli.main(["train_tokenizer", "--config", "own.yaml"])
     assert Tokenizer.from_file("own.model").boi == 300
@@ -265,7 +265,7 @@ def test_options_of_the_command_can_stand_in_a_file(folder):
         (["--source", "Mix"], "Mix has no sources"),
     ],
 )
-def test_source_that_cannot_be_is_said_in_one_line(folder, arguments, message, capsys):
+def test_invalid_source_is_a_one_line_error(folder, arguments, message, capsys):
     (folder / "empty.yaml").write_text("data: {batch_size: 3}")
     (folder / "wrong.yaml").write_text("data: {source: {class_path: Photos}}")
     with pytest.raises(SystemExit) as caught:
@@ -278,8 +278,8 @@ def test_source_that_cannot_be_is_said_in_one_line(folder, arguments, message, c
 # Llama's own
 
 
-def test_model_that_was_trained_as_llama_2s_is_taken(folder):
-    """With the options that its tokenizer.model says it was trained with: it knows nothing of images."""
+def test_model_trained_like_llama_2s_is_accepted(folder):
+    """It has the training options recorded in Llama 2's tokenizer.model, and no image markers."""
     chance, model = random.Random(0), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([" ".join(chance.choices(WORDS, k=20)) for _ in range(200)]),

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files that are read at random places."""
+"""Atomic writing of files, and reading of many files at random positions."""
 
 import os
 import threading
@@ -10,17 +10,17 @@ from typing import BinaryIO
 
 from lit_transfusion.errors import InputError
 
-MOST_OPEN = 64  # files that one process keeps open at once
+MOST_OPEN = 64  # files that one process keeps open at the same time
 
 _seeking = threading.Lock()
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that has its name only when all of it is on the disk, whenever the process may be killed.
+    """Write a file atomically: it gets its name only when all of it is on the disk, even if the process is killed.
 
     Raises:
-        InputError: The disk is full, or the like; nothing of the file is left.
+        InputError: The file cannot be written, for example on a full disk. No part of it remains.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -31,13 +31,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; free disk space or choose another folder"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in it last through a loss of power. (Windows has no means for that.)"""
+    """Make a rename in a folder survive a loss of power. (Windows does not support this.)"""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -48,20 +50,20 @@ def sync_folder(folder: Path) -> None:
 
 
 class OpenFiles:
-    """Reads at any place of any of many files, of which those used last stay open.
+    """Reads any range of bytes of many files. The files used last stay open.
 
-    Reads have no position in the file, so that processes that were forked from one do not disturb each other. A copy,
-    and what another process unpickles, opens files of its own.
+    Reads do not use a file position, so that forked processes do not disturb each other. A copy, also one in another
+    process, opens its own files.
     """
 
     def __init__(self) -> None:
         self._handles: OrderedDict[str, int] = OrderedDict()
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Bytes of a file; fewer than `size` if it ends before.
+        """Read bytes of a file; fewer than `size` at its end.
 
         Raises:
-            OSError: It is not there, or cannot be read.
+            OSError: The file does not exist or cannot be read.
         """
         if path not in self._handles:
             if len(self._handles) >= MOST_OPEN:
@@ -79,9 +81,9 @@ class OpenFiles:
 
 
 def read_at(handle: int, size: int, offset: int) -> bytes:
-    """Bytes of an open file from a place in it."""
+    """Read bytes of an open file, starting at `offset`."""
     if hasattr(os, "pread"):
         return os.pread(handle, size, offset)
-    with _seeking:  # Windows: the place is that of the handle, which threads share
+    with _seeking:  # Windows: threads share the position of the handle
         os.lseek(handle, offset, os.SEEK_SET)
         return os.read(handle, size)

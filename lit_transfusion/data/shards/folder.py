@@ -1,4 +1,4 @@
-"""Reads any example of a folder of shards with one read."""
+"""Random access to the examples of a folder of shards, with one read each."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ from lit_transfusion.errors import InputError
 
 
 class Sample(NamedTuple):
-    """A picture as it lies in a shard."""
+    """A picture with captions, as saved in a shard."""
 
     key: str
     pixels: Tensor  # (3, S, S) uint8
@@ -39,25 +39,25 @@ class Sample(NamedTuple):
 
 
 class EncodedSample(NamedTuple):
-    """What a codec has kept of a picture, as it lies in a shard."""
+    """The moments of a picture with captions, as saved in a shard."""
 
     key: str
     image: Tensor  # (K, h, w) float16, the moments of the picture
-    mirror_image: Tensor  # (K, h, w) float16, those of its mirror image
+    mirror_image: Tensor  # (K, h, w) float16, the moments of its mirror image
     captions: tuple[str, ...]
 
 
 class ShardFolder:
-    """A folder that `prepare` has made, by index. Examples are in the order of the hashes of their keys.
+    """Examples of a folder made by `prepare`, by index. They are sorted by `fraction` (see `layout.ROW`).
 
-    Where each lies is memory-mapped: however many there are, it takes none of a process's own memory.
+    The index is memory-mapped, so that it needs no memory of the process, for any number of examples.
 
     Args:
         path: The folder.
 
     Raises:
-        InputError: There is no such folder, it holds no shards or is not finished, its layout is of another version,
-            or a tar is missing or has another size than it was written with.
+        InputError: The folder does not exist, contains no shards, is not finished or has another layout version; or a
+            tar is missing or has the wrong size.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,56 +67,58 @@ class ShardFolder:
         self._rows: np.ndarray | None = None
         self._moments_rows: np.ndarray | None = None
         self._check_sizes()
-        check_belongs(self.path / ROWS, self.rows, self.index)
+        check_row_count(self.path / ROWS, self.rows, self.index)
         if self.codec:
-            check_belongs(self.path / MOMENTS, self.moments_rows, self.index)
+            check_row_count(self.path / MOMENTS, self.moments_rows, self.index)
 
     @property
     def codec(self) -> dict[str, Any] | None:
-        """What encoded the pictures: identity, class_path, init_args, shape of the moments; None if nothing did."""
+        """The codec of the moments (identity, class_path, init_args, shape of the moments); None without moments."""
         return self.index.get("codec")
 
     @property
     def rows(self) -> np.ndarray:
-        """Where the examples lie: (n,) of `layout.ROW`, sorted by `fraction`."""
+        """Positions of the examples: (n,) of `layout.ROW`, sorted by `fraction`."""
         if self._rows is None:
-            self._rows = mapped(self.path / ROWS, ROW)
+            self._rows = memory_map(self.path / ROWS, ROW)
         return self._rows
 
     @property
     def moments_rows(self) -> np.ndarray:
-        """How long the moments are, in the order of `rows`: (n,) of `layout.MOMENTS_ROW`."""
+        """Sizes of the moments, in the order of `rows`: (n,) of `layout.MOMENTS_ROW`."""
         if self._moments_rows is None:
-            self._moments_rows = mapped(self.path / MOMENTS, MOMENTS_ROW)
+            self._moments_rows = memory_map(self.path / MOMENTS, MOMENTS_ROW)
         return self._moments_rows
 
     def __len__(self) -> int:
         return self.index["num_examples"]
 
     def __getitem__(self, index: int) -> Sample | Skipped:
-        """The example, or that its bytes are not those that were written."""
+        """Read an example; Skipped if its bytes are damaged."""
         row = self.rows[index]
         content = self._read(int(row["shard"]), int(row["offset"]), span(row), int(row["checksum"]))
         if isinstance(content, Skipped):
             return content
-        said = json.loads(content[-int(row["json_bytes"]) :])
-        return Sample(said["key"], decoded(content[: int(row["picture_bytes"])]), tuple(said["captions"]))
+        metadata = json.loads(content[-int(row["json_bytes"]) :])
+        return Sample(
+            metadata["key"], decode_picture(content[: int(row["picture_bytes"])]), tuple(metadata["captions"])
+        )
 
     def encoded(self, index: int) -> EncodedSample | Skipped:
-        """The example as its codec encoded it; the picture itself is not read."""
+        """Read the moments of an example, without its picture; Skipped if its bytes are damaged."""
         row, moments_row = self.rows[index], self.moments_rows[index]
         place = moments_place(row, moments_row)
         content = self._read(int(row["shard"]), *place, int(moments_row["moments_checksum"]))
         if isinstance(content, Skipped):
             return content
-        said = json.loads(content[: int(row["json_bytes"])])
+        metadata = json.loads(content[: int(row["json_bytes"])])
         moments = np.load(io.BytesIO(content[-int(moments_row["moments_bytes"]) :]))
-        # Each by itself: a process would send the other along with a part of a tensor.
+        # Copies, because a worker sends the whole storage of a tensor, which would include the other half.
         image, mirror_image = (torch.from_numpy(half.copy()) for half in moments)
-        return EncodedSample(said["key"], image, mirror_image, tuple(said["captions"]))
+        return EncodedSample(metadata["key"], image, mirror_image, tuple(metadata["captions"]))
 
     def _read(self, shard: int, start: int, size: int, checksum: int) -> bytes | Skipped:
-        """A part of a tar, if it is what was written there."""
+        """Read bytes of a tar and verify their checksum; Skipped if they are damaged."""
         tar = str(self.path / tar_name(shard))
         try:
             content = self._files.read(tar, start, size)
@@ -127,66 +129,71 @@ class ShardFolder:
         return content
 
     def damaged(self) -> list[str]:
-        """Names of the tars whose content is not what was written; reads all of them."""
+        """Names of the tars whose content has changed. This reads all tars."""
         return [shard["name"] for shard in self.index["shards"] if sha256(self.path / shard["name"]) != shard["sha256"]]
 
     def _check_sizes(self) -> None:
         for shard in self.index["shards"]:
             tar = self.path / shard["name"]
             if not tar.is_file():
-                raise InputError(f"{tar} is missing: copy it again, or prepare {self.path} again")
+                raise InputError(f"{tar} is missing; copy it again, or prepare {self.path} again")
             size = tar.stat().st_size
             if size != shard["bytes"]:
                 raise InputError(
-                    f"{tar} has {size} bytes and was written with {shard['bytes']}: it was cut short or changed; copy "
-                    f"it again, or prepare {self.path} again"
+                    f"{tar} has {size} bytes instead of {shard['bytes']}: it is truncated or changed; copy it again, "
+                    f"or prepare {self.path} again"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_rows": None, "_moments_rows": None}  # a process maps them itself; they would be sent
+        return {
+            **vars(self),
+            "_rows": None,
+            "_moments_rows": None,
+        }  # each process maps them itself, instead of receiving them
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """What index.json says."""
+    """Read and check index.json."""
     path = folder / INDEX
     if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}; set path to a folder that `prepare` has made")
+        raise InputError(f"no such folder: {folder}; set path to a folder made by `prepare`")
     if not path.is_file() and (folder / PREPARING).is_dir():
-        raise InputError(f"{folder} is not finished: run the same `prepare` again, and it goes on where it stopped")
+        raise InputError(f"{folder} is not finished: run the same `prepare` again")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no {INDEX} in {folder}; set path to a folder that `prepare` has made") from None
+        raise InputError(f"no {INDEX} in {folder}; set path to a folder made by `prepare`") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): copy it again") from None
+        raise InputError(f"{path} cannot be read ({error}); copy it again") from None
     if not isinstance(index, dict) or index.get("kind") != KIND:
-        raise InputError(f"{path} is not that of a folder that `prepare` has made")
+        raise InputError(f"{path} was not written by `prepare`; set path to a folder made by `prepare`")
     if index["version"] != VERSION:
         raise InputError(
-            f"{path} is of version {index['version']}, and this code reads version {VERSION}, in which copies of a "
-            "picture are never both held out and trained on: prepare it again"
+            f"{path} has version {index['version']}, but this code reads version {VERSION}, in which copies of a "
+            "picture are never both held out and trained on; prepare it again"
         )
     return index
 
 
-def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """An array on the disk."""
+def memory_map(path: Path, dtype: np.dtype) -> np.ndarray:
+    """Map an array file into memory."""
     try:
         rows = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}): copy it again") from None
+        raise InputError(f"{path} cannot be read ({error}); copy it again") from None
     if rows.dtype != dtype:
-        raise InputError(f"{path} is not an index of shards: copy it again")
+        raise InputError(f"{path} is not an index of shards; copy it again")
     return rows
 
 
-def check_belongs(path: Path, rows: np.ndarray, index: dict[str, Any]) -> None:
+def check_row_count(path: Path, rows: np.ndarray, index: dict[str, Any]) -> None:
+    """Check that an array has a row for each example of index.json."""
     if rows.shape != (index["num_examples"],):
-        raise InputError(f"{path} does not belong to {path.with_name(INDEX)}: copy both again")
+        raise InputError(f"{path} does not belong to {path.with_name(INDEX)}; copy both again")
 
 
-def decoded(content: bytes) -> Tensor:
-    """The content of a picture file → uint8 (3, S, S)."""
+def decode_picture(content: bytes) -> Tensor:
+    """Decode the content of a picture file to uint8 (3, S, S)."""
     pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 

@@ -1,4 +1,4 @@
-"""Writes one tar, and notes where each picture lies in it."""
+"""Writes one tar and the position of each picture in it."""
 
 import hashlib
 import io
@@ -18,13 +18,13 @@ from lit_transfusion.data.sources.base import fraction
 
 
 class ShardWriter:
-    """Puts examples into a tar. The same examples give the same bytes, whoever writes them, and when.
+    """Writes examples to a tar. The same examples always give the same bytes.
 
     Args:
-        file: The tar, open for writing, empty.
-        shard: Its number.
-        format: Of the pictures.
-        encoded: Whether each picture comes with its moments.
+        file: The empty tar, open for writing.
+        shard: Number of the shard.
+        format: Format of the pictures.
+        encoded: Whether each picture has moments.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class ShardWriter:
         seen: bytes,
         moments: Tensor | None = None,
     ) -> None:
-        """Add the content of a picture file with its captions, and moments float16 (2, K, h, w) if they are kept.
+        """Add a picture file with its captions and, if `encoded`, its moments float16 (2, K, h, w).
 
-        `number` becomes the name of its members. `content` and `seen` tell what it is the same as (data/digests.py).
+        `number` becomes the name of its members. `content` and `seen` are its digests (data/digests.py).
         """
-        text = json.dumps({"key": key, "captions": list(captions)}).encode()  # in ASCII, whatever the key is made of
+        text = json.dumps({"key": key, "captions": list(captions)}).encode()  # ASCII for any key
         members = member(f"{number:09d}.{self.format}", picture) + member(f"{number:09d}.json", text)
         start_of_text = BLOCK + padded(len(picture)) + BLOCK
         checksum = zlib.crc32(members[BLOCK : start_of_text + len(text)])
@@ -67,7 +67,7 @@ class ShardWriter:
         self._write(members)
 
     def close(self) -> None:
-        """Write what ends a tar."""
+        """Write the end of the tar."""
         end = self.size + 2 * BLOCK
         self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
 
@@ -77,7 +77,7 @@ class ShardWriter:
 
     @property
     def rows(self) -> np.ndarray:
-        """Where the examples lie, in the order in which they were added: (n,) of `NOTED_ROW` or `NOTED_ENCODED_ROW`."""
+        """Positions of the examples in the order of `add`: (n,) of `NOTED_ROW` or `NOTED_ENCODED_ROW`."""
         return np.array(self._rows, dtype=NOTED_ENCODED_ROW if self.encoded else NOTED_ROW)
 
     def _write(self, content: bytes) -> None:
@@ -87,21 +87,21 @@ class ShardWriter:
 
 
 def member(name: str, content: bytes) -> bytes:
-    """Header, content and padding. Neither time nor owner is said, which would differ from one writing to the next."""
+    """A tar member: header, content and padding, without time and owner, so that equal content gives equal bytes."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(padded(len(content)) - len(content))
 
 
 def array_file(array: Tensor) -> bytes:
-    """The content of a .npy file."""
+    """Encode an array as the content of a .npy file."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array.numpy())
     return buffer.getvalue()
 
 
 def picture_file(pixels: Tensor, format: str) -> bytes:
-    """uint8 (3, S, S) → the content of a picture file."""
+    """Encode uint8 (3, S, S) as the content of a picture file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, **FORMATS[format])
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Sources of pictures and captions, of edits, and of texts."""
+"""Sources of captioned pictures, edits and texts."""
 
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.edit_triples import EditTriples

@@ -1,4 +1,4 @@
-"""What a source of examples has to offer."""
+"""The base class of all sources of examples."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,86 +11,92 @@ from lit_transfusion.wording import counted
 
 
 class Encoding(NamedTuple):
-    """Whose moments a source yields in place of pictures."""
+    """The codec whose moments a source yields in place of pictures."""
 
     identity: str  # of the codec (latents/base.py)
-    codec: str  # its class and arguments, in words
-    path: str  # where they are kept
+    codec: str  # its class and arguments, for messages
+    path: str  # folder of the moments
 
 
 class Stream(NamedTuple):
-    """Examples that training goes through epoch by epoch, on their own."""
+    """A range of examples with its own epochs in training."""
 
-    name: str  # in a mix
-    weight: float  # its share of all that is trained on, by positions
-    indices: range  # in the source
-    later: tuple[tuple[int, float], ...] = ()  # (batches, the weight that it has after so many), rising
+    name: str  # its name in a mix
+    weight: float  # its share of all trained positions
+    indices: range  # its examples in the source
+    later: tuple[tuple[int, float], ...] = ()  # (batches, weight from then on), rising
 
     @property
     def examples(self) -> str:
         return counted(len(self.indices), "example") + (f" of {self.name}" if self.name else "")
 
     def weight_after(self, batches: int) -> float:
-        """The weight by which it is served once so many batches have been handed out."""
+        """The weight after this number of batches."""
         return next((weight for since, weight in reversed(self.later) if since <= batches), self.weight)
 
 
 class Source(Dataset):
-    """Pictures with captions, edits of pictures, or texts, by index.
+    """Captioned pictures, edits or texts, by index.
 
-    A source is a plain map-style data set and a pure function of its arguments and the index: the same index gives the
-    same example in any process, so that a run can be resumed and does not depend on the number of workers.
+    A source is a map-style data set and a pure function of its arguments and the index: the same index gives the same
+    example in any process. So a run can resume, and does not depend on the number of workers.
 
     Args:
-        image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`).
     """
 
-    images_per_example: int = 1  # 2 in a source of edits, 0 in one of texts; of a mix, the most that there are
-    has_texts: bool = False  # whether texts are among the examples, of which each line and space counts
-    encoding: Encoding | None = None  # None: its pictures are pixels; of a mix, that of the first source
+    images_per_example: int = 1  # 2 for edits, 0 for texts; for a mix, the maximum
+    has_texts: bool = False  # whether some examples are texts, in which lines and spaces matter
+    encoding: Encoding | None = None  # None: pictures are pixels; for a mix, the encoding of the first source
 
     def __init__(self, image_size: int = 64) -> None:
         self.image_size = image_size
 
     def split(self, name: Literal["train", "val"]) -> "Source":
-        """The part of this source that is trained on, or the part that is held out. They share no picture."""
+        """The part for training, or the held-out part. They share no picture."""
         raise NotImplementedError
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Example | EditExample | TextExample | Skipped:
-        """The example at `index`, its images (3, image_size, image_size) in [-1, 1] or as `encoding` says; or why there
-        is none."""
+        """The example at `index`, or Skipped with the reason why it cannot be used.
+
+        Images are pixels (3, image_size, image_size) in [-1, 1], or moments if `encoding` is set.
+        """
         raise NotImplementedError
 
     def captions(self) -> list[str]:
-        """Captions, instructions or texts to train a tokenizer from: all, or a fair sample of some ten thousand."""
+        """Captions, instructions or texts to train a tokenizer: all, or a fair sample of about ten thousand."""
         raise NotImplementedError
 
     def fingerprint(self) -> str | None:
-        """A name for the examples, which is another if they have changed, as far as that is seen without reading them;
-        None of a source that depends on nothing but its arguments."""
+        """A string that changes when the examples change, as far as this is visible without reading them.
+
+        None for a source that depends only on its arguments.
+        """
         return None
 
     def streams(self) -> list[Stream]:
-        """What training goes through side by side: the whole, or of a mix each source."""
+        """The streams of training: one for the whole source, or for a mix one for each source."""
         return [Stream("", 1.0, range(len(self)))]
 
     @property
     def parts(self) -> dict[str, "Source"]:
-        """The sources of a mix, by name; of any other source itself, without a name."""
+        """The sources of a mix by name; for any other source, itself with an empty name."""
         return {"": self}
 
     @property
     def pictures(self) -> "Source":
-        """What is drawn from and shown, in pixels: the whole, or of a mix the first source that has pictures."""
+        """The source of pictures to show and to predict, in pixels: itself, or the first source of a mix."""
         return self
 
 
 def hold_out(names: Iterable[str], share: float, seed: int) -> set[str]:
-    """About this share of the names: always the same ones, whatever else there is. Of two names or more, neither
-    none nor all if the share is above 0."""
+    """Choose about `share` of the names. The choice of a name does not depend on the other names.
+
+    If the share is above 0 and there are at least two names, the result is neither empty nor complete.
+    """
     ranked = sorted(set(names), key=lambda name: fraction(name, seed))
     count = sum(fraction(name, seed) < share for name in ranked)
     if share > 0:
@@ -99,13 +105,13 @@ def hold_out(names: Iterable[str], share: float, seed: int) -> set[str]:
 
 
 def fraction(name: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments, evenly spread over names: what to hold out."""
+    """Hash a name to a number in [0, 1), evenly distributed over names. It decides which names are held out."""
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def digest(parts: Iterable[object]) -> str:
-    """One name for many things."""
+    """Hash several values into one string."""
     hashed = hashlib.sha256()
     for part in parts:
         hashed.update(repr(part).encode(errors="surrogateescape") + b"\n")

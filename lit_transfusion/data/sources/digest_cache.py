@@ -1,4 +1,4 @@
-"""What the pictures of a folder hold, read once and then kept in a file, for as long as size and time do not change."""
+"""A cache of the content digests of the pictures in a folder. Entries are valid while size and time do not change."""
 
 import hashlib
 import json
@@ -15,21 +15,21 @@ from lit_transfusion.data.sources.text_index import FOLDER, cache_home
 from lit_transfusion.errors import InputError
 
 FILE = "pictures.json"
-VERSION = 1  # of what the file holds
-THREADS = 16  # reading waits for the disk or the network, and hashing does not hold the interpreter
-AT_ONCE = 64  # pictures that a thread takes
-WORTH_SAYING = 5000  # pictures to read, some seconds' work
+VERSION = 1  # of the format of the file
+THREADS = 16  # reading waits for the disk or network, and hashing releases the GIL
+AT_ONCE = 64  # pictures of one task of a thread
+WORTH_SAYING = 5000  # pictures between two log messages: some seconds of work
 
 log = logging.getLogger(__name__)
 
-Known = dict[str, tuple[int, int, str]]  # name → size in bytes, time of change in ns, content in hex
+Known = dict[str, tuple[int, int, str]]  # name → size in bytes, time of change in ns, digest in hex
 
 
 def contents_of(folder: Path, names: Sequence[str]) -> list[bytes]:
-    """What `content_of` says of each of these files in a folder.
+    """The `content_of` digests of files in a folder.
 
-    It is kept in `.lit_transfusion` in the folder, or where that cannot be written, in the user's cache: the second
-    time, a file is asked only for its size and the time of its last change.
+    They are cached in `.lit_transfusion` in the folder or, if that is not writable, in the user's cache. With a cached
+    digest, only the size and modification time of a file are read.
     """
     places = folder / FOLDER, cache_home() / FOLDER.removeprefix(".") / _key(folder)
     before = next((known for place in places if (known := _load(place / FILE)) is not None), {})
@@ -44,8 +44,8 @@ def contents_of(folder: Path, names: Sequence[str]) -> list[bytes]:
             if known and known != before.get(name):
                 new[name] = known
                 if len(new) % WORTH_SAYING == 0:
-                    log.info("%s: reading the pictures once: %d of %d", folder, len(contents), len(names))
-    finally:  # also what was read until it was interrupted
+                    log.info("%s: reading all pictures once: %d of %d", folder, len(contents), len(names))
+    finally:  # an interrupted run also saves what it has read
         threads.shutdown(cancel_futures=True)
         if new:
             _save(places, before | new)
@@ -53,17 +53,17 @@ def contents_of(folder: Path, names: Sequence[str]) -> list[bytes]:
 
 
 def _content(folder: Path, name: str, before: tuple[int, int, str] | None) -> tuple[bytes, tuple[int, int, str] | None]:
-    """The content of a file, and what to keep of it: None if it is not a picture, or cannot be read."""
+    """The digest of a file and its cache entry, which is None if the file is not a picture or cannot be read."""
     file = os.path.join(folder, name)
     try:
         status = os.stat(file)
         if before and (status.st_size, status.st_mtime_ns) == tuple(before[:2]):
             return bytes.fromhex(before[2]), before
         data = Path(file).read_bytes()
-    except OSError:  # whoever reads the picture will say so
+    except OSError:  # reading the picture reports this error later
         return content_of(b"", name), None
     content = content_of(data, name)
-    # With another library installed, it may be a picture the next time.
+    # No entry for other files: with another library installed, they may be pictures the next time.
     return content, (status.st_size, status.st_mtime_ns, content.hex()) if is_picture(data) else None
 
 
@@ -77,7 +77,7 @@ def _load(file: Path) -> Known | None:
         if kept["version"] != VERSION:
             return None
         return {name: (int(size), int(time), str(content)) for name, (size, time, content) in kept["pictures"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or damaged: it is made anew
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing or damaged: it is made again
         return None
 
 
@@ -91,4 +91,4 @@ def _save(places: Sequence[Path], pictures: Known) -> None:
             return
         except (OSError, InputError):
             continue
-    log.info("neither %s nor %s can be written: the pictures are read again at the next start", *places)
+    log.info("neither %s nor %s is writable: the next start reads all pictures again", *places)

@@ -1,4 +1,4 @@
-"""A folder of pictures and a metadata file that says which becomes which by what instruction."""
+"""A source of edits: a folder of pictures, and a metadata file with input, instruction and output of each edit."""
 
 import copy
 import logging
@@ -18,7 +18,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import NOT_UTF8, is_encodable
 from lit_transfusion.wording import counted
 
-# The first that is there counts. The later ones are those of MagicBrush and of InstructPix2Pix.
+# The first existing column is used. The later names are those of MagicBrush and InstructPix2Pix.
 INPUT_COLUMNS = ("input", "input_image", "source_img", "original_image")
 INSTRUCTION_COLUMNS = ("instruction", "instructions", "edit_prompt")
 OUTPUT_COLUMNS = ("output", "output_image", "target_img", "edited_image")
@@ -30,25 +30,26 @@ class _Triple(NamedTuple):
     input: str  # name of the picture, relative to the folder, with forward slashes
     instructions: tuple[str, ...]
     output: str
-    contents: tuple[str, str] = ("", "")  # of input and output, equal for files that hold the same
+    contents: tuple[str, str] = ("", "")  # digests of input and output, equal for equal files
 
 
 class EditTriples(Source):
-    """Your own edits: a folder of pictures with a `metadata.csv`, `.tsv`, `.jsonl` or `.parquet`, a row for each edit.
+    """Your own edits: a folder of pictures with a `metadata.csv`, `.tsv`, `.jsonl` or `.parquet`, one row per edit.
 
-    It has a column `input` (or `input_image`, `source_img`, `original_image`) and a column `output` (or `output_image`,
-    `target_img`, `edited_image`) with the names of pictures relative to the folder, and a column `instruction` (or
-    `instructions`, `edit_prompt`), which in jsonl may be a list of several wordings. Rows without an instruction are
-    left out, with a warning. Rows of the same input and output are one edit with several instructions, and files with
-    equal content are the same, whatever they are called. The middle square of each picture is resized to `image_size`.
+    The file has a column `input` (or `input_image`, `source_img`, `original_image`) and a column `output` (or
+    `output_image`, `target_img`, `edited_image`) with the names of pictures relative to the folder. It also has a
+    column `instruction` (or `instructions`, `edit_prompt`), which in .jsonl may be a list of several wordings. Rows
+    without an instruction are left out, with a warning. Rows with the same input and output are one edit with several
+    instructions. Files with equal content are the same picture. The middle square of each picture is resized to
+    `image_size`.
 
     Args:
         path: The folder.
-        image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
-        val_fraction: Share of the pictures that is held out, in [0, 1); edits that share a picture, such as the steps
-            of one session, stay together. At least one group of these is held out unless it is 0. Which ones depends
-            on what the files hold and `seed` alone.
-        metadata: The metadata file, if its name is another: relative to the folder, or absolute.
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`).
+        val_fraction: Share of the pictures that is held out, in [0, 1). Edits that share a picture, such as the steps
+            of one session, are a group that stays together. Unless it is 0, at least one group is held out. The choice
+            depends only on the content of the files and `seed`.
+        metadata: Path of a metadata file with another name, relative to the folder or absolute.
         seed: Chooses another set of pictures to hold out.
     """
 
@@ -68,7 +69,7 @@ class EditTriples(Source):
         self.metadata = metadata
         self.seed = seed
         if not path:
-            raise InputError("EditTriples has no path: set path to a folder of pictures with a metadata file")
+            raise InputError("EditTriples has no path; set path to a folder of pictures with a metadata file")
         if not 0 <= val_fraction < 1:
             raise InputError(f"EditTriples: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._folder = Path(path).expanduser()
@@ -105,12 +106,12 @@ class EditTriples(Source):
 
 
 def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
-    """The rows of the metadata file that have an instruction, in its order. Warns of those that have none."""
+    """Read the rows of the metadata file, in their order. Warns about rows without an instruction."""
     if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}; set path to the folder that the pictures are in")
+        raise InputError(f"no such folder: {folder}; set path to the folder of the pictures")
     file = find_metadata(folder, metadata)
     if file is None:
-        raise InputError(f"no {', '.join(METADATA_FILES)} in {folder}; set metadata if its name is another")
+        raise InputError(f"no {', '.join(METADATA_FILES)} in {folder}; set metadata if the file has another name")
     names = PictureNames(folder, list_files(folder))
     triples, without, not_unicode = [], [], []
     for line, row in rows(file):
@@ -120,14 +121,14 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
             name = names.find(written)
             if name is None:
                 raise InputError(
-                    f"{file}, line {line}: the {columns[0]} picture {names.missing(written)} is not there; "
-                    f"names in it are relative to {folder}"
+                    f"{file}, line {line}: the {columns[0]} picture {names.missing(written)} does not exist; "
+                    f"write names relative to {folder}"
                 )
             if reason := why_not_read(name):
                 raise InputError(f"{file}, line {line}: the {columns[0]} picture {folder / name} is {reason}")
             pictures.append(name)
         instructions = texts_in(row, INSTRUCTION_COLUMNS, file, line)
-        if not all(map(is_encodable, instructions)):  # half of a surrogate pair, which JSON can write
+        if not all(map(is_encodable, instructions)):  # half of a surrogate pair, which JSON can contain
             not_unicode.append(line)
         elif instructions:
             triples.append(_Triple(pictures[0], tuple(instructions), pictures[1]))
@@ -135,7 +136,7 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
             without.append(line)
     if not triples:
         raise InputError(
-            f"{file} holds no edit with an instruction; write a row of input, instruction, output for each"
+            f"{file} contains no edit with an instruction; write one row of input, instruction and output for each edit"
         )
     for lines, fault in ((without, "without an instruction"), (not_unicode, f"with one that is {NOT_UTF8}")):
         if lines:
@@ -147,7 +148,7 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
 
 
 def _merged(folder: Path, triples: list[_Triple]) -> list[_Triple]:
-    """Triples with their contents; those whose inputs hold the same, and outputs too, are one."""
+    """Add content digests to the triples, and merge triples with equal inputs and equal outputs."""
     names = sorted({name for triple in triples for name in (triple.input, triple.output)})
     content = dict(zip(names, (content.hex() for content in contents_of(folder, names)), strict=True))
     same: dict[tuple[str, str], _Triple] = {}
@@ -160,7 +161,7 @@ def _merged(folder: Path, triples: list[_Triple]) -> list[_Triple]:
 
 
 def _families(triples: list[_Triple]) -> dict[str, str]:
-    """Content of a picture → the one that stands for all that a chain of edits connects it with."""
+    """Map the content of each picture to the representative of all pictures connected with it by edits."""
     neighbours: dict[str, list[str]] = {}
     for triple in triples:
         for one, other in (triple.contents, triple.contents[::-1]):
@@ -168,7 +169,7 @@ def _families(triples: list[_Triple]) -> dict[str, str]:
     family: dict[str, str] = {}
     for first in sorted(neighbours):
         reached = [] if first in family else [first]
-        for picture in reached:  # grows as it is read
+        for picture in reached:  # grows during the loop
             if picture not in family:
                 family[picture] = first
                 reached += neighbours[picture]

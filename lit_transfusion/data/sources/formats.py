@@ -1,4 +1,4 @@
-"""Which picture files are read, and what to do about the others."""
+"""The picture formats that are read, and the fix for those that are not."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ NOT_READ = {
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), CONVERT),
 }
 
-# Formats that are read where what they need is installed.
+# Formats that are read if their library is installed.
 if "avif" in features.modules and features.check("avif"):
     PICTURE_SUFFIXES += (".avif",)
 if find_spec("pillow_heif"):
@@ -35,12 +35,12 @@ if find_spec("pillow_jxl"):
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file is a picture in a format that is read here, by its suffix in any case."""
+    """Whether the suffix of a file is that of a picture format that is read. Its case does not matter."""
     return name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def why_not_read(name: str) -> str | None:
-    """Why a file is a picture that is not read here, and what to do; None if it is read, or no picture."""
+    """Reason and fix if a file is a picture in a format that is not read; None if it is read or not a picture."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in PICTURE_SUFFIXES or suffix not in NOT_READ:
         return None

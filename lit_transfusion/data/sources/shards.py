@@ -1,4 +1,4 @@
-"""Pictures that were prepared once, to be read fast and often."""
+"""A source of prepared pictures, which are fast to read."""
 
 import copy
 from bisect import bisect_left, bisect_right
@@ -10,25 +10,25 @@ from lit_transfusion.data.sources.base import Encoding, Source, digest
 from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
 
-MOST_READ = 20_000  # examples whose captions a tokenizer is trained on
+MOST_READ = 20_000  # largest number of examples whose captions train a tokenizer
 
 
 class Shards(Source):
-    """Pictures with captions that `python -m lit_transfusion prepare` has put into shards.
+    """Captioned pictures in shards made by `python -m lit_transfusion prepare`.
 
-    The pictures have been cropped and resized already: those of a folder are, to the last bit, what `ImageCaptions`
-    makes of the folder, and the same ones are held out, but for copies that were saved anew or mirrored: only `prepare`
-    sees these, and keeps them on one side. An example is one read of a tar. Memory does not grow with
-    their number. If they were encoded, too, training has the codec's work from there.
+    The pictures are already cropped and resized. They are equal to those that `ImageCaptions` reads from the same
+    folder, bit by bit, and the same ones are held out. The exception is copies that were saved again or mirrored: only
+    `prepare` finds them, and puts them into the same part. One read of a tar gives an example. Memory does not grow
+    with the number of examples. If the pictures are encoded, training reads their moments and does not run the encoder.
 
     Args:
-        path: The folder that `prepare` has made.
-        image_size: Side of the square pictures, which must be the one that they were prepared with (set by the data
-            module's `image_size`); null takes that one.
-        val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. Which
-            ones depends on what the files held that they were made of, and on nothing else.
-        latents: Yield what the codec has kept of the pictures, if `prepare` had one, which must be the run's own; else
-            the pictures.
+        path: A folder made by `prepare`.
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`). It must be the size
+            used by `prepare`; null takes that size.
+        val_fraction: Share of the pictures that is held out, in [0, 1); at least one picture unless it is 0. The choice
+            depends only on the content of the original files.
+        latents: Whether to yield moments instead of pictures, if `prepare` had a codec. It must be the codec of the
+            run.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Shards(Source):
         self.val_fraction = val_fraction
         self.latents = latents
         if not path:
-            raise InputError("Shards has no path: set path to a folder that `prepare` has made")
+            raise InputError("Shards has no path; set path to a folder made by `prepare`")
         if not 0 <= val_fraction < 1:
             raise InputError(f"Shards: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._shards = ShardFolder(path)
@@ -55,19 +55,19 @@ class Shards(Source):
 
     @image_size.setter
     def image_size(self, image_size: int) -> None:
-        """Also what a mix does, which knows the size only when its sources have been made."""
+        """Check the size. A mix also sets it, after its sources are made."""
         prepared = self._shards.index["image_size"]
         if prepared != image_size:
             raise InputError(
-                f"{self.path} holds pictures of {prepared} x {prepared}, and data.image_size is {image_size}: set "
+                f"{self.path} contains pictures of {prepared} x {prepared}, but data.image_size is {image_size}; set "
                 f"data.image_size to {prepared}, or prepare the pictures again with --image_size {image_size}"
             )
 
     def split(self, name: Literal["train", "val"]) -> "Shards":
         size = len(self._shards)
-        # Rows are sorted by what `hold_out` ranks names by, so that what it holds out comes first.
-        # Pictures that look the same share a fraction, and none of the cuts below is between them.
-        fractions = self._shards.rows["fraction"]  # a search looks at a few of them, not at all
+        # Rows are sorted by the same fraction that `hold_out` uses, so the held-out rows are first.
+        # Pictures that look the same have the same fraction, and no limit below separates them.
+        fractions = self._shards.rows["fraction"]  # bisection reads only a few of them
         held_out = bisect_left(fractions, self.val_fraction)
         if self.val_fraction > 0 and held_out == 0:
             held_out = bisect_right(fractions, fractions[0])
@@ -102,7 +102,7 @@ class Shards(Source):
         return digest(shard["sha256"] for shard in self._shards.index["shards"])
 
     def captions(self) -> list[str]:
-        """Those of all examples, or of 20,000 that are spread evenly over them."""
+        """Captions of all examples, or of 20,000 that are evenly spread."""
         number = min(len(self), MOST_READ)
         chosen = (self._shards[self._start + i * len(self) // number] for i in range(number))
         return [caption for sample in chosen if not isinstance(sample, Skipped) for caption in sample.captions]

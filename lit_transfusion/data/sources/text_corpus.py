@@ -1,4 +1,4 @@
-"""Texts in .txt, .jsonl or .parquet files, of any size."""
+"""A source of texts in .txt, .jsonl or .parquet files of any size."""
 
 import copy
 import logging
@@ -9,33 +9,33 @@ import numpy as np
 
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.sources.text_files import row_of, text_in
-from lit_transfusion.data.sources.text_index import TextOptions, text_index, told
+from lit_transfusion.data.sources.text_index import TextOptions, left_out_summary, text_index
 from lit_transfusion.data.training_text import PASSAGE, passages_of
 from lit_transfusion.data.types import Skipped, TextExample
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import suffix
 from lit_transfusion.wording import counted
 
-SAMPLE = 4_000_000  # characters to train a tokenizer from, at most
+SAMPLE = 4_000_000  # largest number of characters to train a tokenizer
 
 log = logging.getLogger(__name__)
 
 
 class TextCorpus(Source):
-    """Your own texts: a .txt, .jsonl or .parquet file, or a folder that holds such, with all folders in it.
+    """Your own texts: a .txt, .jsonl or .parquet file, or a folder of such files with all folders in it.
 
-    A document is a .txt file or a block in it, a line of a .jsonl file, or a row of a .parquet file. None is cut: one
-    that is longer than a row becomes several. Texts are read when they are needed; where each begins is found out once
-    and kept in `.lit_transfusion` beside them, with a copy of what .parquet files hold. What is empty, not UTF-8 or no
-    JSON is left out, with a warning. Hidden files and links to folders are passed over.
+    A document is a .txt file or a block in it, a line of a .jsonl file, or a row of a .parquet file. No document is
+    cut: a long one becomes several examples. Texts are read on access. An index of their positions is made once and
+    saved in `.lit_transfusion` beside them, with a copy of the texts of .parquet files. Documents that are empty, not
+    UTF-8 or not JSON are left out, with a warning. Hidden files and links to folders are ignored.
 
     Args:
         path: The file or folder.
-        image_size: Of no use here, and set by the data module's `image_size` as in all sources.
-        documents: What one document of a .txt file is: the "file", or each "block" between blank lines.
-        column: The column of .parquet, or field of .jsonl files, that holds the text.
-        val_fraction: Share of the documents that is held out, in [0, 1); of two different ones or more, at least one,
-            unless it is 0. Which ones depends on what they say and `seed` alone, so that equal ones stay together.
+        image_size: Unused; all sources have it (set by the data module's `image_size`).
+        documents: A document of a .txt file: the whole "file", or each "block" between blank lines.
+        column: The column of .parquet files, or field of .jsonl files, that contains the text.
+        val_fraction: Share of the documents that is held out, in [0, 1); unless it is 0, at least one of two or more
+            different documents. The choice depends only on the text and `seed`, so equal documents stay together.
         seed: Chooses another set of documents to hold out.
     """
 
@@ -59,26 +59,28 @@ class TextCorpus(Source):
         self.seed = seed
         self.part: Literal["train", "val"] = "train"
         if not path:
-            raise InputError("TextCorpus has no path: set path to a .txt, .jsonl or .parquet file, or a folder of such")
+            raise InputError(
+                "TextCorpus has no path; set path to a .txt, .jsonl or .parquet file, or a folder of these"
+            )
         if documents not in ("file", "block"):
             raise InputError(f"TextCorpus: documents is {documents!r}; set it to file or block")
         if not 0 <= val_fraction < 1:
             raise InputError(f"TextCorpus: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         given = Path(path).expanduser()
         if not given.exists():
-            raise InputError(f"no such file or folder: {given}; set path to the texts")
+            raise InputError(f"no such file or folder: {given}; set path to the file or folder of the texts")
         self._folder = given if given.is_dir() else given.parent
         self._index = text_index(given, TextOptions(documents, column, val_fraction, seed))
-        self._rows: np.ndarray | None = None  # opened by each process for itself, when it first needs them
+        self._rows: np.ndarray | None = None  # each process opens them on first use
         if self._index.left_out:
             log.warning(
                 "%s: %s used, %d left out: %s",
                 *(given, counted(self._index.num_documents, "document"), sum(self._index.left_out.values())),
-                told(self._index.left_out, self._index.first_left_out),
+                left_out_summary(self._index.left_out, self._index.first_left_out),
             )
 
     def split(self, name: Literal["train", "val"]) -> "TextCorpus":
-        """The training split, which is also what an unsplit source yields, or the validation split."""
+        """The training split or the validation split. A source without a split yields the training split."""
         part = copy.copy(self)
         part.part = name
         return part
@@ -94,20 +96,20 @@ class TextCorpus(Source):
         try:
             return TextExample(self._text(name, int(row["start"]), int(row["length"])), bool(row["complete"]))
         except (OSError, ValueError):
-            return Skipped(str(self._folder / name), "not as it was when training began")
+            return Skipped(str(self._folder / name), "changed since training began")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a copy, or another process: without the rows, of which that opens its own."""
+        """State of a copy, also for another process, which opens its own rows."""
         return self.__dict__ | {"_rows": None}
 
     def fingerprint(self) -> str:
-        """Of the names, sizes and times of the files."""
+        """A hash of the names, sizes and times of the files."""
         return self._index.folder.name
 
     def captions(self) -> list[str]:
-        """Passages of some hundred words, evenly spread over the documents: 4 million characters, or all."""
+        """Passages of up to 1,000 characters, evenly spread over the documents: 4 million characters at most."""
         count = min(len(self), SAMPLE // PASSAGE)
-        budget = max(PASSAGE, SAMPLE // max(count, 1))  # characters of one document
+        budget = max(PASSAGE, SAMPLE // max(count, 1))  # largest number of characters of one document
         passages = []
         for number in range(count):
             example = self[number * len(self) // count]

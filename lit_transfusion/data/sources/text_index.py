@@ -1,4 +1,4 @@
-"""Where each document of a text corpus begins and ends, written once to files, so that no list of them is in memory."""
+"""The index of a text corpus: positions of all documents, in files, so that memory does not grow with their number."""
 
 import contextlib
 import hashlib
@@ -14,37 +14,37 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 try:
-    import fcntl  # whose shared locks filelock has not
-except ImportError:  # Windows, which renames no folder in which a file is open: there that is the lock
+    import fcntl  # filelock has no shared locks
+except ImportError:  # Windows: an open file is the lock, because a folder with an open file cannot be renamed
     fcntl = None
 
 from lit_transfusion.data.sources.text_files import documents_of
-from lit_transfusion.data.types import in_words
+from lit_transfusion.data.types import format_reasons
 from lit_transfusion.errors import InputError
 from lit_transfusion.progress import reporting
 from lit_transfusion.text_reader import suffix
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-VERSION = 1  # of what the files of an index hold
+VERSION = 1  # of the format of an index
 FOLDER = ".lit_transfusion"
 ROW = np.dtype(
     [
-        ("name", "<i8"),  # where the name of its file begins in `names`
-        ("start", "<i8"),  # first byte, in the file; of a .parquet, in `texts`
+        ("name", "<i8"),  # position of the name of its file in `names`
+        ("start", "<i8"),  # position of the first byte in the file; for a .parquet, in `texts`
         ("length", "<i8"),  # bytes
-        ("complete", "<i8"),  # 0: the document goes on in the next row
-        ("fraction", "<f8"),  # of what the document says, to hold out by
+        ("complete", "<i8"),  # 0: the document continues in the next row
+        ("fraction", "<f8"),  # hash of the text in [0, 1), to hold out by
     ]
 )
-CHUNK = 1000  # rows in memory at once
-UNFINISHED = "unfinished-"  # begins the name of an index that is being made, or dropped
-MADE_OF = "made_of.json"  # in an index, what it is of; locked by who uses it
+CHUNK = 1000  # rows in memory at the same time
+UNFINISHED = "unfinished-"  # prefix of the folder of an index that is being made or deleted
+MADE_OF = "made_of.json"  # path and options of the index; processes that use the index lock this file
 
-_used: dict[Path, int] = {}  # index → the open file whose lock this process holds until it ends
+_used: dict[Path, int] = {}  # index → open file, which this process keeps locked until it ends
 
 
 class TextOptions(NamedTuple):
-    """What an index depends on beside the files."""
+    """The options of an index."""
 
     documents: Literal["file", "block"]
     column: str
@@ -53,36 +53,39 @@ class TextOptions(NamedTuple):
 
 
 class TextIndex(NamedTuple):
-    """The files of an index, and what was counted when it was made."""
+    """The folder of an index, with the counts of its documents."""
 
     folder: Path
-    num_examples: dict[str, int]  # of train and val
+    num_examples: dict[str, int]  # "train" and "val"
     num_documents: int
     left_out: dict[str, int]  # reason → documents
-    first_left_out: dict[str, str]  # reason → where
+    first_left_out: dict[str, str]  # reason → file and number of the first document
 
     def rows(self, part: Literal["train", "val"]) -> np.ndarray:
-        """(number of examples,) rows, which stay on disk until they are read."""
+        """The rows of a split, (number of examples,), memory-mapped."""
         if not self.num_examples[part]:
             return np.zeros(0, ROW)
         return np.memmap(self.folder / part, ROW, "r")
 
     @property
     def texts(self) -> Path:
-        """What the .parquet files hold, one text after the other."""
+        """The file with the texts of all .parquet files."""
         return self.folder / "texts"
 
     def name(self, row: np.void) -> str:
-        """The file that a row is in, relative to the corpus."""
+        """The file of a row, relative to the corpus."""
         with open(self.folder / "names", "rb") as names:
             names.seek(int(row["name"]))
             return os.fsdecode(names.readline().rstrip(b"\n"))
 
 
 def text_index(path: Path, options: TextOptions) -> TextIndex:
-    """The index of a corpus: the one that is there if no file has changed, or a new one.
+    """The index of a corpus: the saved one if no file has changed, or else a new one.
 
-    It is kept in `.lit_transfusion` beside the texts, or where that cannot be written, in the user's cache.
+    It is saved in `.lit_transfusion` beside the texts or, if that is not writable, in the user's cache.
+
+    Raises:
+        InputError: There are no texts, none can be used, or the index cannot be written.
     """
     root = path if path.is_dir() else path.parent
     places = root / FOLDER, cache_home() / FOLDER.removeprefix(".") / hashlib.sha256(bytes(root)).hexdigest()[:16]
@@ -103,23 +106,28 @@ def text_index(path: Path, options: TextOptions) -> TextIndex:
             unfinished.chmod(0o755)
             os.rename(unfinished, place / key)
         except OSError as error:
-            if not (place / key / "index.json").is_file():  # that of another process, which was faster
-                raise InputError(f"the index of {path} cannot be made in {place}: {error}") from error
+            if not (place / key / "index.json").is_file():  # another process has made the same index
+                raise InputError(
+                    f"the index of {path} cannot be written to {place} ({error}); free disk space"
+                ) from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         index = load(place / key)
         drop_outdated(place, root)
         return index
-    raise InputError(f"neither {places[0]} nor {places[1]} can be written, and the index of {path} must be somewhere")
+    raise InputError(
+        f"the index of {path} cannot be saved: neither {places[0]} nor {places[1]} is writable; make one writable"
+    )
 
 
 def cache_home() -> Path:
+    """The cache folder of the user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
 
 
 def load(folder: Path) -> TextIndex:
-    """The index in a folder, which nobody drops before this process has ended, and those that it has forked."""
-    with contextlib.suppress(OSError):  # of an earlier version, which is never dropped; or there are no locks here
+    """Load an index and lock it: no process deletes it until this process and its forks have ended."""
+    with contextlib.suppress(OSError):  # an index of an earlier version, which is never deleted, or no lock support
         if folder not in _used:
             handle = os.open(folder / MADE_OF, os.O_RDONLY)
             if fcntl:
@@ -129,7 +137,7 @@ def load(folder: Path) -> TextIndex:
 
 
 def files_of(path: Path) -> Iterator[Path]:
-    """The text files in a folder and the folders in it, sorted by name within each; hidden ones are passed over."""
+    """Yield the text files in a folder and its subfolders, sorted by name in each. Hidden ones are ignored."""
     if path.is_file():
         yield path
         return
@@ -137,12 +145,12 @@ def files_of(path: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(place, name)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and file.is_file():  # no link to nothing
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and file.is_file():  # not a broken link
                 yield file
 
 
 def fingerprint(path: Path, options: TextOptions) -> str:
-    """Another one when a file was added, removed or changed, or an option is another."""
+    """A hash that changes when a file is added, removed or changed, or an option changes."""
     root = path if path.is_dir() else path.parent
     digest = hashlib.sha256(repr((VERSION, *options)).encode())
     empty = True
@@ -151,23 +159,25 @@ def fingerprint(path: Path, options: TextOptions) -> str:
         digest.update(os.fsencode(file.relative_to(root)) + f"\n{status.st_size} {status.st_mtime_ns}\n".encode())
         empty = False
     if empty:
-        raise InputError(f"no texts in {path} or the folders in it; looked for {' '.join(SUFFIXES)}")
+        raise InputError(f"no texts in {path} or the folders in it; set path to a folder with {' '.join(SUFFIXES)}")
     return digest.hexdigest()[:16]
 
 
 def drop_outdated(place: Path, root: Path) -> None:
-    """Remove indices of files that have changed or gone since, but for those that a process uses: it goes on with what
-    it began with."""
+    """Delete indices of files that have changed or disappeared, except those that a process uses."""
     for path in place.glob(f"*/{MADE_OF}"):
-        if path.parent.name.startswith(UNFINISHED):  # another process is about to give it its name
+        if path.parent.name.startswith(UNFINISHED):  # another process is about to rename it
             continue
-        with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:  # in use, or another process drops it
+        with (
+            contextlib.suppress(OSError),
+            open(path, encoding="utf-8") as file,
+        ):  # in use, or being deleted by another process
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             made_of = json.load(file)
             try:
                 current = fingerprint(root / made_of["path"], TextOptions(*made_of["options"]))
-            except InputError:  # all of them have gone
+            except InputError:  # all files have disappeared
                 current = None
             if path.parent.name != current:
                 if not fcntl:
@@ -175,12 +185,12 @@ def drop_outdated(place: Path, root: Path) -> None:
                 dropped = tempfile.mkdtemp(prefix=UNFINISHED, dir=place)
                 os.rename(
                     path.parent, Path(dropped, path.parent.name)
-                )  # at once: half an index must not be found under its name
+                )  # atomic, so that no process finds a part of an index under its name
                 shutil.rmtree(dropped)
 
 
 def build(folder: Path, path: Path, options: TextOptions) -> None:
-    """Read all files once, and write down where each document is and in which part."""
+    """Read all files once, and write the position and the split of each document."""
     root = path if path.is_dir() else path.parent
     left_out: Counter[str] = Counter()
     first_left_out: dict[str, str] = {}
@@ -210,8 +220,10 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
             before += file.stat().st_size
             on_progress(doing, before / megabyte, total / megabyte)
     if not num_documents:
-        raise InputError(f"not one document in {path} can be used: {told(left_out, first_left_out)}")
-    # Never all and, of different documents, never none, as in `hold_out`.
+        raise InputError(
+            f"none of the documents in {path} can be used: {left_out_summary(left_out, first_left_out)}; fix them"
+        )
+    # As in `hold_out`: not all documents and, if they differ, at least one.
     limit = options.val_fraction and min(max(options.val_fraction, np.nextafter(lowest, 1.0)), highest)
     num_examples = divide(folder, limit)
     counted = TextIndex(folder, num_examples, num_documents, dict(left_out), first_left_out)._asdict()
@@ -220,7 +232,7 @@ def build(folder: Path, path: Path, options: TextOptions) -> None:
 
 
 def divide(folder: Path, limit: float) -> dict[str, int]:
-    """Rows below the limit are held out."""
+    """Divide the rows into train and val; rows with a fraction below the limit are held out. Returns their counts."""
     counts = {"train": 0, "val": 0}
     with open(folder / "all", "rb") as every, open(folder / "train", "wb") as train, open(folder / "val", "wb") as val:
         while len(rows := np.fromfile(every, ROW, CHUNK)):
@@ -232,5 +244,6 @@ def divide(folder: Path, limit: float) -> dict[str, int]:
     return counts
 
 
-def told(left_out: dict[str, int], first: dict[str, str]) -> str:
-    return in_words({reason: (count, first[reason]) for reason, count in left_out.items()})
+def left_out_summary(left_out: dict[str, int], first: dict[str, str]) -> str:
+    """Format the counts of documents left out, by reason, for a message."""
+    return format_reasons({reason: (count, first[reason]) for reason, count in left_out.items()})

@@ -1,4 +1,4 @@
-"""What pictures with captions may come in. Each reader lists its input first, and reads any item of it when asked."""
+"""Readers of the input formats of `prepare`. A reader first lists its input, and then gives random access to it."""
 
 from lit_transfusion.prepare.readers.base import Item, Reader
 from lit_transfusion.prepare.readers.detect_format import KINDS, open_reader

@@ -1,4 +1,4 @@
-"""What a reader has to offer."""
+"""The base class of all readers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,19 +10,19 @@ from lit_transfusion.text_reader import NOT_UTF8, is_encodable
 
 
 class Item(NamedTuple):
-    """A picture with captions as it was found."""
+    """A captioned picture of an input."""
 
-    key: str  # no two items of an input share one, and it is the same whenever they are listed
-    name: str  # as its owner would look for it
-    file: str | Path | BinaryIO  # what `images.read_pixels` takes
+    key: str  # unique within an input, and the same each time it is listed
+    name: str  # such that the user can find it
+    file: str | Path | BinaryIO  # input of `images.read_pixels`
     captions: tuple[str, ...]  # at least one, none empty
 
 
 class Reader:
-    """Pictures with captions by index, listed when it is made and read when they are asked for, in any process."""
+    """Captioned pictures by index. The constructor lists them; any process can read them."""
 
     def __init__(self) -> None:
-        self.left_out: list[Skipped] = []  # what was seen to be of no use while listing
+        self.left_out: list[Skipped] = []  # pictures found to be unusable while listing
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -31,22 +31,23 @@ class Reader:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """A name for what was listed, which is another if the input has changed."""
+        """A hash of the list, which changes if the input changes."""
         raise NotImplementedError
 
 
-def usable(texts: Iterable[object]) -> tuple[str, ...]:
-    """The captions among what was found for one.
+def usable_captions(texts: Iterable[object]) -> tuple[str, ...]:
+    """Clean the captions of a picture.
 
     Raises:
-        ValueError: There is none. The message is a short reason that is the same for all of one kind.
+        ValueError: There is no caption, or one is not text. The message is a short reason, the same for all pictures of
+            one kind.
     """
     texts = list(texts)
     if not all(isinstance(text, str | None) for text in texts):
-        raise ValueError("with a caption that is no text")
+        raise ValueError("with a caption that is not text")
     captions = tuple(clean(texts))
     if not captions:
         raise ValueError("without a caption")
-    if not all(map(is_encodable, captions)):  # half of a surrogate pair, which JSON can write
+    if not all(map(is_encodable, captions)):  # half of a surrogate pair, which JSON can contain
         raise ValueError(f"with a caption that is {NOT_UTF8}")
     return captions

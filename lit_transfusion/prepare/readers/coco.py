@@ -1,4 +1,4 @@
-"""Captions of COCO: one JSON file for a folder of pictures."""
+"""A reader of COCO captions: one JSON file for a folder of pictures."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -9,16 +9,17 @@ from lit_transfusion.data.sources.image_captions import list_files
 from lit_transfusion.data.sources.names import PictureNames
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
-from lit_transfusion.prepare.readers.base import Item, Reader, usable
+from lit_transfusion.prepare.readers.base import Item, Reader, usable_captions
 from lit_transfusion.text_reader import read_json
 
 FORM = '{"images": [{"id": 1, "file_name": "…"}, …], "annotations": [{"image_id": 1, "caption": "…"}, …]}'
 
 
 class CocoReader(Reader):
-    """captions_train2014.json and the like: {"images": [{id, file_name}, …], "annotations": [{image_id, caption}, …]}.
+    """Captioned pictures of a COCO file, such as captions_train2014.json.
 
-    All captions of a picture stay together. Entries that name the same file are one picture.
+    Its form is {"images": [{id, file_name}, …], "annotations": [{image_id, caption}, …]}. A picture has all its
+    captions. Entries with the same file are one picture.
 
     Args:
         path: The JSON file.
@@ -42,14 +43,14 @@ class CocoReader(Reader):
             try:
                 if reason := why_not_read(name):
                     raise ValueError(reason)
-                self._entries.append((name, usable(captions)))
+                self._entries.append((name, usable_captions(captions)))
             except ValueError as error:
                 self.left_out.append(Skipped(str(self._folder / name), str(error)))
         if all(name in missing for name, _ in self._entries):
             first = f" (first: {names.missing(self._entries[0][0])})" if self._entries else ""
             raise InputError(
-                f"none of the {len(self._entries)} captioned pictures that {file} names is in {self._folder}{first}; "
-                "set pictures to the folder that they are in"
+                f"none of the {len(self._entries)} captioned pictures named in {file} is in {self._folder}{first}; "
+                "set pictures to the folder of the pictures"
             )
 
     def __len__(self) -> int:
@@ -64,19 +65,19 @@ class CocoReader(Reader):
 
 
 def _read_captions(file: Path) -> dict[str, list[object]]:
-    """Captions by name of the picture."""
+    """Read the captions of each picture, by its name."""
     match read_json(file):
         case {"images": list(images), "annotations": list(annotations)}:
             pass
         case _:
-            raise InputError(f"{file} is not captions of COCO, {FORM}")
+            raise InputError(f"{file} is not a captions file of COCO; its form must be {FORM}")
     name_of = {}
     for number, image in enumerate(images):
         match image:
             case {"id": int(identity) | str(identity), "file_name": str(name)}:
                 name_of[identity] = name
             case _:
-                raise InputError(f'{file}: image {number} is not of the form {{"id": 1, "file_name": "…"}}')
+                raise InputError(f'{file}: image {number} is invalid; its form must be {{"id": 1, "file_name": "…"}}')
     captions_of: dict[str, list[object]] = defaultdict(list, {name: [] for name in name_of.values()})
     for number, annotation in enumerate(annotations):
         match annotation:
@@ -84,7 +85,7 @@ def _read_captions(file: Path) -> dict[str, list[object]]:
                 captions_of[name_of[identity]].append(caption)
             case _:
                 raise InputError(
-                    f'{file}: annotation {number} is not of the form {{"image_id": 1, "caption": "…"}} with an image '
-                    "that is in the file"
+                    f'{file}: annotation {number} is invalid; its form must be {{"image_id": 1, "caption": "…"}}, '
+                    "with the id of an image in the file"
                 )
     return captions_of

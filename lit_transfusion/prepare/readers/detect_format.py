@@ -1,4 +1,4 @@
-"""Which reader an input needs."""
+"""Detects the format of an input and opens its reader."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from lit_transfusion.prepare.readers.tars import TarReader
 from lit_transfusion.text_reader import suffix
 
 Kind = Literal["folder", "webdataset", "coco", "hugging_face"]
-KINDS: dict[Kind, tuple[type[Reader], tuple[str, ...]]] = {  # with the options that each has
+KINDS: dict[Kind, tuple[type[Reader], tuple[str, ...]]] = {  # reader and its options
     "folder": (FolderReader, ("metadata",)),
     "webdataset": (TarReader, ("caption_column",)),
     "coco": (CocoReader, ("pictures",)),
@@ -23,26 +23,31 @@ KINDS: dict[Kind, tuple[type[Reader], tuple[str, ...]]] = {  # with the options 
 
 
 def open_reader(paths: list[str], kind: Kind | None, options: dict[str, str | None]) -> tuple[Kind, Reader]:
-    """The kind of an input and what reads it.
+    """Open the reader of an input. Returns the kind of the input and the reader.
 
     Args:
-        paths: Where it is: one path, or several of tars.
-        kind: What it is; None to see from the paths.
-        options: Of all kinds; those that are not None must be of this kind.
+        paths: The input: one path, or several paths of tars.
+        kind: Kind of the input; None detects it from the paths.
+        options: Options of all kinds; only options of this kind may be set (not None).
+
+    Raises:
+        InputError: The input cannot be read, or an option belongs to another kind.
     """
     if not paths:
-        raise InputError("no input: set input to a folder, tars, a COCO file or a Hugging Face data set")
+        raise InputError("no input; set input to a folder, tars, a COCO file or a Hugging Face data set")
     kind = kind or kind_of(paths)
     cls, known = KINDS[kind]
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise InputError(f"--{name} has no meaning for an input of kind {kind} ({has}); leave it out or set --kind")
+            has = f"its options: {', '.join(known)}" if known else "it has none"
+            raise InputError(f"--{name} is not an option for an input of kind {kind} ({has}); remove it or set --kind")
     if kind == "webdataset":
         return kind, TarReader(paths, **given)
     if len(paths) > 1:
-        raise InputError(f"an input of kind {kind} is one path, and {len(paths)} are given: {' '.join(paths)}")
+        raise InputError(
+            f"an input of kind {kind} is one path, but there are {len(paths)} ({' '.join(paths)}); give one"
+        )
     path = Path(paths[0]).expanduser()
     if kind == "folder" and suffix(path) in SUFFIXES and path.is_file():
         return kind, FolderReader(str(path.parent), **{"metadata": path.name, **given})
@@ -50,7 +55,7 @@ def open_reader(paths: list[str], kind: Kind | None, options: dict[str, str | No
 
 
 def kind_of(paths: list[str]) -> Kind:
-    """What an input is, seen from what its (first) path is."""
+    """Detect the kind of an input from its (first) path."""
     path = Path(paths[0]).expanduser()
     if len(paths) > 1 or suffix(path) == ".tar" or any(letter in paths[0] for letter in "*?"):
         return "webdataset"
@@ -65,12 +70,12 @@ def kind_of(paths: list[str]) -> Kind:
             return "hugging_face" if holds_pictures(path) else "folder"
         if suffix(path) == ".json":
             return "coco"
-        raise InputError(f"{path} is neither a tar nor .json nor a metadata file; set --kind if it is one nevertheless")
+        raise InputError(f"{path} is neither a tar nor .json nor a metadata file; set --kind if it is one of these")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", paths[0]):
-        if path.parent.is_dir():  # a mistyped path; to ask the hub for it takes half a minute without a network
+        if path.parent.is_dir():  # a mistyped path; without a network, a request to the hub takes half a minute
             raise InputError(
-                f"{path} is not there, though the folder {path.parent} is; mend the path, or set --kind hugging_face "
+                f"{path} does not exist, but the folder {path.parent} does; fix the path, or set --kind hugging_face "
                 "if it is a data set on the hub"
             )
         return "hugging_face"  # on the hub
-    raise InputError(f"{path} is not there; set input to a folder, tars, a COCO file or a Hugging Face data set")
+    raise InputError(f"{path} does not exist; set input to a folder, tars, a COCO file or a Hugging Face data set")

@@ -1,19 +1,19 @@
-"""A folder of pictures, captioned as `ImageCaptions` reads it."""
+"""A reader of a folder of captioned pictures, with the rules of `ImageCaptions`."""
 
 from pathlib import Path
 
 from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.image_captions import find_entries
 from lit_transfusion.data.types import Skipped
-from lit_transfusion.prepare.readers.base import Item, Reader, usable
+from lit_transfusion.prepare.readers.base import Item, Reader, usable_captions
 
 
 class FolderReader(Reader):
-    """Pictures with a .txt beside each, or with a metadata.csv, .jsonl or .parquet; see `ImageCaptions`.
+    """Pictures with a .txt beside each, or with a metadata.csv, .tsv, .jsonl or .parquet; see `ImageCaptions`.
 
     Args:
         path: The folder.
-        metadata: The metadata file, if its name is another: relative to the folder, or absolute.
+        metadata: Path of a metadata file with another name, relative to the folder or absolute.
     """
 
     def __init__(self, path: str, metadata: str | None = None) -> None:
@@ -30,7 +30,7 @@ class FolderReader(Reader):
         entry = self._entries[index]
         file = self._folder / entry.name
         try:
-            return Item(entry.name, str(file), file, usable(entry.captions))
+            return Item(entry.name, str(file), file, usable_captions(entry.captions))
         except ValueError as error:
             return Skipped(str(file), str(error))
 

@@ -1,4 +1,4 @@
-"""Tars as WebDataset writes them: members of one sample share their name up to the first dot."""
+"""A reader of WebDataset tars, in which the members of a sample share their name up to the first dot."""
 
 import glob
 import io
@@ -16,7 +16,7 @@ from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
 from lit_transfusion.data.sources.names import composed
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
-from lit_transfusion.prepare.readers.base import Item, Reader, usable
+from lit_transfusion.prepare.readers.base import Item, Reader, usable_captions
 from lit_transfusion.text_reader import UnreadableText, decode, split_lines, suffix
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -29,7 +29,7 @@ class _Place(NamedTuple):
 
 class _Sample(NamedTuple):
     tar: int
-    key: str  # within the tar
+    key: str  # unique within the tar
     picture: _Place
     suffix: str  # of the picture
     text: _Place
@@ -37,14 +37,14 @@ class _Sample(NamedTuple):
 
 
 class TarReader(Reader):
-    """WebDataset tars: `KEY.jpg` (or .png, .webp, …) with `KEY.txt`, each line of it a caption, or with `KEY.json`.
+    """Samples of WebDataset tars: `KEY.jpg` (or .png, .webp, …) with `KEY.txt`, one caption a line, or `KEY.json`.
 
-    Headers are read once, to list what is there; so tars must not be compressed. Keys are those of the samples after
-    the name of their tar, since many tars count from zero. If a sample has both, its .txt counts.
+    If a sample has both, its .txt is used. The constructor reads all headers, so tars must not be compressed. The key
+    of an item is the name of its tar and the key of its sample, because many tars count from zero.
 
     Args:
         paths: Tars, folders of tars, or patterns such as "DIR/*.tar".
-        caption_column: What in a .json the caption is, or the list of captions; None: caption, text or captions.
+        caption_column: Field of a .json with the caption or a list of captions; None: caption, text or captions.
     """
 
     def __init__(self, paths: list[str], caption_column: str | None = None) -> None:
@@ -62,7 +62,7 @@ class TarReader(Reader):
         if broken:
             raise InputError(
                 f"{len(broken)} of {len(self._tars)} tars cannot be read to their end: {', '.join(broken[:10])}"
-                f"{', …' if len(broken) > 10 else ''}; fetch them again, or take them out of the input"
+                f"{', …' if len(broken) > 10 else ''}; download them again, or remove them from the input"
             )
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class TarReader(Reader):
         tar = self._tars[sample.tar]
         name = f"{tar}: {sample.key}{sample.suffix}"
         try:
-            captions = usable(self._texts(tar, sample))
+            captions = usable_captions(self._texts(tar, sample))
             picture = self._read(tar, sample.picture)
         except OSError:
             return Skipped(name, "cannot be read from its tar")
@@ -86,17 +86,19 @@ class TarReader(Reader):
 
     def _list(self, number: int, tar: str) -> None:
         found: dict[str, dict[str, _Place]] = {}  # key → suffix → place
-        twice: dict[str, None] = {}
+        repeated: dict[str, None] = {}
         for name, place in members(tar):
-            match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", name)  # as WebDataset tells keys from suffixes
+            match = re.fullmatch(
+                r"((?:.*/)?[^./]+)(\.[^/]*)", name
+            )  # like WebDataset divides names into key and suffix
             if not match:
                 continue
             key, ending = composed(match[1]), match[2].lower()
             if ending in found.setdefault(key, {}):
-                twice[key] = None
+                repeated[key] = None
             found[key][ending] = found[key].get(ending, place)
         self.left_out += [
-            Skipped(f"{tar}: {key}", "its key stands twice in its tar, the first is used") for key in twice
+            Skipped(f"{tar}: {key}", "with a key that its tar repeats; the first is used") for key in repeated
         ]
         for key, places in found.items():
             picture = next((ending for ending in PICTURE_SUFFIXES if ending in places), None)
@@ -109,17 +111,17 @@ class TarReader(Reader):
                 self.left_out.append(Skipped(f"{tar}: {key}", reason))
 
     def _texts(self, tar: str, sample: _Sample) -> list[object]:
-        """What stands where captions are to be; raises ValueError with a reason."""
+        """Read the captions of a sample. Raises ValueError with a reason if it has none."""
         try:
             text = decode(self._read(tar, sample.text))
             if not sample.is_json:
                 return split_lines(text)
-            said = json.loads(text)
+            metadata = json.loads(text)
         except UnreadableText as error:
             raise ValueError(f"with a caption that is {error}") from None
         except json.JSONDecodeError:
             raise ValueError("with broken json") from None
-        values = [said[name] for name in self._columns if name in said] if isinstance(said, dict) else []
+        values = [metadata[name] for name in self._columns if name in metadata] if isinstance(metadata, dict) else []
         if not values:
             raise ValueError("without a caption")
         return values[0] if isinstance(values[0], list) else [values[0]]
@@ -127,7 +129,7 @@ class TarReader(Reader):
     def _read(self, tar: str, place: _Place) -> bytes:
         content = self._files.read(tar, *place)
         if len(content) < place.size:
-            raise OSError("cut short since it was listed")
+            raise OSError("truncated after it was listed")
         return content
 
 
@@ -135,19 +137,19 @@ def members(tar: str) -> list[tuple[str, _Place]]:
     """Name and place of each file in a tar.
 
     Raises:
-        tarfile.TarError, OSError: It is no tar, or damaged or cut short anywhere.
+        tarfile.TarError, OSError: It is not a tar, compressed, damaged or truncated.
     """
     with open(tar, "rb") as file:
         start = file.read(6)
         for magic, tool in COMPRESSED.items():
             if start.startswith(magic):
-                raise tarfile.TarError(f"compressed, so that it has no places to read at; {tool} it")
+                raise tarfile.TarError(f"compressed, which prevents random access; {tool} it")
         if not start:
             raise tarfile.TarError("empty")
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as opened:
             found = [(member.name, _Place(member.offset_data, member.size)) for member in opened if member.isreg()]
-            # At a header that is damaged or cut, tarfile stops as if the tar ended. It ends where zeros follow, or
+            # At a damaged or truncated header, tarfile stops without an error. A real end is followed by zeros or
             # nothing.
             file.seek(opened.offset)
             rest = file.read(tarfile.BLOCKSIZE)
@@ -157,7 +159,7 @@ def members(tar: str) -> list[tuple[str, _Place]]:
 
 
 def find_tars(paths: list[str]) -> list[str]:
-    """The tars that paths, folders and patterns name, sorted, each once."""
+    """Find the tars that paths, folders and patterns name, sorted and without repeats."""
     tars: set[str] = set()
     for path in map(os.path.expanduser, paths):
         pattern = os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path
@@ -166,19 +168,17 @@ def find_tars(paths: list[str]) -> list[str]:
         else:
             found = [path] if os.path.isfile(path) else glob.glob(pattern, recursive=True)
         if not found:
-            raise InputError(f"no tar is named {pattern}; set input to tars, or to a pattern in quotes")
+            raise InputError(f"no tar matches {pattern}; set input to tars, or to a pattern in quotes")
         for file in found:
             if os.path.isdir(file) or is_picture_name(file):
                 folder = file if os.path.isdir(file) else os.path.dirname(file) or "."
                 raise InputError(
-                    f"{file} is no tar, and several paths or a pattern are for tars; pictures are given by their "
-                    f"folder, here {folder}"
+                    f"{file} is not a tar, but only tars can be several paths or a pattern; for pictures, give their "
+                    f"folder {folder}"
                 )
         tars.update(found)
     stems = [Path(tar).stem for tar in sorted(tars)]
     if len(set(stems)) < len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise InputError(
-            f"two of the tars are named {twice}.tar, and their samples could not be told apart; rename one"
-        )
+        repeated = next(stem for stem in stems if stems.count(stem) > 1)
+        raise InputError(f"two tars are named {repeated}.tar, so their samples would have the same keys; rename one")
     return sorted(tars)
