@@ -79,7 +79,7 @@ def test_missing_name_is_reported_with_the_likely_file(tmp_path, written, caplog
     put(tmp_path, "b/cat.png")
     put(tmp_path, "dog.png", (4, 5, 6))
     (tmp_path / "metadata.csv").write_text(f"file,text\n{written},a\n")
-    assert f"(first: {written}, where the folder has b/cat.png)" in error_of(str(tmp_path))
+    assert f"(first: {written} (the folder contains b/cat.png))" in error_of(str(tmp_path))
     (tmp_path / "metadata.csv").write_text(f"file,text\n{written},a\ndog.png,b\n")
     with caplog.at_level(logging.WARNING):
         ImageCaptions(str(tmp_path))
