@@ -202,11 +202,8 @@ class LitTransfusion(lightning.LightningModule):
 
     def latents_of(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Map the images of a batch, pixels (N, 3, S, S) or moments (N, K, h, w) of the codec, to (N, C, H, W)."""
-        if images.shape[1:] == (
-            3,
-            self.image_size,
-            self.image_size,
-        ):  # moments that `prepare` saves never have this shape
+        # Moments that `prepare` saves never have the shape of pixels.
+        if images.shape[1:] == (3, self.image_size, self.image_size):
             return self.codec.encode(images, generator)
         return self.codec.sample(images.to(torch.promote_types(images.dtype, torch.float32)), generator)
 
