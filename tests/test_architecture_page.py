@@ -10,6 +10,7 @@ import torch
 
 import lit_transfusion
 from lit_transfusion import cli
+from lit_transfusion.config.argv import spell_out
 from lit_transfusion.config.lightning import parts_of
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.evaluation.metric import Subject
@@ -123,7 +124,7 @@ def test_metric_is_parsed_and_measured(folder, built, monkeypatch):
     pipeline = built("my_rules").model.pipeline
     command = COMMANDS["my_metrics"]
     parser = cli.tool_parser(command[0])
-    options = parser.instantiate(parser.parse_args(cli.spell_out(cli.TOOLS[command[0]], command[1:])))
+    options = parser.instantiate(parser.parse_args(spell_out(cli.tool_of(command[0]), command[1:])))
     metric = options.metrics[0]
     assert type(metric).__name__ == "ColourError"
     source = Shapes(image_size=pipeline.image_size, num_examples=10, num_val_examples=4)

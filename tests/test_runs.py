@@ -198,7 +198,7 @@ def test_copied_run_whose_config_names_the_original_is_an_error(run, tmp_path, e
     before = content(tmp_path)
     for command in ("fit", "predict"):
         message = error_of(command, "--config", "copy/config.yaml", "--ckpt_path", "last")
-        for part in ("copy/config.yaml", "trainer.default_root_dir run", "--trainer.default_root_dir copy"):
+        for part in ("copy/config.yaml", "trainer.default_root_dir is run", "--trainer.default_root_dir copy"):
             assert part in message
     assert content(tmp_path) == before
 

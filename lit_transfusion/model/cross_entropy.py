@@ -1,5 +1,7 @@
 """Cross-entropy that makes no copy of the logits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ class SumOfCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         log_sums = [rows.float().logsumexp(1) for rows in logits.split(rows_at_once(logits))]
         log_sum = torch.cat(log_sums)  # (T,)
         ctx.save_for_backward(logits, targets, log_sum)
@@ -23,7 +25,7 @@ class SumOfCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The gradient is the softmax, minus one at the target."""
         logits, targets, log_sum = ctx.saved_tensors
         pieces = (x.split(rows_at_once(logits)) for x in (logits, targets, log_sum))

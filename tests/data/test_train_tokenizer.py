@@ -258,8 +258,8 @@ def test_options_of_the_command_can_be_in_a_file(folder):
     [
         (["--config", "none.yaml"], "none.yaml not found"),
         (["--config", "empty.yaml"], "required: source"),
-        (["--config", "wrong.yaml"], "wrong.yaml: source: there is no class Photos; known: EditTriples, "),
-        (["--source", "Photos"], "there is no class Photos; known: EditTriples, "),
+        (["--config", "wrong.yaml"], "wrong.yaml: source: there is no class Photos; known: "),
+        (["--source", "Photos"], "there is no class Photos; known: "),
         (["--source", "TextCorpus"], "TextCorpus has no path"),
         (["--source", "Mix", "--source.sources.text", "TextCorpus"], "TextCorpus has no path"),
         (["--source", "Mix"], "Mix has no sources"),
