@@ -565,7 +565,7 @@ def test_error_is_one_line_with_key_and_value(error_of, arguments, texts):
     [
         ("model: {mask: Circular}", ["mine.yaml", "model.mask", "Circular", "Bidirectional, Causal"]),
         ("model: {mask: {class_path: Circular}}", ["mine.yaml", "Circular", "Bidirectional, Causal"]),
-        ("model: {patcher: Pixels}", ["mine.yaml", "Pixels", "LinearPatcher, UNetPatcher"]),
+        ("model: {patcher: Pixels}", ["mine.yaml", "Pixels", "LinearPatcher", "UNetPatcher"]),
         ("model: {patcher: {class_path: UNetPatcher, init_args: {width: 3}}}", ["mine.yaml", "width"]),
         ("data: {batch_size: four}", ["mine.yaml", "data.batch_size", "four"]),
         ("data: {batchsize: 4}", ["data.batchsize", "is data.batch_size meant?"]),
