@@ -257,11 +257,12 @@ def exit_on_sigterm() -> Iterator[None]:
 
 def quieten() -> None:
     """Leave out messages of Lightning and torch that are for developers."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("lit_transfusion").setLevel(logging.INFO)
-    for name in (None, "lightning", "lightning.pytorch"):  # Lightning has its own handlers if it was imported before
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(is_no_tip)
+    ours = logging.getLogger("lit_transfusion")
+    ours.setLevel(logging.INFO)
+    # Not a handler of the root: Lightning, which is imported later, would then print each of its messages twice.
+    if not ours.hasHandlers():
+        ours.addHandler(logging.StreamHandler())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)
     for message in (
         ".*LeafSpec.*",
         ".*intended to run from within Python.*",

@@ -797,3 +797,13 @@ def test_code_in_a_checkpoint_is_not_run(error_of, folder):
 
     torch.save({"lit_transfusion": Trap()}, folder / "last.ckpt")
     assert "last.ckpt" in error_of("generate", "--ckpt", "last.ckpt", "--prompt", "a")
+
+
+def test_messages_of_lightning_are_printed_once():
+    """With a handler of the root logger, Lightning would print each of its messages by two handlers."""
+    script = (
+        "import logging; from lit_transfusion import cli; cli.quieten(); "
+        "print(len(logging.getLogger().handlers), len(logging.getLogger('lit_transfusion').handlers))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"]
