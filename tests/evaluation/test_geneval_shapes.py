@@ -117,10 +117,10 @@ def test_true_pictures_are_right(category):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("image_size", [16, 18, 20, 24, 32, 64])
+@pytest.mark.parametrize("image_size", [16, 32, 64])
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_many_true_pictures_are_right(category, image_size):
-    assert share_right_on_truth(category, image_size, layouts=40) >= 0.99
+    assert share_right_on_truth(category, image_size, layouts=10) >= 0.99
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
