@@ -658,6 +658,7 @@ def test_logging_and_checkpoints_can_be_switched_off(folder, options, missing):
     assert not (folder / "run" / missing).exists()
 
 
+@pytest.mark.slow
 def test_unreadable_checkpoint_is_an_error_before_a_run_resumes(run, error_of, folder):
     last = run / "checkpoints" / "last.ckpt"
     whole = last.read_bytes()

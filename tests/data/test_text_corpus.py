@@ -242,6 +242,7 @@ def index_made_elsewhere(path):
     subprocess.run([sys.executable, "-c", script, str(path)], check=True)
 
 
+@pytest.mark.slow
 def test_outdated_index_is_deleted_when_another_is_made(write, folder):
     path = write(a_txt="one", b_txt="gone soon", c_txt="three")
     index_made_elsewhere(folder / "b.txt")

@@ -61,6 +61,7 @@ def test_compiled_decoding_is_decoding(make_pipeline, talkative, monkeypatch, pa
     assert all(sample.images for sample in expected)
 
 
+@pytest.mark.slow
 def test_longer_rows_compile_nothing_again(make_pipeline, monkeypatch):
     """The compiled code does not depend on the length of the cache."""
     torch._dynamo.reset()

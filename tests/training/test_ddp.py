@@ -14,6 +14,7 @@ from small_run import ENVIRONMENT, checkpoint
 # The whole command
 
 
+@pytest.mark.slow
 def test_command_trains_on_two_processes(fit):
     folder = fit("run")
     start, end = checkpoint(folder, 1), checkpoint(folder, 3)
