@@ -24,6 +24,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"  # {"step": …}, after the last step
+NONFINITE = "nonfinite"  # folder: the batches of optimiser steps that were not finite
 LOCK = "fit.lock"
 HOLDER = "fit.json"  # host, pid and start time of a running `fit`, which renews its modification time
 

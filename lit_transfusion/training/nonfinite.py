@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.errors import InputError
-
-FOLDER = "nonfinite"  # in the run directory
+from lit_transfusion.run_folder import NONFINITE
 
 
 class NonFiniteError(InputError):
@@ -34,7 +33,7 @@ def report(module: Any, values: dict[str, float]) -> str:
     pieces = loader.step_pieces if isinstance(loader, PackedLoader) else []
     documents = nonfinite_documents(module, pieces)
     batches = [{name: part.cpu() for name, part in batch._asdict().items()} for batch in module.step.batches]
-    folder = Path(trainer.default_root_dir) / FOLDER
+    folder = Path(trainer.default_root_dir) / NONFINITE
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:06d}_rank_{rank}.pt"
     torch.save({"step": step, "values": values, "documents": documents, "pieces": pieces, "batches": batches}, path)
