@@ -1,23 +1,13 @@
-"""The training recipe: it makes documents from examples (paper, 4.1, 4.3.4 and 4.5)."""
+"""The training recipe: the random choices that make documents from examples (paper, 4.1, 4.3.4 and 4.5)."""
 
 from dataclasses import dataclass
 
 import torch
 
+from lit_transfusion.data.grammar import caption_first, edit, image_first, text_documents, unconditional
 from lit_transfusion.data.tokenizer import Tokenizer
-from lit_transfusion.data.types import (
-    NO_LIMIT,
-    Document,
-    EditExample,
-    Example,
-    ImageSegment,
-    TextExample,
-    TextSegment,
-)
+from lit_transfusion.data.types import NO_LIMIT, Document, EditExample, Example, ImageSegment, TextExample
 from lit_transfusion.errors import InputError
-
-# An empty text segment before an image decides whether its BOI is learned, independent of the text before it.
-LEARNED, NOT_LEARNED = TextSegment(()), TextSegment((), learn=False)
 
 
 @dataclass(frozen=True)
@@ -110,79 +100,11 @@ class Recipe:
         choice = int(torch.randint(len(example.instructions), (), generator=generator))
         given = ImageSegment(example.input_image, noise_cap(self.input_max_timestep), learn=self.learn_input)
         if dropout < self.instruction_dropout:
-            prompt, end = null_edit_prompt(given, tokenizer), TextSegment((tokenizer.eos,), learn=False)
-        else:
-            instruction = tokenizer.encode(example.instructions[choice])
-            cut = len(instruction) > max_text_tokens
-            prompt = edit_prompt(given, instruction[:max_text_tokens], tokenizer, self.learn_instruction, cut)
-            end = TextSegment((tokenizer.eos,))
-        return Document((*prompt.segments, ImageSegment(example.output_image), end), prompt.cut)
+            return unconditional(example.output_image, tokenizer, [given])
+        instruction = tokenizer.encode(example.instructions[choice])
+        cut, instruction = len(instruction) > max_text_tokens, instruction[:max_text_tokens]
+        return edit(given, instruction, example.output_image, tokenizer, self.learn_instruction, cut)
 
 
 def noise_cap(max_timestep: int | None) -> int:
     return NO_LIMIT if max_timestep is None else max_timestep
-
-
-def text_documents(
-    text: tuple[int, ...], tokenizer: Tokenizer, max_text_tokens: int, complete: bool = True
-) -> list[Document]:
-    """Make BOS text EOS (paper, 4.1), or for a long text its pieces: BOS piece, …, BOS piece EOS.
-
-    Each piece starts with BOS, so that every token of the text is predicted exactly once. EOS is only at the end of the
-    text, because the text does not end where a piece ends.
-    """
-    starts = range(0, max(len(text), 1), max_text_tokens)
-    pieces = [(tokenizer.bos, *text[start : start + max_text_tokens]) for start in starts]
-    if complete:
-        pieces[-1] += (tokenizer.eos,)
-    return [Document((TextSegment(piece),)) for piece in pieces]
-
-
-def caption_first(caption: tuple[int, ...], image: torch.Tensor, tokenizer: Tokenizer, cut: bool = False) -> Document:
-    """Make BOS caption [image] EOS. The BOI after a caption that was cut is not learned."""
-    text = [TextSegment((tokenizer.bos, *caption)), *[NOT_LEARNED] * cut]
-    return Document((*text, ImageSegment(image), TextSegment((tokenizer.eos,))), cut)
-
-
-def image_first(
-    caption: tuple[int, ...],
-    image: torch.Tensor,
-    tokenizer: Tokenizer,
-    max_timestep: int = NO_LIMIT,
-    cut: bool = False,
-) -> Document:
-    """Make BOS [image] caption EOS. There is no EOS after a caption that was cut."""
-    text = TextSegment(caption if cut else (*caption, tokenizer.eos))
-    return Document((TextSegment((tokenizer.bos,)), ImageSegment(image, max_timestep), text), cut)
-
-
-def unconditional(image: torch.Tensor, tokenizer: Tokenizer) -> Document:
-    """Make BOS [image] EOS, the unconditional document of guidance. Only the image is learned."""
-    segments = null_prompt(tokenizer), ImageSegment(image), TextSegment((tokenizer.eos,), learn=False)
-    return Document(segments)
-
-
-def null_prompt(tokenizer: Tokenizer) -> TextSegment:
-    """The text before an image without a caption. The sampler uses the same (`generation/prompts.py`)."""
-    return TextSegment((tokenizer.bos,), learn=False)
-
-
-def edit_prompt(
-    given: ImageSegment, instruction: tuple[int, ...], tokenizer: Tokenizer, learn: bool = False, cut: bool = False
-) -> Document:
-    """Make BOS [input] instruction, the prompt of an edit in training and in sampling.
-
-    The BOI of the output is learned even if the instruction is not, so that the net starts the output itself. It is not
-    learned after an instruction that was cut.
-    """
-    boi = NOT_LEARNED if cut else LEARNED
-    return Document((null_prompt(tokenizer), given, TextSegment(instruction, learn), boi), cut)
-
-
-def null_edit_prompt(given: ImageSegment, tokenizer: Tokenizer) -> Document:
-    """Make BOS [input], the prompt of an edit without its instruction, in training and in sampling.
-
-    This is the null prompt of guidance for edits. Both sides of guidance see the input, so guidance strengthens only
-    the instruction. The BOI of the output directly follows the EOI of the input.
-    """
-    return Document((null_prompt(tokenizer), given))

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lit_transfusion.data.grammar import caption_first
 from lit_transfusion.data.permutation import mix
-from lit_transfusion.data.recipe import caption_first
 from lit_transfusion.evaluation.likelihood import Noised, image_losses, latents_of
 from lit_transfusion.evaluation.metric import Metric, Subject
 from lit_transfusion.generation.pipeline import Pipeline

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_transfusion.data.grammar import continuation
 from lit_transfusion.data.packing import collate, flatten
-from lit_transfusion.data.recipe import null_prompt
-from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
+from lit_transfusion.data.types import Document, ImageSegment, PackedBatch
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import caption_tokens, prompt_document
@@ -188,10 +188,10 @@ def latents_of(pipeline: Pipeline, pictures: Tensor) -> Tensor:
 
 def caption_alone(pipeline: Pipeline, caption: str) -> Document:
     """Make BOS caption, with only the caption learned. The end, BOI or EOS by the order in training, is left out."""
-    return Document((TextSegment((pipeline.tokenizer.bos, *caption_tokens(pipeline, caption))),))
+    return continuation([], caption_tokens(pipeline, caption), pipeline.tokenizer)
 
 
 def caption_given_image(pipeline: Pipeline, caption: str, latents: Tensor) -> Document:
     """Make BOS [image] caption, with only the caption learned: neither the BOI before it nor the EOS after it."""
     image = ImageSegment(latents, learn=False)
-    return Document((null_prompt(pipeline.tokenizer), image, TextSegment(caption_tokens(pipeline, caption))))
+    return continuation([image], caption_tokens(pipeline, caption), pipeline.tokenizer)

@@ -3,8 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-from lit_transfusion.data.recipe import null_prompt
-from lit_transfusion.data.types import Document, TextSegment
+from lit_transfusion.data import grammar
 from lit_transfusion.evaluation.likelihood import text_likelihoods
 from lit_transfusion.generation.engine import Images, generate
 from lit_transfusion.generation.pipeline import Pipeline, open_pipeline
@@ -100,7 +99,7 @@ class TransfusionLM(TemplateLM):
             for start in range(0, len(group), self.batch_size):
                 batch = group[start : start + self.batch_size]
                 prompts = [self._cut(self.tok_encode(context), sampling.max_new_tokens) for _, context, _ in batch]
-                documents = [Document((TextSegment(tuple(tokens)),)) for tokens in prompts]
+                documents = [grammar.prompt([tuple(tokens[1:])], self.pipeline.tokenizer) for tokens in prompts]
                 seeds = range(start, start + len(batch))
                 samples = generate(self.pipeline, documents, sampling, images=Images.NEVER, seeds=seeds)
                 for (number, _, stops), tokens, sample in zip(batch, prompts, samples, strict=True):
@@ -112,8 +111,7 @@ class TransfusionLM(TemplateLM):
         documents = []
         for context, continuation in pairs:
             context = self._cut(context, room=len(continuation))[1:]
-            segments = (TextSegment(tuple(context), learn=False), TextSegment(tuple(continuation)))
-            documents.append(Document((null_prompt(self.pipeline.tokenizer), *segments)))
+            documents.append(grammar.continuation([tuple(context)], tuple(continuation), self.pipeline.tokenizer))
         return text_likelihoods(self.pipeline, documents, self.batch_size, on_progress=self.on_progress)
 
     def _cut(self, tokens: list[int], room: int) -> list[int]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from lit_transfusion.data.grammar import null_prompt
 from lit_transfusion.data.packing import FlatDocument, flatten
 from lit_transfusion.data.types import TEXT, Document, ImageSegment
 from lit_transfusion.errors import InputError
@@ -27,7 +28,7 @@ from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.denoising import OnStep, denoise
 from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import check_lengths, image_length, null_document, prompt_document
+from lit_transfusion.generation.prompts import check_lengths, image_length, prompt_document
 from lit_transfusion.generation.sample_state import Generated, Sample
 from lit_transfusion.generation.settings import Sampling
 
@@ -108,7 +109,7 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt until its text ends or a limit is reached.
 
-    The null prompt of guidance is the same however an image begins; see `null_document`.
+    The null prompt of guidance is the same however an image begins; see `data/grammar.py`.
 
     Args:
         pipeline: The net and its parts.
@@ -123,12 +124,13 @@ def generate(
     if images is Images.FORCED and sampling.max_images == 0:
         raise InputError("max_images 0 is invalid here, since each sample begins with an image; use at least 1")
     tokenizer, null_prompts = pipeline.tokenizer, []
+    negative = tokenizer.encode(sampling.negative_prompt or "")
     if images is Images.NEVER:
         sampling = replace(sampling, max_images=0)
     else:
         pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)  # reports invalid settings early
         if sampling.guided:
-            null_prompts = [null_document(tokenizer, prompt.images, sampling.negative_prompt) for prompt in prompts]
+            null_prompts = [null_prompt(tokenizer, prompt.images, negative) for prompt in prompts]
 
     at_boi = images is Images.FORCED
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
@@ -182,8 +184,8 @@ def draw_image(
     """Diffusion mode: draw one image and EOI in each row of `drawing`. Later positions see the clean image."""
     pipeline, null = decoder.pipeline, None
     if sampling.guided:
-        images = [samples[row].images_so_far for row in drawing]
-        null_prompts = [null_document(pipeline.tokenizer, before, sampling.negative_prompt) for before in images]
+        negative = pipeline.tokenizer.encode(sampling.negative_prompt or "")
+        null_prompts = [null_prompt(pipeline.tokenizer, samples[row].images_so_far, negative) for row in drawing]
         null = read_prompts(pipeline, null_prompts, with_boi=True)
     branch = decoder.branch(drawing, null, room=pipeline.patches_per_image + 1)
     latents = denoise(branch, [samples[row].generator for row in drawing], sampling, on_step)

@@ -1,4 +1,4 @@
-"""Build the documents of prompts, in the order that training uses.
+"""Prompts of a pipeline: encode their pictures, cut them and check their lengths.
 
 A prompt that a person typed is never cut: if it is too long, that is an error (`check_lengths`). A caption or
 instruction from data is cut where training cuts it (`caption_tokens`), since the user cannot change it.
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_transfusion.data import grammar
 from lit_transfusion.data.packing import flatten, room_for_text
-from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
@@ -82,29 +82,13 @@ def check_lengths(
 
 
 def interleaved(pipeline: Pipeline, parts: Sequence[str | tuple[int, ...] | Tensor]) -> Document:
-    """Make a document of BOS, then texts (or their token ids) and pictures (3, S, S) in [-1, 1] in the given order."""
-    segments: list[TextSegment | ImageSegment] = [TextSegment((pipeline.tokenizer.bos,))]
-    for part in parts:
-        if isinstance(part, str):
-            part = pipeline.tokenizer.encode(part)
-        if isinstance(part, tuple):
-            last = segments[-1]
-            if isinstance(last, TextSegment):
-                segments[-1] = TextSegment((*last.token_ids, *part))
-            else:
-                segments.append(TextSegment(part))
-        else:
+    """Make a prompt of texts (or their token ids) and pictures (3, S, S) in [-1, 1] in the given order."""
+
+    def segment(part: str | tuple[int, ...] | Tensor) -> tuple[int, ...] | ImageSegment:
+        if isinstance(part, Tensor):
             pixels = part[None].to(pipeline.net.head.weight.device)
             # One at a time, so that the random numbers of a codec do not depend on the batch.
-            segments.append(ImageSegment(pipeline.codec.encode(pixels, torch.Generator().manual_seed(0))[0]))
-    return Document(tuple(segments))
+            return ImageSegment(pipeline.codec.encode(pixels, torch.Generator().manual_seed(0))[0])
+        return pipeline.tokenizer.encode(part) if isinstance(part, str) else part
 
-
-def null_document(tokenizer: Tokenizer, images: Sequence[ImageSegment], negative_prompt: str | None) -> Document:
-    """Make the null prompt of guidance for the next image of a document: BOS [images] negative prompt.
-
-    It has all images of the document so far, given or drawn, and none of its text. So guidance strengthens the text but
-    not the images, as in training on edits (`data/recipe.py`, `null_edit_prompt`).
-    """
-    negative = TextSegment(tokenizer.encode(negative_prompt or ""))
-    return Document((TextSegment((tokenizer.bos,)), *images, negative))
+    return grammar.prompt(list(map(segment, parts)), pipeline.tokenizer)

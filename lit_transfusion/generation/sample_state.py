@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_transfusion.data.grammar import extended
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.generation.settings import Sampling
@@ -26,7 +27,7 @@ class Generated(NamedTuple):
 
     @property
     def document(self) -> Document:
-        return Document((*self.prompt.segments, *self.added))
+        return extended(self.prompt, *self.added)
 
     @property
     def images(self) -> list[ImageSegment]:

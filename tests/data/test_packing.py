@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lit_transfusion.data.grammar import caption_first, image_first, unconditional
 from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
-from lit_transfusion.data.recipe import caption_first, image_first, unconditional
 from lit_transfusion.data.types import IGNORE_INDEX, TEXT, Document, ImageSegment, TextSegment
 
 NO = IGNORE_INDEX

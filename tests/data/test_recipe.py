@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from lit_transfusion.data.grammar import null_prompt
 from lit_transfusion.data.packing import flatten
-from lit_transfusion.data.recipe import Recipe, null_edit_prompt, null_prompt
+from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.types import (
     IGNORE_INDEX,
     NO_LIMIT,
@@ -135,7 +136,7 @@ def test_order_of_segments(tokenizer):
 def test_nothing_of_the_text_of_a_dropped_caption_is_learned(tokenizer):
     (document,) = documents(Recipe(caption_first=1, caption_dropout=1), tokenizer, 1)
     assert set(flatten(document, tokenizer, 4).labels) == {IGNORE_INDEX}
-    assert document.segments[0] == null_prompt(tokenizer)  # the null prompt of guidance
+    assert document.segments[:1] == null_prompt(tokenizer).segments  # the null prompt of guidance
 
 
 def test_all_captions_are_used(tokenizer):
@@ -319,8 +320,8 @@ def test_edit_without_its_instruction_begins_as_the_samplers_null_prompt(tokeniz
     document, flat = edit_document(tokenizer, instruction_dropout=1.0, learn_instruction=learn_instruction)
     assert flat.tokens == placed(tokenizer, ())
     assert set(flat.labels) == {IGNORE_INDEX}
-    assert document.segments[:2] == null_edit_prompt(document.images[0], tokenizer).segments
-    null = flatten(null_edit_prompt(ImageSegment(INPUT), tokenizer), tokenizer, PATCHES)
+    assert document.segments[:2] == null_prompt(tokenizer, document.images[:1]).segments
+    null = flatten(null_prompt(tokenizer, [ImageSegment(INPUT)]), tokenizer, PATCHES)
     assert [*null.tokens, tokenizer.boi] == flat.tokens[: len(null.tokens) + 1]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from given_examples import subject_of, train
 
-from lit_transfusion.data.recipe import caption_first
+from lit_transfusion.data.grammar import caption_first
 from lit_transfusion.data.types import Example
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.evaluation.caption_use import CaptionUseGap, others_captions

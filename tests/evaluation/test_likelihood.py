@@ -7,8 +7,8 @@ import pytest
 import torch
 from given_examples import CAPTIONS, random_examples
 
+from lit_transfusion.data.grammar import caption_first, edit, image_first, unconditional
 from lit_transfusion.data.packing import collate, flatten
-from lit_transfusion.data.recipe import caption_first, edit_prompt, image_first, unconditional
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.likelihood import (
@@ -38,13 +38,12 @@ def image(seed):
 def mixed_documents(tokenizer):
     """Documents of different lengths: only text, both orders, no caption, two images of which one is learned."""
     words = [tokenizer.encode(caption) for caption in CAPTIONS]
-    prompt = edit_prompt(ImageSegment(image(3), learn=False), words[3], tokenizer, learn=True)
     return [
         Document((TextSegment((tokenizer.bos, *words[0], tokenizer.eos)),)),
         caption_first(words[1], image(0), tokenizer),
         image_first(words[2], image(1), tokenizer),
         unconditional(image(2), tokenizer),
-        Document((*prompt.segments, ImageSegment(image(4)), TextSegment((tokenizer.eos,)))),
+        edit(ImageSegment(image(3), learn=False), words[3], image(4), tokenizer, learn_instruction=True),
         Document((TextSegment((tokenizer.bos, *words[4])),)),
     ]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from given_examples import CAPTIONS, random_examples, subject_of, train
 
-from lit_transfusion.data.recipe import image_first
+from lit_transfusion.data.grammar import image_first
 from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.likelihood import caption_given_image, text_likelihoods

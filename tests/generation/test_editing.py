@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from lit_transfusion.data.grammar import null_prompt, prompt
 from lit_transfusion.data.packing import flatten
-from lit_transfusion.data.recipe import Recipe, edit_prompt, null_edit_prompt
+from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.types import Document, EditExample, ImageSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.generation.editing import edit, edit_grid
@@ -43,14 +44,14 @@ def edited(pipeline, image, instruction, sampling):
     """Edit with a loop that reads everything again at each step. Returns (3, S, S)."""
     given = ImageSegment(image)
     prompts = [
-        edit_prompt(given, pipeline.tokenizer.encode(instruction), pipeline.tokenizer),
-        null_edit_prompt(given, pipeline.tokenizer),
+        prompt([given, pipeline.tokenizer.encode(instruction)], pipeline.tokenizer),
+        null_prompt(pipeline.tokenizer, [given]),
     ]
     generator = torch.Generator().manual_seed(sampling.seed)
     latents = torch.randn(3, 4, 4, generator=generator)[None]
     scheduler = pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)
     for t in scheduler.timesteps.tolist():
-        asked, null = (predict(pipeline, prompt, latents, t) for prompt in prompts)
+        asked, null = (predict(pipeline, start, latents, t) for start in prompts)
         prediction = null + sampling.guidance_scale * (asked - null)
         latents = scheduler.step(prediction, t, latents, generator=[generator]).prev_sample
     return pipeline.codec.decode(latents)[0]
@@ -75,10 +76,10 @@ def test_sampler_reads_what_training_shows_before_the_output(tokenizer, instruct
     recipe = Recipe(instruction_dropout=instruction_dropout)
     trained = flatten(recipe.document(example, tokenizer, 100, torch.Generator()), tokenizer, P)
     given = ImageSegment(IMAGES[0])
-    prompt = null_edit_prompt(given, tokenizer)
+    start = null_prompt(tokenizer, [given])
     if instruction_dropout == 0:
-        prompt = edit_prompt(given, tokenizer.encode("two"), tokenizer)
-    read = flatten(prompt, tokenizer, P)
+        start = prompt([given, tokenizer.encode("two")], tokenizer)
+    read = flatten(start, tokenizer, P)
     begun = len(read.tokens) + 1
     assert trained.tokens[:begun] == [*read.tokens, tokenizer.boi] and trained.image_ids[begun] == 1
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import DDPMScheduler
 from slow_decoder import SlowDecoder, assert_same, read_all
 
+from lit_transfusion.data.grammar import caption_first, null_prompt, unconditional
 from lit_transfusion.data.packing import flatten
-from lit_transfusion.data.recipe import caption_first, null_prompt, unconditional
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.diffusion import DDPM, SAMPLERS
 from lit_transfusion.errors import InputError
@@ -322,7 +322,7 @@ def test_writing_takes_the_likeliest_token_each_time(make_pipeline, patcher, mas
     sampling = Sampling(max_new_tokens=6)
     captions = write(pipeline, images, sampling)
     for row, image in enumerate(images):
-        prompt = Document((null_prompt(pipeline.tokenizer), ImageSegment(image)))
+        prompt = null_prompt(pipeline.tokenizer, [ImageSegment(image)])
         with torch.no_grad():
             added, _ = SlowDecoder(pipeline, row).generate(prompt, sampling, Images.NEVER)
         assert captions[row] == pipeline.tokenizer.decode(added)

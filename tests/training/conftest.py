@@ -11,8 +11,8 @@ import torch
 import yaml
 from small_run import ENVIRONMENT, REPOSITORY, SMALLEST_DATA, SMALLEST_MODEL
 
+from lit_transfusion.data.grammar import caption_first, image_first, unconditional
 from lit_transfusion.data.packing import collate, flatten
-from lit_transfusion.data.recipe import caption_first, image_first, unconditional
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.diffusion import DDPM

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lit_transfusion.data.grammar import caption_first, unconditional
 from lit_transfusion.data.packing import FlatDocument, collate, flatten
-from lit_transfusion.data.recipe import caption_first, unconditional
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.diffusion import DDPM

@@ -115,8 +115,8 @@ def train_as_rank(rank: int, patcher: type) -> dict:
     """Make three steps of DDP, in which this rank learns from text only, from an image only, and from both."""
     from functools import partial
 
+    from lit_transfusion.data.grammar import caption_first, unconditional
     from lit_transfusion.data.packing import collate, flatten
-    from lit_transfusion.data.recipe import caption_first, unconditional
     from lit_transfusion.data.tokenizer import Tokenizer
     from lit_transfusion.data.types import Document, TextSegment
     from lit_transfusion.diffusion import DDPM
