@@ -8,7 +8,8 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.document_set import DocumentSet
+from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.data.packing import room_for_text
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
@@ -150,7 +151,6 @@ class TransfusionData(lightning.LightningDataModule):
         return PackedLoader(
             documents,
             self.batch_size,
-            self.sequence_length,
             self.image_shape,
             self.open_rows,
             self.num_workers,

@@ -3,7 +3,6 @@
 import copy
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -11,49 +10,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import Dataset
 
-from lit_transfusion.data.packing import FirstFit, FlatDocument, collate, flatten, room_for_text
-from lit_transfusion.data.permutation import mix, shuffled
-from lit_transfusion.data.recipe import Recipe
-from lit_transfusion.data.sources.base import Source, Stream
-from lit_transfusion.data.stream_state import Place, reshard
-from lit_transfusion.data.tokenizer import Tokenizer
-from lit_transfusion.data.types import PackedBatch, Skipped, format_reasons
+from lit_transfusion.data.document_set import DocumentSet
+from lit_transfusion.data.packing import FirstFit, FlatDocument, collate
+from lit_transfusion.data.permutation import hash_of, shuffled
+from lit_transfusion.data.skip_report import SkipReport
+from lit_transfusion.data.sources.base import Stream
+from lit_transfusion.data.stream_state import Place, check_state, reshard
+from lit_transfusion.data.types import PackedBatch, Skipped
 from lit_transfusion.data.worker_feed import Feed, Key
 from lit_transfusion.errors import InputError
-from lit_transfusion.wording import counted
 
 log = logging.getLogger(__name__)
 
 Piece = tuple[int, int, int]  # (epoch, index, which of the documents of that example)
 Rows = list[list[tuple[Piece, FlatDocument]]]
-
-
-class DocumentSet(Dataset):
-    """Maps (epoch, index) to the documents of that example in that epoch: one, or several for a long text.
-
-    The same key always gives the same documents.
-    """
-
-    def __init__(
-        self, source: Source, recipe: Recipe, tokenizer: Tokenizer, patches_per_image: int, length: int, seed: int
-    ) -> None:
-        self.source = source
-        self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.patches_per_image = patches_per_image
-        self.length = length
-        self.seed = seed
-
-    def __getitem__(self, key: Key) -> list[FlatDocument] | Skipped:
-        example = self.source[key[1]]
-        if isinstance(example, Skipped):
-            return example
-        generator = torch.Generator().manual_seed(mix(self.seed, *key))
-        room = room_for_text(self.length, self.patches_per_image, example.num_images)
-        documents = self.recipe.documents(example, self.tokenizer, room, generator)
-        return [flatten(document, self.tokenizer, self.patches_per_image) for document in documents]
 
 
 class PackedLoader:
@@ -68,9 +39,8 @@ class PackedLoader:
     it is made. Weights may change after a given number of batches.
 
     Args:
-        documents: The documents to pack.
+        documents: The documents to pack, and the length L of a row.
         batch_size: Rows B of a batch.
-        length: Positions L of a row.
         image_shape: (C, H, W) of an image.
         open_rows: Rows that first-fit packing keeps open at the same time.
         num_workers: Processes that make documents; 0 makes them in this process.
@@ -79,8 +49,8 @@ class PackedLoader:
             examples is not divisible, the first ranks read one more in each epoch: none is lost or read twice.
         world_size: Number of processes.
         name: Name of the validation losses of this loader, if there are several loaders.
-        max_skipped: Largest share of unusable examples of a source in one epoch, in [0, 1]. Each rank checks its own
-            share of the examples. Validation only counts: one of a few held-out examples is a large share.
+        max_skipped: Largest share of unusable examples of a source in one epoch of training, in [0, 1]. Each rank
+            checks its own share of the examples.
         batches_per_step: Batches of one optimiser step. They are made together, so that each one contains the number of
             targets of the whole step. The saved position in the data advances by whole steps.
 
@@ -92,7 +62,6 @@ class PackedLoader:
         self,
         documents: DocumentSet,
         batch_size: int,
-        length: int,
         image_shape: tuple[int, int, int],
         open_rows: int = 16,
         num_workers: int = 0,
@@ -105,7 +74,7 @@ class PackedLoader:
     ) -> None:
         self.documents = documents
         self.batch_size = batch_size
-        self.length = length
+        self.length = documents.length
         self.image_shape = image_shape
         self.open_rows = open_rows
         self.num_workers = num_workers
@@ -113,7 +82,6 @@ class PackedLoader:
         self.rank = rank
         self.world_size = world_size
         self.name = name
-        self.max_skipped = max_skipped
         self.batches_per_step = batches_per_step
         # Weights apply to endless loading only; validation reads every example once.
         self.streams = documents.source.streams() if endless else [Stream("", 1.0, range(len(documents.source)))]
@@ -123,9 +91,8 @@ class PackedLoader:
                     f"{stream.examples} cannot be divided among {world_size} processes; use at most "
                     f"{len(stream.indices)} processes, or add examples"
                 )
-        self.skipped: Counter[str] = Counter()
-        self.cut = 0  # documents whose text was cut to the length of a row
-        self._reported: dict[str, list[str]] = {}  # stream → the warning about its last epoch
+        # Validation only counts: one of a few held-out examples is a large share.
+        self.report = SkipReport(max_skipped if endless else None, rank, world_size)
         self.positions = [0] * len(self.streams)  # that each stream has given since its weight last changed
         self.seconds = 0.0  # spent here while training waited
         places = [asdict(Place(stream.name, stream.weight, len(stream.indices))) for stream in self.streams]
@@ -161,49 +128,54 @@ class PackedLoader:
             step = []
 
     def _full_rows(self) -> Iterator[tuple[Rows, dict[str, Any]]]:
-        """Yield the rows of each batch, with the state after it."""
+        """Pack documents. Yields the rows of each batch, with the state after it."""
         for stream in self.streams:
             if not stream.indices:
-                self._end_epoch(stream, Place(stream.name, stream.weight, 0))
+                self.report.end_epoch(stream, Place(stream.name, stream.weight, 0))
         places = [Place(**place) for place in copy.deepcopy(self._state["streams"])]
         batches = self._state["batches"]
         self._update_weights(places, batches)
         packer: FirstFit[tuple[Piece, FlatDocument]] = FirstFit(self.length, self.open_rows)
         packer.rows = list(map(self._remake_row, self._state["open"]))
-        feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
         closed: Rows = []  # full rows that wait for their batch: fewer than `batch_size`
-        while True:
-            number = min((n for n, place in enumerate(places) if place.weight), key=lambda n: places[n].served)
-            stream, place = self.streams[number], places[number]
-            made = feed.take(number)
-            if made is None:
-                break
-            if place.was_used(made):
-                continue
-            if place.starts_later_epoch(made):
-                self._end_epoch(stream, place)
-                place.start_epoch(made.key[0])
-            place.advance(made)
-            if isinstance(made.document, Skipped):
-                self._skip(made.document, stream, place)
-                continue
-            length = len(made.document.tokens)
-            place.usable = True
-            place.served += length / place.weight
-            self.positions[number] += length
-            if made.document.cut:
-                self._count_cut(made.key, place)
-            row = packer.add(((*made.key, made.piece), made.document), length)
+        for piece, document in self._documents(places):
+            row = packer.add((piece, document), len(document.tokens))
             if row is not None:
                 closed.append(row)
             if len(closed) == self.batch_size:
                 rows, closed, batches = closed, [], batches + 1
                 yield rows, self._state_after(places, packer, batches)
                 self._update_weights(places, batches)
-        self._end_epoch(stream, place)
         closed += packer.flush()
         for start in range(0, len(closed), self.batch_size):
             yield closed[start : start + self.batch_size], {}
+
+    def _documents(self, places: list[Place]) -> Iterator[tuple[Piece, FlatDocument]]:
+        """Yield the next document of the stream with the fewest positions for its weight, and update `places`."""
+        feed = Feed(self.documents, list(map(self._keys, self.streams, places)), self.num_workers)
+        while True:
+            number = min((n for n, place in enumerate(places) if place.weight), key=lambda n: places[n].served)
+            stream, place = self.streams[number], places[number]
+            made = feed.take(number)
+            if made is None:
+                self.report.end_epoch(stream, place)
+                return
+            if place.was_used(made):
+                continue
+            if place.starts_later_epoch(made):
+                self.report.end_epoch(stream, place)
+                place.start_epoch(made.key[0])
+            place.advance(made)
+            if isinstance(made.document, Skipped):
+                self.report.skip(made.document, stream, place)
+                continue
+            length = len(made.document.tokens)
+            place.usable = True
+            place.served += length / place.weight
+            self.positions[number] += length
+            if made.document.cut:
+                self.report.count_cut(made.key, place)
+            yield (*made.key, made.piece), made.document
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all ranks, because Lightning saves only what rank 0 returns."""
@@ -222,26 +194,8 @@ class PackedLoader:
         Raises:
             InputError: The state belongs to another version, other sources, or another number of examples.
         """
-        ranks, (own, *_) = state["ranks"], self._state["streams"]
-        if ranks[0].keys() != self._state.keys() or ranks[0]["streams"][0].keys() != own.keys():
-            raise InputError(
-                "the checkpoint was written by another version of lit_transfusion, whose data position cannot be read; "
-                "start from its weights with model.init_from"
-            )
-        theirs = [place["name"] for place in ranks[0]["streams"]]
-        mine = [stream.name for stream in self.streams]
-        if theirs != mine:
-            raise InputError(
-                f"the checkpoint has {describe_sources(theirs)} but this run has {describe_sources(mine)}; "
-                "use the same sources in the same order, or start from its weights with model.init_from"
-            )
-        for place, stream in zip(ranks[0]["streams"], self.streams, strict=True):
-            if place["examples"] != len(stream.indices):
-                raise InputError(
-                    f"the checkpoint has {counted(place['examples'], 'example')} but this run has "
-                    f"{stream.examples}, so the saved data position is invalid; use the data of the checkpoint, or "
-                    "start from its weights with model.init_from"
-                )
+        ranks = state["ranks"]
+        check_state(ranks[0], self._state, self.streams)
         before = state.get("data", {})  # earlier versions saved none
         for name, now in self._fingerprints.items():
             if self.rank == 0 and before.get(name, now) != now:
@@ -285,7 +239,7 @@ class PackedLoader:
             epoch, start = epoch + 1, self.rank
 
     def _order(self, stream: Stream, epoch: int) -> Sequence[int]:
-        return shuffled(len(stream.indices), mix(self.documents.seed, epoch, stream.indices.stop))
+        return shuffled(len(stream.indices), hash_of(self.documents.seed, epoch, stream.indices.stop))
 
     def _remake_row(self, row: Sequence[Piece]) -> list[tuple[int, tuple[Piece, FlatDocument]]]:
         """Make the documents of an open row again, each with its length, without those that cannot be used any more."""
@@ -293,7 +247,7 @@ class PackedLoader:
         for epoch, index, number in row:
             documents = self.documents[epoch, index]
             if isinstance(documents, Skipped):
-                self._count_skipped(documents)
+                self.report.count(documents)
                 continue
             waiting += [((epoch, index, number), document) for document in documents[number : number + 1]]
             if number >= len(documents) or sum(len(document.tokens) for _, document in waiting) > self.length:
@@ -330,48 +284,3 @@ class PackedLoader:
     def _collate(self, rows: Rows) -> PackedBatch:
         documents = [[document for _, document in row] for row in rows]
         return collate(documents, self.length, self.documents.tokenizer.pad, self.image_shape)
-
-    def _count_skipped(self, skipped: Skipped) -> None:
-        if not self.skipped[skipped.reason]:
-            log.warning("skipped %s: %s (others of this kind are only counted)", skipped.name, skipped.reason)
-        self.skipped[skipped.reason] += 1
-
-    def _skip(self, skipped: Skipped, stream: Stream, place: Place) -> None:
-        """Count a skipped example. The count of the epoch is in `place`, so that a resumed run keeps it."""
-        self._count_skipped(skipped)
-        place.skip(skipped)
-        total = sum(count for count, _ in place.skipped.values())
-        own = len(range(self.rank, len(stream.indices), self.world_size))
-        if self.endless and total > self.max_skipped * own:
-            process = "" if self.world_size == 1 else f" ({own} of them for this process)"
-            raise InputError(
-                f"{total} of the {stream.examples}{process} cannot be used, more than the share data.max_skipped "
-                f"{self.max_skipped:g} allows: {format_reasons(place.skipped)}; fix them, or raise data.max_skipped "
-                "and resume with --ckpt_path last"
-            )
-
-    def _count_cut(self, key: Key, place: Place) -> None:
-        if not self.cut:
-            log.warning(
-                "the text of example %d is cut, because it does not fit into a row with its images (others are only "
-                "counted); increase data.sequence_length to keep all of it",
-                key[1],
-            )
-        self.cut += 1
-        place.cut += 1
-
-    def _end_epoch(self, stream: Stream, place: Place) -> None:
-        skipped = ", ".join(f"{reason}: {count}" for reason, (count, _) in sorted(place.skipped.items()))
-        if not place.usable:
-            raise InputError(
-                f"none of the {stream.examples} can be used ({skipped or 'no examples'}); check data.source"
-            )
-        found = [f"skipped: {skipped}"] * bool(skipped) + [f"cut: {place.cut}"] * bool(place.cut)
-        if found and found != self._reported.get(stream.name):  # no repeat of an equal warning
-            log.warning("epoch %d: of %s, %s", place.epoch, stream.examples, "; ".join(found))
-            self._reported[stream.name] = found
-
-
-def describe_sources(names: list[str]) -> str:
-    """The sources of a run, in words for a message."""
-    return f"a mix of {', '.join(names)}" if any(names) else "one source"

@@ -24,7 +24,7 @@ class Scrambled(Sequence[int]):
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
-        self.keys = [mix(seed, number) for number in range(ROUNDS)]
+        self.keys = [hash_of(seed, number) for number in range(ROUNDS)]
         self.half = max(1, ((size - 1).bit_length() + 1) // 2)  # bits of each half of a number
 
     def __len__(self) -> int:
@@ -42,11 +42,11 @@ class Scrambled(Sequence[int]):
         mask = (1 << self.half) - 1
         left, right = number >> self.half, number & mask
         for key in self.keys:
-            left, right = right, left ^ (mix(key, right, 0) >> 20 & mask)
+            left, right = right, left ^ (hash_of(key, right, 0) >> 20 & mask)
         return left << self.half | right
 
 
-def mix(*numbers: int) -> int:
+def hash_of(*numbers: int) -> int:
     """Hash several numbers into one seed. Neighbouring numbers give unrelated seeds."""
     seed = 0
     for number in numbers:

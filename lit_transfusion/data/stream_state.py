@@ -7,6 +7,8 @@ from typing import Any
 from lit_transfusion.data.sources.base import Stream
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.data.worker_feed import MadeDocument
+from lit_transfusion.errors import InputError
+from lit_transfusion.wording import counted
 
 
 @dataclass
@@ -65,6 +67,38 @@ class Place:
     def skip(self, skipped: Skipped) -> None:
         count, first = self.skipped.get(skipped.reason, (0, skipped.name))
         self.skipped[skipped.reason] = [count + 1, first]
+
+
+def check_state(saved: dict[str, Any], own: dict[str, Any], streams: Sequence[Stream]) -> None:
+    """Check that a saved state of a `PackedLoader` fits one with the state `own` and these streams.
+
+    Raises:
+        InputError: The state belongs to another version, other sources, or another number of examples.
+    """
+    if saved.keys() != own.keys() or saved["streams"][0].keys() != own["streams"][0].keys():
+        raise InputError(
+            "the checkpoint was written by another version of lit_transfusion, whose data position cannot be read; "
+            "start from its weights with model.init_from"
+        )
+    theirs = [place["name"] for place in saved["streams"]]
+    mine = [stream.name for stream in streams]
+    if theirs != mine:
+        raise InputError(
+            f"the checkpoint has {describe_sources(theirs)} but this run has {describe_sources(mine)}; "
+            "use the same sources in the same order, or start from its weights with model.init_from"
+        )
+    for place, stream in zip(saved["streams"], streams, strict=True):
+        if place["examples"] != len(stream.indices):
+            raise InputError(
+                f"the checkpoint has {counted(place['examples'], 'example')} but this run has "
+                f"{stream.examples}, so the saved data position is invalid; use the data of the checkpoint, or "
+                "start from its weights with model.init_from"
+            )
+
+
+def describe_sources(names: list[str]) -> str:
+    """The sources of a run, in words for a message."""
+    return f"a mix of {', '.join(names)}" if any(names) else "one source"
 
 
 def reshard(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.data.grammar import caption_first
-from lit_transfusion.data.permutation import mix
+from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.evaluation.likelihood import Noised, image_losses, latents_of
 from lit_transfusion.evaluation.metric import Metric, Subject
 from lit_transfusion.generation.pipeline import Pipeline
@@ -61,7 +61,7 @@ def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> 
             for words, image in zip(tokens, latents, strict=True)
             for _ in range(TIMESTEP_BUCKETS)
         ]
-        noised = [one_in_each_bucket(pipeline, mix(seed, i)) for i in rows]
+        noised = [one_in_each_bucket(pipeline, hash_of(seed, i)) for i in rows]
         timesteps, noise = (torch.cat(parts) for parts in zip(*noised, strict=True))
         losses.append(image_losses(pipeline, documents, Noised(timesteps, noise), subject.batch_size))
     return torch.cat(losses).unflatten(0, (-1, TIMESTEP_BUCKETS))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lit_transfusion.data.permutation import mix
+from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import ExampleBatch, PackedBatch
 from lit_transfusion.diffusion import NoiseProcess
@@ -231,7 +231,7 @@ class LitTransfusion(lightning.LightningModule):
 
         Its seed depends on step, micro-batch and rank only, so that a resumed run draws the same.
         """
-        seed = mix(self.seed, self.global_step, number, self.global_rank)
+        seed = hash_of(self.seed, self.global_step, number, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class LitTransfusion(lightning.LightningModule):
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
         """Log the losses of a batch. Noise and timesteps are the same in each validation and on each rank."""
-        generator = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx))
+        generator = torch.Generator(self.device).manual_seed(hash_of(self.seed, batch_idx))
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
         # Means over all batches, weighted by the number of targets or images. The names contain the loaders of a mix.
         if num_targets := len(batch.target_positions):

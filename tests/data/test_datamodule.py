@@ -137,7 +137,7 @@ def test_max_skipped_out_of_range(share):
 
 
 def test_max_skipped_is_passed_on():
-    assert data(max_skipped=0.2).train_dataloader().max_skipped == 0.2
+    assert data(max_skipped=0.2).train_dataloader().report.max_skipped == 0.2
 
 
 def test_seed_comes_from_the_data():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_transfusion.data.loader import DocumentSet
+from lit_transfusion.data.document_set import DocumentSet
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.image_captions import ImageCaptions
 from lit_transfusion.data.types import Example, Skipped

@@ -7,8 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
-from lit_transfusion.data.loader import DocumentSet, PackedLoader
-from lit_transfusion.data.permutation import mix
+from lit_transfusion.data.document_set import DocumentSet
+from lit_transfusion.data.loader import PackedLoader
+from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.types import Example, Skipped
@@ -48,7 +49,7 @@ class Numbered(Source):
 def make_loader(tokenizer):
     def make_loader(source, *, length=48, batch_size=2, seed=0, **options):
         documents = DocumentSet(source, Recipe(image_first_max_timestep=500), tokenizer, PATCHES, length, seed)
-        return PackedLoader(documents, batch_size, length, (3, SIDE, SIDE), **{"open_rows": 3} | options)
+        return PackedLoader(documents, batch_size, (3, SIDE, SIDE), **{"open_rows": 3} | options)
 
     return make_loader
 
@@ -102,11 +103,11 @@ def test_longest_document_fills_a_row_exactly(make_loader, tokenizer):
     assert numbers(batches) == [0, 1, 2, 3] and all(batch.lengths.item() == loader.length for batch in batches)
 
 
-def test_mix_gives_different_seeds_for_neighbours():
-    seeds = [mix(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(200)]
+def test_neighbouring_numbers_have_unrelated_hashes():
+    seeds = [hash_of(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(200)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert mix(0, 1) != mix(1, 0) and mix(0) != mix(0, 0)
+    assert hash_of(0, 1) != hash_of(1, 0) and hash_of(0) != hash_of(0, 0)
     streams = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     assert torch.corrcoef(torch.cat([streams[:-1], streams[1:]], 1).T).fill_diagonal_(0).abs().max() < 0.06
 
@@ -316,7 +317,7 @@ def test_unusable_examples_are_skipped_counted_and_reported_once_for_each_reason
     with caplog.at_level(logging.WARNING, "lit_transfusion"):
         batches = list(loader)
     assert sorted(numbers(batches)) == [0, 1, 2, 4, 7, 8, 9]
-    assert loader.skipped == {"cannot be read": 2, "does not exist": 1}
+    assert loader.report.skipped == {"cannot be read": 2, "does not exist": 1}
     first, second, summary = caplog.messages
     assert "picture 3" in first and "cannot be read" in first
     assert "picture 6" in second and "does not exist" in second
@@ -357,7 +358,7 @@ def test_captions_that_are_cut_are_counted_and_reported_once(make_loader, caplog
     loader.documents.recipe = Recipe(caption_dropout=0.0)
     with caplog.at_level(logging.WARNING, "lit_transfusion"):
         batches = list(loader)
-    assert sorted(numbers(batches)) == list(range(10)) and loader.cut == 10 and not loader.skipped
+    assert sorted(numbers(batches)) == list(range(10)) and loader.report.cut == 10 and not loader.report.skipped
     first, summary = caplog.messages
     assert "text of example 0 is cut" in first and "data.sequence_length" in first
     assert "10 examples" in summary and "cut: 10" in summary
@@ -372,7 +373,7 @@ def test_skips_of_an_epoch_are_reported_once(make_loader, caplog):
     (summary,) = [message for message in caplog.messages if message.startswith("epoch")]
     assert summary.startswith("epoch 0: of 23 examples, skipped: ")
     counts = [int(part.rpartition(": ")[2]) for part in summary.rpartition("skipped: ")[2].split(", ")]
-    assert sum(counts) == len(UNUSABLE) and loader.skipped.total() >= 3 * len(UNUSABLE)
+    assert sum(counts) == len(UNUSABLE) and loader.report.skipped.total() >= 3 * len(UNUSABLE)
 
 
 @pytest.mark.parametrize("part", ["batches", "used"])
@@ -401,7 +402,7 @@ def order(make_sequence):
 
 def test_allowed_share_may_be_skipped_in_each_epoch(make_sequence, order):
     loader = make_sequence(damaged(Numbered(40), order, (3, 4)), max_skipped=0.05)
-    assert len(list(islice(loader, 3 * 38))) == 3 * 38 and loader.skipped == {"cannot be read": 6}
+    assert len(list(islice(loader, 3 * 38))) == 3 * 38 and loader.report.skipped == {"cannot be read": 6}
 
 
 def test_one_skip_too_many_stops_the_run(make_sequence, order):
@@ -450,5 +451,5 @@ def test_picture_that_waits_in_an_open_row_and_vanishes_is_left_out(make_loader)
     fresh = make_loader(Numbered(23, unusable={waiting[0]: "does not exist"}))
     fresh.load_state_dict(loader.state_dict())
     after = numbers(islice(fresh, 8))
-    assert fresh.skipped["does not exist"] >= 1
+    assert fresh.report.skipped["does not exist"] >= 1
     assert set(before + after) == set(range(23)) - {waiting[0]}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.document_set import DocumentSet
+from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.shards import ShardWriter, layout
 from lit_transfusion.data.shards.writer import picture_file
@@ -60,7 +61,7 @@ def train(make, folder, count, tokenizer, sender) -> None:
     """Hundreds of batches, in a process that starts with what all of them start with."""
     torch.set_num_threads(1)
     documents = DocumentSet(make(folder, count).split("train"), Recipe(), tokenizer, 4, LENGTH, seed=0)
-    batches = iter(PackedLoader(documents, 4, LENGTH, (3, SIDE, SIDE), num_workers=2))
+    batches = iter(PackedLoader(documents, 4, (3, SIDE, SIDE), num_workers=2))
     assert len(list(islice(batches, BATCHES))) == BATCHES
     pids = [multiprocessing.current_process().pid, *(child.pid for child in multiprocessing.active_children())]
     assert len(pids) == 3

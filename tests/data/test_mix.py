@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.loader import DocumentSet, PackedLoader
+from lit_transfusion.data.document_set import DocumentSet
+from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.data.packing import FlatDocument
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources import ImageCaptions, Mix, Shards, Source, TextCorpus
@@ -73,7 +74,7 @@ def labelled_loader(tokenizer, sizes, weights=None, later=None, **options):
     by_name = {since: dict(zip(names, weights, strict=True)) for since, weights in (later or {}).items()}
     source = Mix(sources, dict(zip(names, weights, strict=True)) if weights else None, later=by_name)
     documents = Labelled(source, Recipe(), tokenizer, 1, LENGTH, 0)
-    return PackedLoader(documents, 4, LENGTH, (3, 2, 2), **options)
+    return PackedLoader(documents, 4, (3, 2, 2), **options)
 
 
 def places_of(loader) -> list[Place]:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lit_transfusion.data.permutation import mix
+from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.data.types import IGNORE_INDEX
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
@@ -337,7 +337,7 @@ def test_losses_by_timestep_omit_images_that_are_not_learned(make_module, make_b
     module, batch = make_module(), make_batch(max_timestep=0)
     batch = batch._replace(learned_images=torch.tensor([0, 2]))
     (results,) = make_trainer().validate(module, loader(batch), verbose=False)
-    terms, timesteps = module.losses(module.ema, batch, generator(mix(module.seed, 0)))
+    terms, timesteps = module.losses(module.ema, batch, generator(hash_of(module.seed, 0)))
     assert len(terms.per_image) == 2
     first = results.get("val/loss_image_by_timestep/000-124")
     inside = timesteps < 125
