@@ -13,10 +13,11 @@ from benchmarks.timing import Timing, interleave, show
 from benchmarks.training import new_net
 from lit_transfusion.data.types import TEXT, Document, TextSegment
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Images, Pipeline, Sampling, generate
 from lit_transfusion.generation.denoising import denoise
-from lit_transfusion.generation.engine import read_prompts
+from lit_transfusion.generation.engine import Images, generate, read_prompts
 from lit_transfusion.generation.guidance import guide
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES
 

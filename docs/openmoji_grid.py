@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from lit_transfusion.data.sources import OpenMoji
-from lit_transfusion.generation import Pipeline, Sampling, draw
+from lit_transfusion.generation.engine import draw
 from lit_transfusion.generation.pictures import captioned_grid, save
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.settings import Sampling
 
 checkpoint, output = sys.argv[1:]
 pipeline = Pipeline.from_pretrained(checkpoint)

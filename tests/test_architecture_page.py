@@ -14,7 +14,9 @@ from lit_transfusion.config.argv import spell_out
 from lit_transfusion.config.lightning import parts_of
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.evaluation.metric import Subject
-from lit_transfusion.generation import Pipeline, Sampling, draw
+from lit_transfusion.generation.engine import draw
+from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.shapes.source import Shapes
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from lit_transfusion.data.picture_metadata import upright, without_metadata
 from lit_transfusion.errors import InputError
@@ -124,10 +122,11 @@ def reason_of(error: Exception) -> str:
 
 def square(image: Image.Image, image_size: int) -> Tensor:
     """Crop the middle square of an RGB picture and resize it to uint8 (3, image_size, image_size)."""
+    from torchvision.transforms.v2 import InterpolationMode  # imported here, since it takes a second
+    from torchvision.transforms.v2 import functional as transforms
+
     image = transforms.center_crop(image, [min(image.size)])
-    image = transforms.resize(
-        image, [image_size], InterpolationMode.LANCZOS
-    )  # antialiased, like every resize in Pillow
+    image = transforms.resize(image, [image_size], InterpolationMode.LANCZOS)  # antialiased, like Pillow's resize
     return transforms.pil_to_tensor(image)
 
 

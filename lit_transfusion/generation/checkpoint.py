@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from lit_transfusion.errors import InputError
 
@@ -91,6 +89,8 @@ def _read_file(path: Path) -> Any:
 
 def _read_shards(folder: Path) -> dict[str, Any]:
     """Read the weights of all shards. (Lightning's tool for this reads only folders of FSDPStrategy.)"""
+    import torch.distributed.checkpoint as dcp  # imported here, since it takes a second
+
     weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in shapes_of_shards(folder).items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
@@ -104,8 +104,10 @@ def _read_shards(folder: Path) -> dict[str, Any]:
 
 def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
     """The weights by name, as tensors on the meta device: shape and dtype without values."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     with open(folder / ".metadata", "rb") as file:
-        index: Metadata = _Index(file).load()
+        index = _Index(file).load()
     return {
         name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
         for name, entry in index.state_dict_metadata.items()

@@ -18,7 +18,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from lit_transfusion.data.grammar import null_prompt
 from lit_transfusion.data.packing import FlatDocument, flatten
@@ -92,6 +91,8 @@ def without_gradients(function: OfPipeline[Rest, Result]) -> OfPipeline[Rest, Re
 
     @functools.wraps(function)
     def run(pipeline: Pipeline, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        from torch.distributed.fsdp import FSDPModule  # imported here, since it takes a second
+
         with torch.no_grad() if isinstance(pipeline.net, FSDPModule) else torch.inference_mode():
             return function(pipeline, *args, **kwargs)
 

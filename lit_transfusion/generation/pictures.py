@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.fonts import SIZE, Font, font_for
@@ -20,6 +18,8 @@ MARGIN = 6
 
 def to_pil(image: Tensor) -> Image.Image:
     """Convert (3, H, W) in [-1, 1] to a PIL picture."""
+    from torchvision.transforms.functional import to_pil_image  # imported here, since it takes a second
+
     return to_pil_image((image.float().cpu().clamp(-1, 1) + 1) / 2)
 
 
@@ -70,6 +70,8 @@ def wrap(text: str, font: Font, width: int) -> str:
 
 def film(steps: Sequence[Tensor]) -> Tensor:
     """Show denoising as one picture: a list of (N, 3, H, W), noisy to clean → (3, height, width), one row an image."""
+    from torchvision.utils import make_grid
+
     frames = torch.stack(list(steps), dim=1).flatten(0, 1).float().cpu()  # (N · steps, 3, H, W)
     scale = max(1, SMALLEST // 2 // frames.shape[-1])
     frames = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)

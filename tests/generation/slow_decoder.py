@@ -4,7 +4,7 @@ import torch
 
 from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
-from lit_transfusion.generation import Images
+from lit_transfusion.generation.engine import Images
 from lit_transfusion.generation.next_token import pick
 
 P = 4  # patches for each image

@@ -14,8 +14,8 @@ from lit_transfusion.data.images import read_image
 from lit_transfusion.data.types import Document, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation import Sampling, draw
-from lit_transfusion.generation.engine import draw_after
+from lit_transfusion.generation.engine import draw, draw_after
+from lit_transfusion.generation.settings import Sampling
 
 # From the repository of GenEval; the second excludes one object more than it includes.
 GENEVAL = [

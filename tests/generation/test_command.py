@@ -12,10 +12,12 @@ from slow_decoder import SlowDecoder
 from lit_transfusion import cli
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Sampling, draw, prompt_document
 from lit_transfusion.generation import pipeline as pipeline_module
+from lit_transfusion.generation.engine import draw
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import KEY
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.settings import Sampling
 
 FAST = ["--num_inference_steps", "2", "--max_new_tokens", "3"]
 

@@ -7,9 +7,10 @@ from PIL import Image
 from lit_transfusion.data.images import square, to_unit_range
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation import Sampling, draw, write
 from lit_transfusion.generation.editing import edit
+from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.pictures import to_pil
+from lit_transfusion.generation.settings import Sampling
 
 FAST = {"num_inference_steps": 2, "max_new_tokens": 5}
 

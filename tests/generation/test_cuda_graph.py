@@ -10,9 +10,12 @@ from slow_decoder import assert_same, pieces_of
 
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Images, Sampling, cuda_graph, decoder, generate, prompt_document
+from lit_transfusion.generation import cuda_graph, decoder
 from lit_transfusion.generation.cuda_graph import Recorded
 from lit_transfusion.generation.decoder import Decoder
+from lit_transfusion.generation.engine import Images, generate
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.settings import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2
 P = 4

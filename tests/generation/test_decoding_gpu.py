@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import Images, Sampling, generate, prompt_document
 from lit_transfusion.generation.cuda_graph import RARE, Recorded
 from lit_transfusion.generation.decoder import Decoder
+from lit_transfusion.generation.engine import Images, generate
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.settings import Sampling
 
 pytestmark = [
     pytest.mark.gpu,

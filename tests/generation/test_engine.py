@@ -12,7 +12,10 @@ from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.diffusion import DDPM, SAMPLERS
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation import Images, Sampling, StopReason, draw, generate, prompt_document, write
+from lit_transfusion.generation.engine import Images, draw, generate, write
+from lit_transfusion.generation.prompts import prompt_document
+from lit_transfusion.generation.sample_state import StopReason
+from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.model import Bidirectional, Causal
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2

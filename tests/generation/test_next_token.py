@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lit_transfusion.generation import Sampling
 from lit_transfusion.generation.next_token import likeliest, pick
+from lit_transfusion.generation.settings import Sampling
 
 SHARES = torch.tensor([0.05, 0.4, 0.1, 0.15, 0.3])  # likeliest first: 1, 4, 3, 2, 0
 

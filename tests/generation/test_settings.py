@@ -3,7 +3,7 @@
 import pytest
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation import Sampling
+from lit_transfusion.generation.settings import Sampling
 
 
 @pytest.mark.parametrize(
