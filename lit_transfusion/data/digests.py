@@ -9,8 +9,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-DIGEST = np.dtype(("<u8", (2,)))  # 16 bytes: a chance match among 100 million pictures has probability 10^-22
-
 
 def content_of(data: bytes, name: str) -> bytes:
     """Digest of a file, 16 bytes. Picture files with equal content have equal digests, whatever their names are.

@@ -1,9 +1,9 @@
 """Pack documents into rows of equal length, and rows into a batch."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from lit_transfusion.data.tokenizer import Tokenizer
@@ -100,42 +100,35 @@ def collate(
 
     `image_shape` (C, H, W) is the shape of the empty image tensor if there are no images.
     """
-    names = ("tokens", "labels", "positions", "document_ids", "image_ids")
-    columns: dict[str, list[list[int]]] = {name: [] for name in names}
+    shape = len(rows), length
+    tokens, labels, image_ids = (np.full(shape, value) for value in (pad, IGNORE_INDEX, TEXT))
+    positions, document_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     images: list[ImageSegment] = []
     lengths = []
-    for row in rows:
-        tokens: list[int] = []
-        labels: list[int] = []
-        positions: list[int] = []
-        document_ids: list[int] = []
-        image_ids: list[int] = []
+    for i, row in enumerate(rows):
+        end = 0
         for number, document in enumerate(row):
-            tokens += document.tokens
-            labels += document.labels
-            positions += range(len(document.tokens))
-            document_ids += [number] * len(document.tokens)
-            image_ids += [TEXT if i < 0 else i + len(images) for i in document.image_ids]
+            start, end = end, end + len(document.tokens)
+            tokens[i, start:end] = document.tokens
+            labels[i, start:end] = document.labels
+            positions[i, start:end] = range(end - start)
+            document_ids[i, start:end] = number
+            own = np.array(document.image_ids)
+            image_ids[i, start:end] = np.where(own < 0, TEXT, own + len(images))
             images += document.images
+        lengths.append(end)
         # Padding is attended to like text. One long document of padding would cost more than the real documents.
-        lengths.append(len(tokens))
-        padding = length - len(tokens)
         longest = max((len(document.tokens) for document in row), default=length)
-        tokens += [pad] * padding
-        labels += [IGNORE_INDEX] * padding
-        positions += [i % longest for i in range(padding)]
-        document_ids += [len(row) + i // longest for i in range(padding)]
-        image_ids += [TEXT] * padding
-        for column, values in zip(columns.values(), (tokens, labels, positions, document_ids, image_ids), strict=True):
-            column.append(values)
+        document_ids[i, end:], positions[i, end:] = np.divmod(np.arange(length - end), longest)
+        document_ids[i, end:] += len(row)
+    targets = torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX))
     learned = [i for i, image in enumerate(images) if image.learn]
-    targets = [i for i, label in enumerate(chain.from_iterable(columns["labels"])) if label != IGNORE_INDEX]
     return PackedBatch(
-        **{name: torch.tensor(column) for name, column in columns.items()},
+        *map(torch.from_numpy, (tokens, labels, positions, document_ids, image_ids)),
         images=torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape),
         max_timesteps=torch.tensor([image.max_timestep for image in images], dtype=torch.int64),
         learned_images=torch.tensor(learned, dtype=torch.int64),
-        target_positions=torch.tensor(targets, dtype=torch.int64),
+        target_positions=targets,
         lengths=torch.tensor(lengths),
         step_counts=torch.tensor([len(targets), len(learned)]),
     )

@@ -1,8 +1,8 @@
-"""Record a function as one CUDA graph for each input shape that is frequent, and replay the graph.
+"""Capture a function as one CUDA graph for each input shape that is frequent, and replay the graph.
 
 A forward pass launches some hundreds of kernels. For few rows, a GPU finishes each kernel before the CPU has launched
 the next. A CUDA graph launches all of them together. It is tied to shapes and memory addresses: inputs are copied to
-the addresses at which it was recorded, and results are copied from where it writes them.
+the addresses at which it was captured, and results are copied from where it writes them.
 """
 
 import functools
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
-RARE = 8  # calls with the same input shapes before they are recorded, since recording takes as long as some calls
+RARE = 8  # calls with the same input shapes before they are captured, since a capture takes as long as some calls
 
 
-class Recorded:
+class Graphed:
     """A function of tensors that is called many times with inputs of few shapes.
 
     Args:
@@ -28,23 +28,23 @@ class Recorded:
     def __init__(self, function: Function) -> None:
         self.function = function
         self.calls: Counter[tuple[torch.Size, ...]] = Counter()  # input shapes → calls
-        self.recordings: dict[tuple[torch.Size, ...], tuple[list[Tensor], Function]] = {}
+        self.graphs: dict[tuple[torch.Size, ...], tuple[list[Tensor], Function]] = {}  # with the tensors it reads
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(tensor.shape for tensor in inputs)
         self.calls[shapes] += 1
         if self.calls[shapes] <= RARE:
             return self.function(*inputs)
-        if shapes not in self.recordings:
+        if shapes not in self.graphs:
             places = [tensor.clone() for tensor in inputs]
-            self.recordings[shapes] = places, record(self.function, places)
-        places, replay = self.recordings[shapes]
+            self.graphs[shapes] = places, capture(self.function, places)
+        places, replay = self.graphs[shapes]
         for place, tensor in zip(places, inputs, strict=True):
             place.copy_(tensor)
         return tuple(output.clone() for output in replay())
 
 
-def record(function: Function, places: Sequence[Tensor]) -> Function:
+def capture(function: Function, places: Sequence[Tensor]) -> Function:
     """A callable that computes `function` of the current contents of `places`. (On a CPU, it calls the function.)"""
     device = places[0].device
     if device.type != "cuda":
@@ -52,7 +52,7 @@ def record(function: Function, places: Sequence[Tensor]) -> Function:
     graph, aside = torch.cuda.CUDAGraph(), side_stream(device)
     with torch.cuda.device(device):  # the device of the streams below
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # warm up: what libraries set up for a stream must not be in the recording
+        with torch.cuda.stream(aside):  # warm up: what libraries set up for a stream must not be in the graph
             function(*places)
         torch.cuda.current_stream().wait_stream(aside)
         with torch.cuda.graph(graph, stream=aside):
@@ -68,5 +68,5 @@ def record(function: Function, places: Sequence[Tensor]) -> Function:
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which a device records, since CUDA cannot record on the default stream."""
+    """The stream for captures of a device, since CUDA cannot capture the default stream."""
     return torch.cuda.Stream(device)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from lit_transfusion.data.packing import FlatDocument
 from lit_transfusion.data.types import TEXT, ImageSegment
-from lit_transfusion.generation.cuda_graph import Recorded
+from lit_transfusion.generation.cuda_graph import Graphed
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.model import Transfusion, TransfusionOutput
 from lit_transfusion.model.kv_cache import KVCache
 
-BUCKET = 256  # recorded passes use a multiple of this many cache slots, so that growing rows need few recordings
+BUCKET = 256  # captured passes use a multiple of this many cache slots, so that growing rows need few graphs
 
 
 class Decoder:
@@ -28,9 +28,9 @@ class Decoder:
     def __init__(self, pipeline: Pipeline, batch_size: int, capacity: int) -> None:
         self.pipeline = pipeline
         self.device = pipeline.net.head.weight.device
-        self.cache = pipeline.net.new_cache(batch_size, whole_buckets(capacity) if pipeline.recording else capacity)
+        self.cache = pipeline.net.new_cache(batch_size, whole_buckets(capacity) if pipeline.cuda_graphs else capacity)
         self.capacity = capacity
-        self.recorded: dict[int, Recorded] = {}  # number of cache slots → the recorded pass
+        self.graphed: dict[int, Graphed] = {}  # number of cache slots → the pass that uses them
         self.logits = torch.zeros(0)  # (R, V) for the next token of each row, from the last read
         self.lengths = [0] * batch_size  # positions of each row; on the host, since they determine tensor sizes
 
@@ -116,7 +116,7 @@ class Decoder:
     ) -> TransfusionOutput:
         """Run the net on (B, L) new positions that follow each of the first B rows.
 
-        `repeated` passes come many times with the same shapes, and may be recorded.
+        `repeated` passes come many times with the same shapes, and may be captured.
         """
         B, L = tokens.shape
         starts = self.lengths[:B]
@@ -127,12 +127,12 @@ class Decoder:
         timesteps = torch.full((len(images),), timestep, device=self.device)
         images = images.to(self.cache.buffers.dtype)
         inputs = tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions
-        if not (repeated and self.pipeline.recording):
+        if not (repeated and self.pipeline.cuda_graphs):
             return in_float32(self.pipeline.net(*inputs, self.cache.first(B, end)))
         slots = whole_buckets(end)  # the last ones may be empty; no position attends to them
-        if slots not in self.recorded:
-            self.recorded[slots] = Recorded(functools.partial(cached_forward, self.pipeline.net, self.cache, slots))
-        return in_float32(self.recorded[slots](*inputs))
+        if slots not in self.graphed:
+            self.graphed[slots] = Graphed(functools.partial(cached_forward, self.pipeline.net, self.cache, slots))
+        return in_float32(self.graphed[slots](*inputs))
 
     def _grow(self, added: Sequence[int]) -> None:
         for row, count in enumerate(added):

@@ -1,6 +1,7 @@
 """Decoding: language-model mode writes text until BOI, diffusion mode draws the image (paper, 3.4).
 
     drawn = draw(pipeline, ["a red circle"])            # (1, 3, S, S), an image for each prompt
+    edited = edit(pipeline, pictures, ["make it blue"])  # each picture, changed as its instruction says
     captions = write(pipeline, pictures)                # a text for each picture
     generated = generate(pipeline, prompt_documents)    # text and images, as the model chooses
 
@@ -28,7 +29,7 @@ from lit_transfusion.generation.denoising import OnStep, denoise
 from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import check_lengths, image_length, prompt_document
-from lit_transfusion.generation.sample_state import Generated, Sample
+from lit_transfusion.generation.sample_state import Generated, SampleState
 from lit_transfusion.generation.settings import Sampling
 
 Rest = ParamSpec("Rest")
@@ -58,6 +59,24 @@ def draw(
     """
     documents = [prompt_document(pipeline, prompt, cut=cut) for prompt in prompts]
     return draw_after(pipeline, documents, sampling, on_step, seeds)
+
+
+def edit(
+    pipeline: Pipeline,
+    images: Tensor,
+    instructions: Sequence[str],
+    sampling: Sampling = Sampling(),
+    on_step: OnStep | None = None,
+    seeds: Sequence[int] | None = None,
+    cut: bool = False,
+) -> Tensor:
+    """Change each picture (B, 3, S, S) in [-1, 1] as its instruction says. Returns pictures (B, 3, S, S).
+
+    BOI is placed after each instruction. Guidance strengthens the instruction: the null prompt is the picture without
+    an instruction, or with the negative one. `cut` is for instructions from data; see `draw`.
+    """
+    prompts = [prompt_document(pipeline, text, image, cut) for image, text in zip(images, instructions, strict=True)]
+    return draw_after(pipeline, prompts, sampling, on_step, seeds)
 
 
 def draw_after(
@@ -139,7 +158,9 @@ def generate(
     if null_prompts:  # they grow by the same images
         rooms = list(map(min, rooms, check_lengths(pipeline, null_prompts, at_boi, "negative_prompt")))
     samples = [
-        Sample(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room)
+        SampleState(
+            prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room
+        )
         for prompt, seed, room in zip(prompts, seeds, rooms, strict=True)
     ]
     room = sampling.max_new_tokens + sampling.max_images * image_length(pipeline)
@@ -161,7 +182,7 @@ def generate(
 
 
 def write_token(
-    decoder: Decoder, samples: Sequence[Sample], writing: Sequence[int], never: Sequence[int], sampling: Sampling
+    decoder: Decoder, samples: Sequence[SampleState], writing: Sequence[int], never: Sequence[int], sampling: Sampling
 ) -> None:
     """LM mode: write one token in each row of `writing`. The last token of a sample is not read."""
     logits = decoder.logits[writing]
@@ -177,7 +198,7 @@ def write_token(
 
 def draw_image(
     decoder: Decoder,
-    samples: Sequence[Sample],
+    samples: Sequence[SampleState],
     drawing: Sequence[int],
     sampling: Sampling,
     on_step: OnStep | None,

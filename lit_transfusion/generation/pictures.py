@@ -47,6 +47,13 @@ def captioned_grid(images: Tensor, captions: Sequence[str], columns: int = 8) ->
     return page
 
 
+def edit_grid(inputs: Tensor, instructions: Sequence[str], outputs: Tensor, truths: Tensor) -> Image.Image:
+    """Show input with instruction, output and truth, all (N, 3, H, W) in [-1, 1], side by side; three edits a line."""
+    tiles = torch.stack([inputs.cpu(), outputs.cpu(), truths.cpu()], dim=1).flatten(0, 1)  # (3 N, 3, H, W)
+    captions = [text for instruction in instructions for text in (instruction, "output", "truth")]
+    return captioned_grid(tiles, captions, columns=9)
+
+
 def wrap(text: str, font: Font, width: int) -> str:
     """Break `text` into at most four lines of at most `width` pixels, between words if possible."""
     lines = [""]

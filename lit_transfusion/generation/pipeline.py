@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from safetensors.torch import load_model, save_model
 
 from lit_transfusion import __version__
 from lit_transfusion.allowed_imports import foreign_modules
+from lit_transfusion.data.images import square, to_rgb, to_unit_range
 from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.types import ImageSegment, TextSegment
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY, is_sharded, read_checkpoint
 from lit_transfusion.generation.model_card import TEMPLATE
+from lit_transfusion.generation.pictures import to_pil
+from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import Patcher, TransformerSize, Transfusion, Visibility
@@ -63,7 +68,7 @@ class Pipeline(
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.sequence_length = sequence_length
-        self.recording = False  # whether decoders record and replay their forward passes
+        self.cuda_graphs = False  # whether decoders capture and replay their forward passes
 
     def compile(self) -> None:
         """Compile the net's blocks for decoding, and on a GPU replay decoding steps as CUDA graphs.
@@ -71,7 +76,7 @@ class Pipeline(
         Compilation takes time first, so it is for many samples on a GPU. It is not faster on a CPU.
         """
         self.net.transformer.run_cached_block = torch.compile(as_it_is, dynamic=True)
-        self.recording = True
+        self.cuda_graphs = True
 
     def generate(self, *prompt: str | Image.Image, images: str = "chosen", **sampling: Any) -> list[str | Image.Image]:
         """Continue a prompt of texts and pictures, in any order, with texts and pictures.
@@ -88,9 +93,27 @@ class Pipeline(
             sampling: Arguments of `Sampling`: guidance_scale, num_inference_steps, temperature, seed, …
         """
         # Imported here, since these modules import this one.
-        from lit_transfusion.generation.conversation import continue_prompt
+        from lit_transfusion.generation.engine import Images, generate
+        from lit_transfusion.generation.prompts import interleaved
 
-        return continue_prompt(self, prompt, images, **sampling)
+        if images.upper() not in Images.__members__:
+            raise InputError(f"images {images!r} is invalid: use one of {', '.join(Images.__members__).lower()}")
+        where, settings = Images[images.upper()], Sampling(**sampling)
+        if where is Images.FORCED:
+            settings = settings.one_image()
+        size = self.image_size
+        parts = [part if isinstance(part, str) else to_unit_range(square(to_rgb(part), size)) for part in prompt]
+        (sample,) = generate(self, [interleaved(self, parts)], settings, images=where)
+        return self.decode(sample.added)
+
+    def decode(self, segments: Sequence[TextSegment | ImageSegment]) -> list[str | Image.Image]:
+        """Decode the parts of a document to strings and PIL pictures."""
+        return [
+            self.tokenizer.decode(segment.token_ids)
+            if isinstance(segment, TextSegment)
+            else to_pil(self.codec.decode(segment.latents[None])[0])
+            for segment in segments
+        ]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

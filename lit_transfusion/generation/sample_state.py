@@ -40,7 +40,7 @@ class Generated(NamedTuple):
         return tuple(i for segment in self.added if isinstance(segment, TextSegment) for i in segment.token_ids)
 
 
-class Sample:
+class SampleState:
     """A document that grows until it has a stop reason.
 
     Args:

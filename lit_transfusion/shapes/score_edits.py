@@ -41,8 +41,8 @@ def score_edits(
     import torch
     from torch import Tensor
 
-    from lit_transfusion.generation.editing import edit, edit_grid
-    from lit_transfusion.generation.pictures import picture_path, save
+    from lit_transfusion.generation.engine import edit
+    from lit_transfusion.generation.pictures import edit_grid, picture_path, save
     from lit_transfusion.generation.pipeline import open_pipeline
     from lit_transfusion.generation.settings import Sampling
     from lit_transfusion.shapes.edits import ShapeEdits

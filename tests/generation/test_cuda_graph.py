@@ -11,7 +11,7 @@ from slow_decoder import assert_same, pieces_of
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.generation import cuda_graph, decoder
-from lit_transfusion.generation.cuda_graph import Recorded
+from lit_transfusion.generation.cuda_graph import Graphed
 from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.engine import Images, generate
 from lit_transfusion.generation.prompts import prompt_document
@@ -82,7 +82,7 @@ def test_longer_rows_compile_nothing_again(make_pipeline, monkeypatch):
             decoder.predict_images(torch.zeros(3, 3, 4, 4), 500)
             counts.append(len(graphs))
     assert 0 < counts[0] == counts[-1]
-    assert sorted(decoder.recorded) == [8, 16, 24, 32, 40, 48]
+    assert sorted(decoder.graphed) == [8, 16, 24, 32, 40, 48]
 
 
 def test_each_shape_is_recorded_once_at_fixed_addresses(monkeypatch):
@@ -93,40 +93,40 @@ def test_each_shape_is_recorded_once_at_fixed_addresses(monkeypatch):
         places.append((a.data_ptr(), b.data_ptr()))
         return 2 * a, 2 * b
 
-    recorded, three = Recorded(double), torch.arange(3.0)
+    graphed, three = Graphed(double), torch.arange(3.0)
     for _ in range(3):
         inputs = torch.randn(2), torch.randn(5)
-        for output, tensor in zip(recorded(*inputs), inputs, strict=True):
+        for output, tensor in zip(graphed(*inputs), inputs, strict=True):
             assert torch.equal(output, 2 * tensor)
     assert len(set(places)) == 1
-    first = recorded(three, three)
-    recorded(-three, -three)
+    first = graphed(three, three)
+    graphed(-three, -three)
     assert torch.equal(first[0], 2 * three)  # returned tensors are not overwritten
     assert len(set(places)) == 2
 
 
 def test_rare_shapes_are_not_recorded():
-    recorded = Recorded(lambda a: (2 * a,))
+    graphed = Graphed(lambda a: (2 * a,))
     for length in (3, 4):
         for calls in range(1, cuda_graph.RARE + 3):
-            assert torch.equal(recorded(torch.full((length,), calls))[0], torch.full((length,), 2 * calls))
-            assert (torch.Size([length]),) not in recorded.recordings or calls > cuda_graph.RARE
-    assert len(recorded.recordings) == 2
+            assert torch.equal(graphed(torch.full((length,), calls))[0], torch.full((length,), 2 * calls))
+            assert (torch.Size([length]),) not in graphed.graphs or calls > cuda_graph.RARE
+    assert len(graphed.graphs) == 2
 
 
 def test_results_are_copies(monkeypatch):
     """Results are copies also if the function returns its input, as the net does with an empty batch of images."""
     monkeypatch.setattr(cuda_graph, "RARE", 0)
-    recorded = Recorded(lambda a: (a,))
-    first = recorded(torch.ones(2))
-    recorded(torch.zeros(2))
+    graphed = Graphed(lambda a: (a,))
+    first = graphed(torch.ones(2))
+    graphed(torch.zeros(2))
     assert torch.equal(first[0], torch.ones(2))
 
 
 def test_the_cache_is_freed_with_its_decoder(make_pipeline, monkeypatch):
     """It is freed without the garbage collector, since the next decoder on a GPU may need its memory."""
     pipeline = make_pipeline()
-    monkeypatch.setattr(pipeline, "recording", True)
+    monkeypatch.setattr(pipeline, "cuda_graphs", True)
     gc.disable()
     try:
         decoder = Decoder(pipeline, 2, 10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation.cuda_graph import RARE, Recorded
+from lit_transfusion.generation.cuda_graph import RARE, Graphed
 from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.engine import Images, generate
 from lit_transfusion.generation.prompts import prompt_document
@@ -57,9 +57,9 @@ def test_a_recording_is_replayed_with_new_values():
         calls.append(a.data_ptr())
         return (a * a,)
 
-    recorded = Recorded(square)
+    graphed = Graphed(square)
     for value in range(RARE + 4):
-        [output] = recorded(torch.full((4,), float(value), device="cuda"))
+        [output] = graphed(torch.full((4,), float(value), device="cuda"))
         assert output.tolist() == [value**2] * 4
     assert len(calls) == RARE + 2  # one for warm-up, one for recording, none for replays
 
@@ -70,7 +70,7 @@ def test_a_replay_writes_into_the_cache(make_gpu_pipeline, patcher):
     """Each token is added to the cache, although Python code runs only for the first ones."""
     pipeline = make_gpu_pipeline(patcher)
     decoders = []
-    for pipeline.recording in (False, True):
+    for pipeline.cuda_graphs in (False, True):
         decoder = Decoder(pipeline, 2, 40)
         for token in range(30):
             decoder.read_tokens([5 + token, 6 + token])

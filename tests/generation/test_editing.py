@@ -8,8 +8,8 @@ from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.types import Document, EditExample, ImageSegment
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation.editing import edit, edit_grid
-from lit_transfusion.generation.engine import Sampling
+from lit_transfusion.generation.engine import Sampling, edit
+from lit_transfusion.generation.pictures import edit_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2
 P = 4

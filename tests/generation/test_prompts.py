@@ -7,8 +7,7 @@ from lit_transfusion.data.packing import room_for_text
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.types import Document, Example, TextSegment
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.editing import edit
-from lit_transfusion.generation.engine import draw, draw_after
+from lit_transfusion.generation.engine import draw, draw_after, edit
 from lit_transfusion.generation.prompts import caption_read, caption_tokens, prompt_document
 from lit_transfusion.generation.settings import Sampling
 

@@ -9,8 +9,7 @@ import torch
 from lit_transfusion.commands.playground.streaming import View, watch, watch_continuation, watch_drawing, watch_edit
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.editing import edit
-from lit_transfusion.generation.engine import draw
+from lit_transfusion.generation.engine import draw, edit
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.settings import Sampling
 

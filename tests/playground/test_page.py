@@ -9,8 +9,7 @@ import torch
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.editing import edit
-from lit_transfusion.generation.engine import draw, write
+from lit_transfusion.generation.engine import draw, edit, write
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.settings import Sampling
 

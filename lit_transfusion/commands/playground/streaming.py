@@ -10,10 +10,8 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from lit_transfusion.generation.conversation import added_parts
 from lit_transfusion.generation.denoising import OnStep
-from lit_transfusion.generation.editing import edit
-from lit_transfusion.generation.engine import draw, generate
+from lit_transfusion.generation.engine import draw, edit, generate
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
@@ -66,7 +64,7 @@ def watch_continuation(pipeline: Pipeline, picture: Tensor | None, prompt: str, 
         emit(View([], "writing"))
         document = prompt_document(pipeline, prompt, picture)
         (sample,) = generate(pipeline, [document], sampling, moments(pipeline, sampling, emit))
-        emit(View(added_parts(pipeline, sample), f"{done(start)}, stopped by: {sample.stop_reason.value}"))
+        emit(View(pipeline.decode(sample.added), f"{done(start)}, stopped by: {sample.stop_reason.value}"))
 
     return watch(work)
 

@@ -145,11 +145,8 @@ class ShardFolder:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **vars(self),
-            "_rows": None,
-            "_moments_rows": None,
-        }  # each process maps them itself, instead of receiving them
+        """Without the arrays, which each process maps itself."""
+        return {**vars(self), "_rows": None, "_moments_rows": None}
 
 
 def read_index(folder: Path) -> dict[str, Any]:

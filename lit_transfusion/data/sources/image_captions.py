@@ -29,25 +29,9 @@ from lit_transfusion.wording import counted
 
 FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first existing column is used
 CAPTION_COLUMNS = ("caption", "text", "captions")
-TABLES = (
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".parquet",
-    ".json",
-    ".xlsx",
-    ".ods",
-)  # files that may contain captions of many pictures
-BESIDE = (
-    ".txt",
-    ".caption",
-    ".captions",
-    ".cap",
-    ".tags",
-    ".json",
-    ".xml",
-    ".md",
-)  # files that may contain captions of one picture
+# Suffixes of files that may contain captions, of many pictures and of one picture. They are named in an error message.
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xlsx", ".ods")
+BESIDE = (".txt", ".caption", ".captions", ".cap", ".tags", ".json", ".xml", ".md")
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,8 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from lit_transfusion.data.sources import Source
 from lit_transfusion.data.types import EditExample, Example
-from lit_transfusion.generation.editing import edit, edit_grid
-from lit_transfusion.generation.engine import draw, write
-from lit_transfusion.generation.pictures import Frames, captioned_grid, save
+from lit_transfusion.generation.engine import draw, edit, write
+from lit_transfusion.generation.pictures import Frames, captioned_grid, edit_grid, save
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import check_lengths, prompt_document
 from lit_transfusion.generation.settings import Sampling
