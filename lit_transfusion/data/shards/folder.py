@@ -145,8 +145,11 @@ class ShardFolder:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the arrays, which each process maps itself."""
-        return {**vars(self), "_rows": None, "_moments_rows": None}
+        return {
+            **vars(self),
+            "_rows": None,
+            "_moments_rows": None,
+        }  # each process maps them itself, instead of receiving them
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -29,9 +29,25 @@ from lit_transfusion.wording import counted
 
 FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first existing column is used
 CAPTION_COLUMNS = ("caption", "text", "captions")
-# Suffixes of files that may contain captions, of many pictures and of one picture. They are named in an error message.
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xlsx", ".ods")
-BESIDE = (".txt", ".caption", ".captions", ".cap", ".tags", ".json", ".xml", ".md")
+TABLES = (
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".parquet",
+    ".json",
+    ".xlsx",
+    ".ods",
+)  # files that may contain captions of many pictures
+BESIDE = (
+    ".txt",
+    ".caption",
+    ".captions",
+    ".cap",
+    ".tags",
+    ".json",
+    ".xml",
+    ".md",
+)  # files that may contain captions of one picture
 
 log = logging.getLogger(__name__)
 
