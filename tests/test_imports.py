@@ -1,6 +1,8 @@
 """A package imports only packages that come before it, so that there are no circular imports."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,11 @@ def test_imports_go_downwards(package):
 def test_every_package_is_in_the_order():
     found = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert found == set(ORDER)
+
+
+@pytest.mark.parametrize(
+    "module", ["generation", "generation.settings", "generation.model_card", "run_folder", "errors"]
+)
+def test_modules_that_commands_read_their_options_from_import_no_torch(module):
+    code = f"import sys, lit_transfusion.{module}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

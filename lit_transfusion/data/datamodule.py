@@ -124,15 +124,12 @@ class TransfusionData(lightning.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Held-out pictures with one caption each, without the pictures that cannot be read."""
         source = self.source.pictures
-        if source.images_per_example > 1:
+        if source.images_per_example != 1:
+            fix = "use a source with captioned pictures"
+            if source.images_per_example > 1:
+                fix += ", or the callback ShowEdits to see held-out edits during training"
             raise InputError(
-                f"data.source: predict needs captioned pictures, but {type(source).__name__} yields edits; use the "
-                "callback ShowEdits to see held-out edits during training"
-            )
-        if source.images_per_example < 1:
-            raise InputError(
-                f"data.source: predict needs captioned pictures, but {type(source).__name__} has none; use a source "
-                "with captioned pictures"
+                f"data.source: predict needs captioned pictures, but {type(source).__name__} yields none; {fix}"
             )
         return DataLoader(source.split("val"), batch_size=32, collate_fn=collate_examples)
 

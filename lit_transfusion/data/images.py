@@ -40,18 +40,10 @@ def read_pixels(file: str | Path | BinaryIO, image_size: int) -> Tensor:
             warnings.simplefilter("ignore")  # about broken metadata
             try:
                 image = decode(file, image_size)
-            except TooLarge:
-                raise
             except Exception as error:  # the exception class depends on the format and the fault
                 image = decode_without_metadata(file, image_size, error)
-    except TooLarge:
-        raise
-    except FileNotFoundError as error:
-        raise ValueError("does not exist") from error
-    except UnidentifiedImageError as error:
-        raise ValueError("cannot be read: not a picture of a known format") from error
     except Exception as error:
-        raise ValueError(f"cannot be read: {reason_of(error)}") from error
+        raise ValueError(reason_of(error)) from error
     return square(image, image_size)
 
 
@@ -97,7 +89,9 @@ def too_large(factor: int = 1) -> str:
 
 
 def decode_without_metadata(file: str | Path | BinaryIO, image_size: int, error: Exception) -> Image.Image:
-    """Remove the metadata and decode the rest. Raises `error` if there is no metadata or decoding fails again."""
+    """Remove the metadata and decode the rest. Raises `error` if that cannot help or decoding fails again."""
+    if isinstance(error, TooLarge | FileNotFoundError):
+        raise error
     if isinstance(file, str | Path):
         content = Path(file).read_bytes()
     else:
@@ -108,16 +102,21 @@ def decode_without_metadata(file: str | Path | BinaryIO, image_size: int, error:
         raise error
     try:
         return decode(io.BytesIO(rest), image_size)
-    except TooLarge:
-        raise
-    except Exception:
-        raise error from None
+    except Exception as again:
+        raise again if isinstance(again, TooLarge) else error from None
 
 
 def reason_of(error: Exception) -> str:
-    """A library's error message without numbers, so that equal faults of different pictures have the same reason."""
+    """Why a picture cannot be used. Without numbers, so that equal faults of different pictures have equal reasons."""
+    match error:
+        case TooLarge():
+            return str(error)
+        case FileNotFoundError():
+            return "does not exist"
+        case UnidentifiedImageError():
+            return "cannot be read: not a picture of a known format"
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return re.sub(r"\d+", "N", " ".join(message.split()))[:100]
+    return "cannot be read: " + re.sub(r"\d+", "N", " ".join(message.split()))[:100]
 
 
 def square(image: Image.Image, image_size: int) -> Tensor:

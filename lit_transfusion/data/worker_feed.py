@@ -68,7 +68,10 @@ class Feed:
 
 
 def requested_keys(keys: list[Iterator[Key]], asked: deque[tuple[int, Key]], ahead: list[int]) -> Iterator[Key]:
-    """Choose and record the next request. This is no method: a reference to the feed would keep its workers alive."""
+    """Choose the next request and note it in `asked`.
+
+    This is no method: a reference to the feed would keep its workers alive.
+    """
     while True:
         stream = ahead.index(min(ahead))
         key = next(keys[stream], None)

@@ -36,27 +36,27 @@ class Graphed:
         if self.calls[shapes] <= RARE:
             return self.function(*inputs)
         if shapes not in self.graphs:
-            places = [tensor.clone() for tensor in inputs]
-            self.graphs[shapes] = places, capture(self.function, places)
-        places, replay = self.graphs[shapes]
-        for place, tensor in zip(places, inputs, strict=True):
-            place.copy_(tensor)
+            buffers = [tensor.clone() for tensor in inputs]
+            self.graphs[shapes] = buffers, capture(self.function, buffers)
+        buffers, replay = self.graphs[shapes]
+        for buffer, tensor in zip(buffers, inputs, strict=True):
+            buffer.copy_(tensor)
         return tuple(output.clone() for output in replay())
 
 
-def capture(function: Function, places: Sequence[Tensor]) -> Function:
-    """A callable that computes `function` of the current contents of `places`. (On a CPU, it calls the function.)"""
-    device = places[0].device
+def capture(function: Function, buffers: Sequence[Tensor]) -> Function:
+    """A callable that computes `function` of the current contents of `buffers`. (On a CPU, it calls the function.)"""
+    device = buffers[0].device
     if device.type != "cuda":
-        return functools.partial(function, *places)
+        return functools.partial(function, *buffers)
     graph, aside = torch.cuda.CUDAGraph(), side_stream(device)
     with torch.cuda.device(device):  # the device of the streams below
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # warm up: what libraries set up for a stream must not be in the graph
-            function(*places)
+            function(*buffers)
         torch.cuda.current_stream().wait_stream(aside)
         with torch.cuda.graph(graph, stream=aside):
-            outputs = function(*places)
+            outputs = function(*buffers)
 
     def replay() -> tuple[Tensor, ...]:
         with torch.cuda.device(device):

@@ -95,11 +95,11 @@ class Frames:
 
     def __init__(self, codec: Codec, num_inference_steps: int) -> None:
         self.codec = codec
-        self.moments = {round(i * (num_inference_steps - 1) / 7) for i in range(8)}
+        self.shown = {round(i * (num_inference_steps - 1) / 7) for i in range(8)}
         self.columns: dict[int, list[Tensor]] = {}
 
     def take(self, step: int, latents: Tensor) -> None:
-        if step in self.moments:
+        if step in self.shown:
             self.columns.setdefault(step, []).append(self.codec.decode(latents))
 
     def sheet(self) -> Tensor:

@@ -57,7 +57,7 @@ def test_both_images_of_an_edit_have_to_fit():
 
 
 def test_edits_are_not_for_prediction():
-    with pytest.raises(InputError, match=r"data\.source.*ShapeEdits yields edits.*ShowEdits"):
+    with pytest.raises(InputError, match=r"data\.source.*ShapeEdits.*ShowEdits"):
         data(source=ShapeEdits(16)).predict_dataloader()
 
 

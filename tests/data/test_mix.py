@@ -462,7 +462,7 @@ def test_texts_alone_are_trained_on_too(data, corpus):
     batch = next(iter(made.train_dataloader()))
     assert batch.tokens.shape == (2, 16) and not len(batch.images)
     assert made.val_dataloader().name == ""
-    with pytest.raises(InputError, match=r"data\.source.*TextCorpus has none"):
+    with pytest.raises(InputError, match=r"data\.source.*TextCorpus.*captioned pictures"):
         made.predict_dataloader()
 
 
