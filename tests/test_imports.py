@@ -51,9 +51,7 @@ def test_every_package_is_in_the_order():
     assert found == set(ORDER)
 
 
-@pytest.mark.parametrize(
-    "module", ["generation", "generation.settings", "generation.model_card", "run_folder", "errors"]
-)
+@pytest.mark.parametrize("module", ["generation", "generation.settings", "generation.model_card", "errors"])
 def test_modules_that_commands_read_their_options_from_import_no_torch(module):
     code = f"import sys, lit_transfusion.{module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
