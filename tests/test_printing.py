@@ -65,9 +65,9 @@ def test_commands_work_without_unix_modules(tmp_path):
     words += ["--vocab_size", "280", "--output", "tokenizer.model"]
     done = command(tmp_path, *words, program=program, capture_output=True)
     assert done.returncode == 0, done.stderr
-    (tmp_path / "texts" / "a.txt").write_text("another\n\ntext")  # its index replaces the first one
+    (tmp_path / "texts" / "a.txt").write_text("another\n\ntext")  # its table replaces the first one
     assert command(tmp_path, *words, "--overwrite", program=program, capture_output=True).returncode == 0
-    assert len(list((tmp_path / "texts" / ".lit_transfusion").iterdir())) == 1
+    assert len(list((tmp_path / "texts").glob(".lit_transfusion/texts-*"))) == 1
 
 
 def test_bytes_of_a_file_are_the_same_without_pread(tmp_path, monkeypatch):

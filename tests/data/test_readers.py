@@ -8,8 +8,10 @@ import json
 import sys
 import tarfile
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from lit_transfusion.data.images import read_pixels
 from lit_transfusion.data.sources import ImageCaptions
@@ -93,7 +95,6 @@ def folder_with_jsonl(folder):
 
 
 def folder_with_parquet(folder):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     in_folder(folder)
     table = {
         "file_name": [f"{name}.png" for name in COLOURS],
@@ -180,7 +181,6 @@ def repository(folder):
 def parquet_of_structs(folder):
     """A .parquet of structs without a mark that they are pictures."""
     pytest.importorskip("datasets")
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = {
         "picture": [{"bytes": picture(colour), "path": None} for colour in COLOURS.values()],
         "captions": [[f"a {name} square", f"all {name}"] for name in COLOURS],
@@ -196,7 +196,6 @@ def folder_of_parquet(folder):
 
 def parquet_of_bytes(folder):
     pytest.importorskip("datasets")
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = {
         "jpg": list(map(picture, COLOURS.values())),
         "caption": [[f"a {name} square", f"all {name}"] for name in COLOURS],
@@ -480,14 +479,12 @@ def test_files_that_are_not_coco_captions(tmp_path, content, expected):
 
 
 def test_metadata_that_is_not_parquet(tmp_path):
-    pytest.importorskip("pyarrow")
     in_folder(tmp_path)
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
     assert f"{tmp_path / 'metadata.parquet'} cannot be read as parquet" in error_of(tmp_path)
 
 
 def test_parquet_of_texts_needs_a_column_of_pictures(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pytest.importorskip("datasets")
     parquet.write_table(pyarrow.table({"text": ["a"], "url": ["b"]}), tmp_path / "0.parquet")
     assert f"{tmp_path} is unclear; set image_column to one of text, url" in error_of(tmp_path)

@@ -2,18 +2,18 @@
 
 import json
 import logging
-import os
+import multiprocessing
 import pickle
 import resource
-import subprocess
-import sys
 import time
 import tracemalloc
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from lit_transfusion.data.sources import TextCorpus, text_files, text_index
-from lit_transfusion.data.types import Skipped, TextExample
+from lit_transfusion.data.sources import TextCorpus, text_files, text_table
+from lit_transfusion.data.types import TextExample
 from lit_transfusion.errors import InputError
 
 
@@ -73,14 +73,11 @@ def test_byte_order_mark_is_not_text(write):
 
 
 def test_lines_of_jsonl_and_rows_of_parquet(write, folder):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     path = write(a_jsonl=[{"body": "a\n\nb", "n": 1}, {"body": "é 日本"}])
     parquet.write_table(pyarrow.table({"n": [1, 2, 3], "body": ["ü", None, "d\n\ne"]}), folder / "b.parquet")
     source = TextCorpus(path, column="body", val_fraction=0.0)
     assert texts(source) == ["a\n\nb", "é 日本", "ü", "d\n\ne"]
-    assert source._index.left_out == {"empty": 1}
+    assert source._table.left_out["empty"][0] == 1
 
 
 def test_folders_are_searched_and_hidden_ones_are_not(folder):
@@ -99,7 +96,7 @@ def test_folders_are_searched_and_hidden_ones_are_not(folder):
     ids=["words", "wide", "narrow", "both", "lines", "long lines"],
 )
 def test_long_document_is_several_examples_and_no_character_is_lost(write, monkeypatch, text, blocks):
-    monkeypatch.setattr(text_files, "MAX_SPAN", 16)
+    monkeypatch.setattr(text_files, "MAX_PART", 16)
     source = TextCorpus(write(a_txt=text), documents="block" if blocks else "file", val_fraction=0.0)
     examples = [source[i] for i in range(len(source))]
     assert "".join(example.text for example in examples) == text
@@ -124,7 +121,7 @@ def test_faults_are_left_out_and_counted(write, caplog):
         source = TextCorpus(path, val_fraction=0.0)
     assert texts(source) == ["good", "fine"]
     counts = {"not UTF-8": 3, "empty": 3, "broken json": 1, "not a json object": 1, "without a text in 'text'": 2}
-    assert source._index.left_out == counts
+    assert {reason: count for reason, (count, _) in source._table.left_out.items()} == counts
     (message,) = caplog.messages
     assert "2 documents used, 10 left out" in message and "3 not UTF-8 (first: " in message and "a.txt" in message
 
@@ -147,18 +144,13 @@ def test_block_that_is_not_utf8_leaves_its_neighbours(write):
     ],
 )
 def test_errors_name_file_option_and_fix(write, folder, files, options, message):
-    if files and "a_parquet" in files:
-        pytest.importorskip("pyarrow")
     path = write(**files) if files else str(folder)
     with pytest.raises(InputError, match=message):
         TextCorpus(path, **options)
-    assert not list(folder.glob(".lit_transfusion/*"))
+    assert not tables(folder)
 
 
 def test_parquet_without_the_column_names_those_it_has(write, folder):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     path = write()
     parquet.write_table(pyarrow.table({"n": [1], "body": ["x"]}), folder / "b.parquet")
     with pytest.raises(InputError, match=r"b\.parquet has no column 'text', only n, body; set column"):
@@ -172,12 +164,18 @@ def test_path_must_be_given():
         TextCorpus()
 
 
-def test_file_that_changes_during_training_is_skipped(write, folder):
+def test_file_that_cannot_be_read_is_named(write, folder):
+    path = write(a_txt="x")
+    with pytest.raises(InputError, match=r"b\.txt cannot be read: .*remove it"):
+        list(text_files.documents_of(folder / "a.txt" / "b.txt", "text", False))
+    assert texts(TextCorpus(path)) == ["x"]
+
+
+def test_files_may_change_during_training(write, folder):
     source = TextCorpus(write(a_txt="some words", b_jsonl=[{"text": "x"}]), val_fraction=0.0)
     (folder / "a.txt").write_text("some")
     (folder / "b.jsonl").unlink()
-    assert [source[i].reason for i in range(2)] == ["changed since training began"] * 2
-    assert isinstance(source[0], Skipped) and source[0].name.endswith("a.txt")
+    assert texts(source) == ["some words", "x"]
 
 
 # What is held out
@@ -204,7 +202,7 @@ def test_held_out_are_the_same_whatever_else_there_is_and_others_for_another_see
 
 
 def test_equal_documents_and_the_parts_of_one_are_in_one_part(write, monkeypatch):
-    monkeypatch.setattr(text_files, "MAX_SPAN", 16)
+    monkeypatch.setattr(text_files, "MAX_PART", 16)
     long = {f"{i:02d}_txt": f"{i:02d} " * 20 for i in range(20)}
     source = TextCorpus(write(a_jsonl=rows(20) * 3, **long), val_fraction=0.3)
     train, val = texts(source.split("train")), texts(source.split("val"))
@@ -218,90 +216,133 @@ def test_neither_part_is_empty(write, count, fraction, held_out):
     assert (len(source.split("val")), len(source.split("train"))) == (held_out, count - held_out)
 
 
-# The index
+# The table
 
 
-def test_index_is_made_again_only_when_a_file_or_an_option_changes(write, folder, monkeypatch):
-    built = []
-    monkeypatch.setattr(text_index, "build", lambda *a, build=text_index.build: (built.append(1), build(*a)))
+def tables(folder):
+    """The folders of all tables beside the texts."""
+    return sorted(folder.glob(".lit_transfusion/texts-*"))
+
+
+def test_table_is_written_again_only_when_a_file_or_an_option_changes(write, folder, monkeypatch):
+    written = []
+    monkeypatch.setattr(text_table, "write", lambda *a, write=text_table.write: (written.append(1), write(*a)))
     path = write(a_txt="one\n\ntwo")
     for options in ({}, {}, {"documents": "block"}, {"seed": 1}, {"val_fraction": 0.5}):
         TextCorpus(path, **options)
-    assert len(built) == 4
+    assert len(written) == 4
     write(b_txt="three")
-    assert len(all_texts(TextCorpus(path))) == 2 and len(built) == 5
+    assert len(all_texts(TextCorpus(path))) == 2 and len(written) == 5
     time.sleep(0.01)
     write(b_txt="other")
-    assert "other" in all_texts(TextCorpus(path)) and len(built) == 6
-    assert all((place / "index.json").exists() for place in (folder / ".lit_transfusion").iterdir())
+    assert "other" in all_texts(TextCorpus(path)) and len(written) == 6
+    assert all((place / "report.json").exists() for place in tables(folder))
 
 
-def index_made_elsewhere(path):
-    """Make an index in another process that has ended, because this process keeps the indices that it uses."""
-    script = "import sys; from lit_transfusion.data.sources import TextCorpus; TextCorpus(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+def in_another_process(function, *arguments):
+    """Call a function in a process that then ends, because a process keeps the tables that it uses."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
-@pytest.mark.slow
-def test_outdated_index_is_deleted_when_another_is_made(write, folder):
-    path = write(a_txt="one", b_txt="gone soon", c_txt="three")
-    index_made_elsewhere(folder / "b.txt")
-    index_made_elsewhere(folder / "a.txt")
-    index_made_elsewhere(path)
-    (folder / "b.txt").unlink()
-    assert len(os.listdir(folder / ".lit_transfusion")) == 3
+def test_outdated_table_is_deleted_when_another_is_written(write, folder):
+    path = write(a_txt="one", b_txt="two")
+    in_another_process(TextCorpus, path)
+    (before,) = tables(folder)
+    unfinished = before.with_name(f"{before.name.rpartition('-')[0]}-0")  # of a killed process
+    unfinished.mkdir()
+    in_another_process(TextCorpus, str(folder / "a.txt"))
+    (other,) = set(tables(folder)) - {before, unfinished}
+    write(b_txt="changed")
     TextCorpus(path)
-    kept = [json.loads(file.read_text())["path"] for file in (folder / ".lit_transfusion").glob("*/made_of.json")]
-    assert sorted(kept) == [".", "a.txt"] and len(os.listdir(folder / ".lit_transfusion")) == 2
+    assert other in tables(folder) and len(tables(folder)) == 2
+    assert before not in tables(folder) and unfinished not in tables(folder)
 
 
-def test_index_in_use_is_not_deleted(write, folder):
+def test_table_in_use_is_not_deleted(write, folder):
     path = write(a_txt="one")
     source = TextCorpus(path)
     write(b_txt="another")
-    index_made_elsewhere(path)
-    assert len(os.listdir(folder / ".lit_transfusion")) == 2
+    in_another_process(TextCorpus, path)
+    assert len(tables(folder)) == 2
     assert all_texts(source) == ["one"]
 
 
-def test_corpus_that_cannot_be_written_has_its_index_in_the_cache(write, folder, tmp_path, monkeypatch):
+def test_corpus_that_cannot_be_written_has_its_table_in_the_cache(write, folder, tmp_path, monkeypatch):
     path = write(a_txt="x")
     (folder / ".lit_transfusion").write_text("")  # a file at the path of the folder prevents it, even for the superuser
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):
         assert texts(TextCorpus(path)) == ["x"]
-    assert len(list(tmp_path.glob("cache/lit_transfusion/*/*/index.json"))) == 1
+    assert len(list(tmp_path.glob("cache/lit_transfusion/*/*/report.json"))) == 1
+    (tmp_path / "cache" / "lit_transfusion").rename(tmp_path / "moved")
+    (tmp_path / "cache" / "lit_transfusion").write_text("")
+    with pytest.raises(InputError, match=r"neither .*\.lit_transfusion nor .*cache.* is writable"):
+        TextCorpus(path)
 
 
-def test_full_disk_during_indexing_is_reported_and_nothing_remains(write, folder):
+def test_full_disk_is_reported_and_nothing_remains(write, folder):
     """With a limit on the size of files, a write fails like on a full disk."""
     path = write(a_jsonl=rows(500))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
     try:
-        with pytest.raises(InputError, match=r"the index of .*texts cannot be written to .*File too large"):
+        with pytest.raises(InputError, match=r"texts/\.lit_transfusion/.* cannot be written: File too large"):
             TextCorpus(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(folder.glob(".lit_transfusion/*"))
+    assert not tables(folder)
     assert len(all_texts(TextCorpus(path))) == 500
 
 
-def test_second_process_uses_the_index_of_the_first(write, folder, monkeypatch):
-    """Both started to make it."""
-    path, build = write(a_txt="x"), text_index.build
+def test_one_of_several_processes_writes_the_table(write, folder, monkeypatch):
+    path, original = write(a_txt="x"), text_table.write
+    context = multiprocessing.get_context("fork")
+    started, log = context.Barrier(3), folder / "written.log"
 
     def slow(*arguments):
-        monkeypatch.setattr(text_index, "build", build)
+        with log.open("a") as file:
+            file.write("written\n")
+        time.sleep(0.3)
+        original(*arguments)
+
+    def use():
+        started.wait()
         assert texts(TextCorpus(path)) == ["x"]
-        build(*arguments)
 
-    monkeypatch.setattr(text_index, "build", slow)
-    assert texts(TextCorpus(path)) == ["x"]
-    assert len(os.listdir(folder / ".lit_transfusion")) == 1
+    monkeypatch.setattr(text_table, "write", slow)
+    processes = [context.Process(target=use) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text() == "written\n" and len(tables(folder)) == 1
 
 
-def test_copy_for_another_process_has_no_rows(write):
+def test_forked_process_maps_the_table_itself(write):
+    source = TextCorpus(write(a_jsonl=rows(300)), val_fraction=0.0)
+    assert source[250].text == "document 250"  # mapped by this process
+    opened = text_table.opened.cache_info().misses
+
+    def read():
+        assert source[7].text == "document 7" and source[299].text == "document 299"
+        assert text_table.opened.cache_info().misses == opened + 1
+
+    in_another_process(read)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_index_out_of_range_ends_an_iteration(write, index):
+    source = TextCorpus(write(a_jsonl=rows(5)), val_fraction=0.0)
+    with pytest.raises(IndexError):
+        source[index]
+    assert [example.text for example in source] == [f"document {i}" for i in range(5)]
+
+
+def test_copy_for_another_process_is_small(write):
     source = TextCorpus(write(a_jsonl=rows(5000)), val_fraction=0.0)
     before = source[17]
     pickled = pickle.dumps(source)
@@ -315,7 +356,7 @@ def test_memory_does_not_grow_with_the_number_of_documents(write):
         path = write(a_jsonl=[{"text": f"{i} " * 50} for i in range(count)])
         TextCorpus(path).captions()  # first, for imports and caches
         time.sleep(0.01)
-        write(b_txt=str(count))  # a new index
+        write(b_txt=str(count))  # a new table
         tracemalloc.start()
         source = TextCorpus(path)
         for index in range(0, len(source), count // 500):

@@ -1,6 +1,5 @@
 """A cache of the content digests of the pictures in a folder. Entries are valid while size and time do not change."""
 
-import hashlib
 import json
 import logging
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from lit_transfusion.data.digests import content_of, is_picture
 from lit_transfusion.data.shards.files import whole_file
-from lit_transfusion.data.sources.text_index import FOLDER, cache_home
+from lit_transfusion.data.sources.cache_folder import cache_folders
 from lit_transfusion.errors import InputError
 
 FILE = "pictures.json"
@@ -31,7 +30,7 @@ def contents_of(folder: Path, names: Sequence[str]) -> list[bytes]:
     They are cached in `.lit_transfusion` in the folder or, if that is not writable, in the user's cache. With a cached
     digest, only the size and modification time of a file are read.
     """
-    places = folder / FOLDER, cache_home() / FOLDER.removeprefix(".") / _key(folder)
+    places = cache_folders(folder)
     before = next((known for place in places if (known := _load(place / FILE)) is not None), {})
     contents: list[bytes] = []
     new: Known = {}
@@ -65,10 +64,6 @@ def _content(folder: Path, name: str, before: tuple[int, int, str] | None) -> tu
     content = content_of(data, name)
     # No entry for other files: with another library installed, they may be pictures the next time.
     return content, (status.st_size, status.st_mtime_ns, content.hex()) if is_picture(data) else None
-
-
-def _key(folder: Path) -> str:
-    return hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
 
 
 def _load(file: Path) -> Known | None:

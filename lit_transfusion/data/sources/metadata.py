@@ -125,11 +125,9 @@ def _jsonl_rows(lines: Iterator[str], file: Path) -> Iterator[tuple[int, dict[st
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise InputError(f'{file} needs the package pyarrow; pip install -e ".[data]"') from None
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
     try:
         number = 0
         for batch in ParquetFile(file).iter_batches():

@@ -3,17 +3,13 @@
 import copy
 import logging
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from lit_transfusion.data.sources.base import Source
-from lit_transfusion.data.sources.text_files import row_of, text_in
-from lit_transfusion.data.sources.text_index import TextOptions, left_out_summary, text_index
+from lit_transfusion.data.sources.text_table import TextOptions, text_table
 from lit_transfusion.data.training_text import PASSAGE, passages_of
-from lit_transfusion.data.types import Skipped, TextExample
+from lit_transfusion.data.types import TextExample, format_reasons
 from lit_transfusion.errors import InputError
-from lit_transfusion.text_reader import suffix
 from lit_transfusion.wording import counted
 
 SAMPLE = 4_000_000  # largest number of characters to train a tokenizer
@@ -25,9 +21,9 @@ class TextCorpus(Source):
     """Your own texts: a .txt, .jsonl or .parquet file, or a folder of such files with all folders in it.
 
     A document is a .txt file or a block in it, a line of a .jsonl file, or a row of a .parquet file. No document is
-    cut: a long one becomes several examples. Texts are read on access. An index of their positions is made once and
-    saved in `.lit_transfusion` beside them, with a copy of the texts of .parquet files. Documents that are empty, not
-    UTF-8 or not JSON are left out, with a warning. Hidden files and links to folders are ignored.
+    cut: a long one becomes several examples. All texts are copied once to Arrow files in `.lit_transfusion` beside
+    them, which are read on access. Documents that are empty, not UTF-8 or not JSON are left out, with a warning. Hidden
+    files and links to folders are ignored.
 
     Args:
         path: The file or folder.
@@ -69,15 +65,10 @@ class TextCorpus(Source):
         given = Path(path).expanduser()
         if not given.exists():
             raise InputError(f"no such file or folder: {given}; set path to the file or folder of the texts")
-        self._folder = given if given.is_dir() else given.parent
-        self._index = text_index(given, TextOptions(documents, column, val_fraction, seed))
-        self._rows: np.ndarray | None = None  # each process opens them on first use
-        if self._index.left_out:
-            log.warning(
-                "%s: %s used, %d left out: %s",
-                *(given, counted(self._index.num_documents, "document"), sum(self._index.left_out.values())),
-                left_out_summary(self._index.left_out, self._index.first_left_out),
-            )
+        self._table = text_table(given, TextOptions(documents, column, val_fraction, seed))
+        if left_out := self._table.left_out:
+            used, without = counted(self._table.num_documents, "document"), sum(count for count, _ in left_out.values())
+            log.warning("%s: %s used, %d left out: %s", given, used, without, format_reasons(left_out))
 
     def split(self, name: Literal["train", "val"]) -> "TextCorpus":
         """The training split or the validation split. A source without a split yields the training split."""
@@ -86,25 +77,14 @@ class TextCorpus(Source):
         return part
 
     def __len__(self) -> int:
-        return self._index.num_examples[self.part]
+        return self._table.num_examples[self.part]
 
-    def __getitem__(self, index: int) -> TextExample | Skipped:
-        if self._rows is None:
-            self._rows = self._index.rows(self.part)
-        row = self._rows[index]
-        name = self._index.name(row)
-        try:
-            return TextExample(self._text(name, int(row["start"]), int(row["length"])), bool(row["complete"]))
-        except (OSError, ValueError):
-            return Skipped(str(self._folder / name), "changed since training began")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State of a copy, also for another process, which opens its own rows."""
-        return self.__dict__ | {"_rows": None}
+    def __getitem__(self, index: int) -> TextExample:
+        return self._table.example(self.part, index)
 
     def fingerprint(self) -> str:
         """A hash of the names, sizes and times of the files."""
-        return self._index.folder.name
+        return self._table.folder.name.rpartition("-")[2]
 
     def captions(self) -> list[str]:
         """Passages of up to 1,000 characters, evenly spread over the documents: 4 million characters at most."""
@@ -112,16 +92,5 @@ class TextCorpus(Source):
         budget = max(PASSAGE, SAMPLE // max(count, 1))  # largest number of characters of one document
         passages = []
         for number in range(count):
-            example = self[number * len(self) // count]
-            if isinstance(example, TextExample):
-                passages += passages_of(example.text[:budget])
+            passages += passages_of(self[number * len(self) // count].text[:budget])
         return passages
-
-    def _text(self, name: str, start: int, length: int) -> str:
-        kind = suffix(name)
-        with open(self._index.texts if kind == ".parquet" else self._folder / name, "rb") as file:
-            file.seek(start)
-            content = file.read(length)
-        if len(content) < length:
-            raise ValueError("the file is shorter than it was")
-        return (text_in(row_of(content), self.column) if kind == ".jsonl" else content).decode()

@@ -110,11 +110,9 @@ def holds_pictures(file: Path) -> bool:
     """Whether a metadata file is a .parquet that contains pictures instead of their names."""
     if suffix(file) != ".parquet":
         return False
-    try:
-        from pyarrow import ArrowInvalid
-        from pyarrow.parquet import read_schema
-    except ImportError:
-        return False
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import read_schema
+
     try:
         return bool(columns_of_bytes(read_schema(file)))
     except (ArrowInvalid, OSError):  # its reader reports this error
