@@ -1,7 +1,6 @@
 """The examples of a text corpus in two Arrow files, training and held-out, which are written once and memory-mapped.
 
-They are read by pyarrow alone. `datasets` reads the same format, but needs memory that grows with the number of
-documents, takes four times as long for each, and a second to import (docs/LOG.md).
+pyarrow reads them alone: `datasets` needs memory that grows with the number of documents, and is slower (docs/LOG.md).
 """
 
 import contextlib
@@ -67,17 +66,17 @@ class TextTable(NamedTuple):
         if not 0 <= index < self.num_examples[part]:
             raise IndexError(f"index {index} of {self.num_examples[part]} examples")
         batch, row = divmod(index, ROWS)
-        columns = opened(self.folder / f"{part}.arrow", os.getpid()).get_batch(batch)
+        columns = opened(self.folder, part, os.getpid()).get_batch(batch)
         return TextExample(*(column[row].as_py() for column in columns))
 
 
 @lru_cache(maxsize=64)
-def opened(file: Path, process: int) -> "RecordBatchFileReader":
-    """Map a file into memory, in each process anew."""
+def opened(folder: Path, part: str, process: int) -> "RecordBatchFileReader":
+    """Map the file of a split into memory, in each process anew."""
     import pyarrow
 
     options = pyarrow.ipc.IpcReadOptions(use_threads=False)
-    return pyarrow.ipc.open_file(pyarrow.memory_map(str(file)), options=options)
+    return pyarrow.ipc.open_file(pyarrow.memory_map(f"{folder}/{part}.arrow"), options=options)
 
 
 def text_table(path: Path, options: TextOptions) -> TextTable:
