@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import is_whole
+from lit_transfusion.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a process that is killed during the write leaves the earlier file unchanged."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import lit_transfusion
 
 ROOT = Path(lit_transfusion.__file__).parent
 ORDER = [  # packages and top-level modules
-    *("__init__", "errors", "wording", "hardware", "printing", "text_reader", "file_lock", "progress"),
+    *("__init__", "errors", "wording", "hardware", "printing", "text_reader", "whole_file", "file_lock", "progress"),
     *("allowed_imports", "serialization"),
     *("model", "diffusion", "latents"),
     "data",

@@ -71,7 +71,7 @@ def test_commands_work_without_unix_modules(tmp_path):
 
 
 def test_bytes_of_a_file_are_the_same_without_pread(tmp_path, monkeypatch):
-    from lit_transfusion.data.shards.files import OpenFiles
+    from lit_transfusion.data.shards.open_files import OpenFiles
 
     (tmp_path / "file").write_bytes(bytes(range(256)))
     monkeypatch.delattr(os, "pread")

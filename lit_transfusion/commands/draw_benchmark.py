@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from lit_transfusion.generation.prompts import caption_read, check_lengths, prom
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents.base import hash_weights
 from lit_transfusion.progress import reporting
+from lit_transfusion.whole_file import whole_file
 
 SETTINGS = "settings.json"
 
@@ -167,14 +167,13 @@ def prepare_folder(folder: Path, benchmark: Benchmark, inputs: dict[str, Any]) -
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or missing, even if the process is killed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # hidden, so that scorers ignore it
+    """Write a file and its folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; check --output") from None
+    with whole_file(path) as file:  # an incomplete file is hidden, so that scorers ignore it
+        file.write(content)
 
 
 def png(picture: Tensor) -> bytes:

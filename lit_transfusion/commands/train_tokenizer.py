@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_transfusion.data.permutation import shuffled
-from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.training_text import passages_of
 from lit_transfusion.data.types import EditExample, Example, Skipped, TextExample
 from lit_transfusion.errors import InputError
 from lit_transfusion.progress import OnProgress, Progress
+from lit_transfusion.whole_file import whole_file
 
 SMALLEST = 260  # 256 bytes, three control tokens and one letter
 HELD_OUT_EXAMPLES = 500  # the most held-out examples of each source

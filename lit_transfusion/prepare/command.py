@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from lit_transfusion.data.digests import SamePictures
 from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.shards import ShardFolder
-from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import (
     INDEX,
     KIND,
@@ -44,6 +43,7 @@ from lit_transfusion.prepare.maker import FinishedShard, ShardMaker
 from lit_transfusion.prepare.readers import open_reader
 from lit_transfusion.prepare.readers.detect_format import Kind
 from lit_transfusion.progress import Progress
+from lit_transfusion.whole_file import whole_file
 from lit_transfusion.wording import counted
 
 SETTINGS = "settings.json"

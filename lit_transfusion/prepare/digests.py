@@ -6,12 +6,12 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lit_transfusion.data.digests import as_digests, content_of
-from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.data.worker_feed import pass_through
 from lit_transfusion.prepare.readers import Item, Reader
 from lit_transfusion.progress import reporting
+from lit_transfusion.whole_file import whole_file
 
 FILE = "contents.npy"
 AT_ONCE = 64  # items of one task of a worker

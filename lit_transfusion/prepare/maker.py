@@ -14,12 +14,12 @@ from torch.utils.data import Dataset
 from lit_transfusion.data.digests import SamePictures, seen_in, without_repeats
 from lit_transfusion.data.images import read_pixels
 from lit_transfusion.data.shards import ShardWriter
-from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.shards.layout import PREPARING, tar_name
 from lit_transfusion.data.shards.writer import picture_file
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.prepare.readers import Item, Reader
+from lit_transfusion.whole_file import whole_file
 
 
 class FinishedShard(NamedTuple):

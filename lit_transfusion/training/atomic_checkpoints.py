@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lit_transfusion.data.shards.files import whole_file
+from lit_transfusion.whole_file import whole_file
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -18,7 +18,7 @@ from lit_transfusion import cli
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.shards import layout
-from lit_transfusion.data.shards.files import OpenFiles
+from lit_transfusion.data.shards.open_files import OpenFiles
 from lit_transfusion.data.sources import ImageCaptions, Mix, Shards, TextCorpus
 from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.diffusion import DDPM

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_transfusion.data.shards.files import OpenFiles
 from lit_transfusion.data.shards.layout import (
     INDEX,
     KIND,
@@ -26,6 +25,7 @@ from lit_transfusion.data.shards.layout import (
     span,
     tar_name,
 )
+from lit_transfusion.data.shards.open_files import OpenFiles
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
 

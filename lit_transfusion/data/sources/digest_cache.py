@@ -9,9 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 from lit_transfusion.data.digests import content_of, is_picture
-from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.sources.cache_folder import cache_folders
 from lit_transfusion.errors import InputError
+from lit_transfusion.whole_file import whole_file
 
 FILE = "pictures.json"
 VERSION = 1  # of the format of the file

@@ -22,7 +22,6 @@ try:
 except ImportError:  # Windows: an open file is the lock, because it cannot be deleted
     fcntl = None
 
-from lit_transfusion.data.shards.files import whole_file
 from lit_transfusion.data.sources.base import fraction
 from lit_transfusion.data.sources.cache_folder import cache_folders
 from lit_transfusion.data.sources.text_files import documents_of
@@ -30,6 +29,7 @@ from lit_transfusion.data.types import TextExample, format_reasons
 from lit_transfusion.errors import InputError
 from lit_transfusion.file_lock import locked
 from lit_transfusion.progress import reporting
+from lit_transfusion.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatchFileReader

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_transfusion.data.shards.files import OpenFiles
+from lit_transfusion.data.shards.open_files import OpenFiles
 from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.formats import PICTURE_SUFFIXES, is_picture_name, why_not_read
 from lit_transfusion.data.sources.image_captions import CAPTION_COLUMNS
