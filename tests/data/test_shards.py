@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_transfusion.data.datamodule import TransfusionData
-from lit_transfusion.data.shards import files, layout
+from lit_transfusion.data.shards import layout, open_files
 from lit_transfusion.data.sources import ImageCaptions, Mix, Shards
 from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
@@ -142,7 +142,7 @@ def test_forked_processes_do_not_disturb_each_other(prepared):
 
 def test_few_files_are_open_at_the_same_time(make_pictures, tmp_path, monkeypatch):
     prepare([str(make_pictures(tmp_path / "in", 8))], str(tmp_path / "out"), image_size=4, shard_size=1, num_workers=0)
-    monkeypatch.setattr(files, "MOST_OPEN", 3)
+    monkeypatch.setattr(open_files, "MOST_OPEN", 3)
     shards = Shards(str(tmp_path / "out"), 4)
     for i in (*range(8), *range(8)):
         assert isinstance(shards[i], Example)
