@@ -1,15 +1,15 @@
 """Digests of all files of an input, which tell equal pictures. All files are read once, before shards are made."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
 from lit_transfusion.data.digests import as_digests, content_of
 from lit_transfusion.data.shards.layout import PREPARING
 from lit_transfusion.data.types import Skipped
-from lit_transfusion.data.worker_feed import pass_through
 from lit_transfusion.prepare.readers import Item, Reader
+from lit_transfusion.prepare.worker_pool import in_workers
 from lit_transfusion.progress import reporting
 from lit_transfusion.whole_file import whole_file
 
@@ -25,12 +25,10 @@ def input_contents(reader: Reader, folder: Path, num_workers: int) -> np.ndarray
     file = folder / PREPARING / FILE
     if file.exists():
         return np.load(file)
-    parts = DataLoader(
-        _Contents(reader), batch_size=None, num_workers=num_workers, collate_fn=pass_through, shuffle=False
-    )
+    starts = range(0, len(reader), AT_ONCE)
     found: list[np.ndarray] = []
     with reporting("pictures") as on_progress:
-        for part in parts:
+        for part in in_workers(partial(_contents, reader), starts, num_workers):
             found.append(part)
             on_progress("comparing", min(AT_ONCE * len(found), len(reader)), len(reader))
     contents = np.concatenate([np.zeros((0, 2), "<u8"), *found])
@@ -39,18 +37,8 @@ def input_contents(reader: Reader, folder: Path, num_workers: int) -> np.ndarray
     return contents
 
 
-class _Contents(Dataset):
-    """Maps the number of a part to the digests of its `AT_ONCE` items."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return -(-len(self.reader) // AT_ONCE)
-
-    def __getitem__(self, part: int) -> np.ndarray:
-        indices = range(part * AT_ONCE, min((part + 1) * AT_ONCE, len(self.reader)))
-        return as_digests([_content(index, self.reader[index]) for index in indices])
+def _contents(reader: Reader, start: int) -> np.ndarray:
+    return as_digests([_content(index, reader[index]) for index in range(start, min(start + AT_ONCE, len(reader)))])
 
 
 def _content(index: int, item: Item | Skipped) -> bytes:

@@ -6,21 +6,21 @@ threads or the GPU. The batches that it encodes do not depend on the number of w
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from inspect import signature
 from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.shards.folder import decode_picture
 from lit_transfusion.data.types import Skipped
-from lit_transfusion.data.worker_feed import pass_through
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
 from lit_transfusion.prepare.maker import FinishedShard, Picture, ShardMaker
+from lit_transfusion.prepare.worker_pool import in_workers
 from lit_transfusion.serialization import describe
 
 PIXELS_AT_ONCE = 2**20  # with mirror images: 16 images of 256 x 256, 0.5 GB for each tensor of 128 channels
@@ -56,54 +56,30 @@ def describe_codec(codec: Codec, image_size: int) -> dict[str, Any]:
     }
 
 
-def encoded_shards(
-    maker: ShardMaker, shards: list[int], codec: Codec, num_workers: int
-) -> Iterator[FinishedShard | str]:
-    """Make the given shards one by one, and yield the result of each: FinishedShard, or an error message."""
+def encoded_shards(maker: ShardMaker, shards: list[int], codec: Codec, num_workers: int) -> Iterator[FinishedShard]:
+    """Make the given shards one by one, and yield the record of each."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     codec.to(device)
     log.info("encoding on %s", device)
-    pictures = iter(
-        DataLoader(
-            Pictures(maker),
-            sampler=chain.from_iterable(map(maker.part, shards)),
-            batch_size=None,
-            num_workers=num_workers,
-            prefetch_factor=16 if num_workers else None,
-            collate_fn=pass_through,
-        )
-    )
+    numbers = chain.from_iterable(map(maker.part, shards))
+    pictures = in_workers(partial(read, maker), numbers, num_workers, prefetch=16)
     for shard in shards:
         yield maker.make(shard, with_moments(islice(pictures, len(maker.part(shard))), codec, maker.image_size))
 
 
-class Pictures(Dataset):
-    """Maps a position in the order to the picture and its pixels, uint8 (3, S, S), as a run reads them.
-
-    An InputError is returned as a message, as by ShardMaker.
-    """
-
-    def __init__(self, maker: ShardMaker) -> None:
-        self.maker = maker
-
-    def __getitem__(self, number: int) -> tuple[Picture, Tensor] | Skipped | str:
-        try:
-            picture = self.maker.read(number)
-        except InputError as error:
-            return str(error)
-        return picture if isinstance(picture, Skipped) else (picture, decode_picture(picture.file))
+def read(maker: ShardMaker, number: int) -> tuple[Picture, Tensor] | Skipped:
+    """The picture at a position in the order, and its pixels, uint8 (3, S, S), as a run reads them."""
+    picture = maker.read(number)
+    return picture if isinstance(picture, Skipped) else (picture, decode_picture(picture.file))
 
 
 def with_moments(
-    pictures: Iterable[tuple[Picture, Tensor] | Skipped | str], codec: Codec, image_size: int
+    pictures: Iterable[tuple[Picture, Tensor] | Skipped], codec: Codec, image_size: int
 ) -> Iterator[Picture | Skipped]:
     """Yield the pictures in their order, each with its moments."""
     at_once = min(max(PIXELS_AT_ONCE // (2 * image_size**2), 1), MOST_AT_ONCE)
     pictures = iter(pictures)
     while batch := list(islice(pictures, at_once)):
-        for item in batch:
-            if isinstance(item, str):
-                raise InputError(item)
         pixels = [item[1] for item in batch if not isinstance(item, Skipped)]
         moments = iter(moments_of(torch.stack(pixels), codec) if pixels else ())
         for item in batch:

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lit_transfusion.data.digests import SamePictures, seen_in, without_repeats
 from lit_transfusion.data.images import read_pixels
@@ -17,7 +16,6 @@ from lit_transfusion.data.shards import ShardWriter
 from lit_transfusion.data.shards.layout import PREPARING, tar_name
 from lit_transfusion.data.shards.writer import picture_file
 from lit_transfusion.data.types import Skipped
-from lit_transfusion.errors import InputError
 from lit_transfusion.prepare.readers import Item, Reader
 from lit_transfusion.whole_file import whole_file
 
@@ -44,8 +42,8 @@ class Picture(NamedTuple):
     moments: Tensor | None = None  # (2, K, h, w) float16, of the picture and of its mirror image
 
 
-class ShardMaker(Dataset):
-    """Makes the shard of a number. Returns its record, or an error message if it could not be written.
+class ShardMaker:
+    """Makes the shard of a number.
 
     Items with equal files are one picture, with the name of the first and the captions of all. The pictures are
     shuffled as a whole, by a permutation chosen by `seed`, and divided into parts of `shard_size`. A tar gets its name
@@ -87,18 +85,45 @@ class ShardMaker(Dataset):
     def __len__(self) -> int:
         return -(-len(self.order) // self.shard_size)
 
-    def __getitem__(self, shard: int) -> FinishedShard | str:
-        return self.make(shard, map(self.read, self.part(shard)))
+    def make(self, shard: int, pictures: Iterable[Picture | Skipped] | None = None) -> FinishedShard:
+        """Make a shard, and return its record.
 
-    def make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> FinishedShard | str:
-        """Make a shard from the given pictures, in the order of `part`.
+        Args:
+            shard: Its number.
+            pictures: Its pictures in the order of `part`; None reads them.
 
-        An InputError is returned as a message: as an exception of a worker, it would have a traceback.
+        Raises:
+            InputError: It cannot be written.
         """
-        try:
-            return self._make(shard, pictures)
-        except InputError as error:
-            return str(error)
+        if pictures is None:
+            pictures = map(self.read, self.part(shard))
+        skipped = []
+        with whole_file(self.folder / tar_name(shard)) as file:
+            writer = ShardWriter(file, shard, self.format, self.encoded)
+            for number, picture in zip(self.part(shard), pictures, strict=True):
+                if isinstance(picture, Skipped):
+                    skipped.append(picture)
+                else:
+                    writer.add(
+                        number,
+                        picture.key,
+                        picture.file,
+                        picture.captions,
+                        picture.content,
+                        picture.seen,
+                        picture.moments,
+                    )
+                with self.done.get_lock():
+                    self.done.value += 1
+            writer.close()
+        made = FinishedShard(tar_name(shard), len(writer.rows), writer.size, writer.sha256, skipped)
+        rows = io.BytesIO()
+        np.save(rows, writer.rows)
+        with whole_file(self._record(shard, "npy")) as file:
+            file.write(rows.getvalue())
+        with whole_file(self._record(shard, "json")) as file:
+            file.write(json.dumps(made._asdict()).encode())
+        return made
 
     def part(self, shard: int) -> range:
         """The positions in the order that belong to a shard."""
@@ -138,35 +163,6 @@ class ShardMaker(Dataset):
     def rows(self, shard: int) -> np.ndarray:
         """The index rows of a finished shard."""
         return np.load(self._record(shard, "npy"))
-
-    def _make(self, shard: int, pictures: Iterable[Picture | Skipped]) -> FinishedShard:
-        skipped = []
-        with whole_file(self.folder / tar_name(shard)) as file:
-            writer = ShardWriter(file, shard, self.format, self.encoded)
-            for number, picture in zip(self.part(shard), pictures, strict=True):
-                if isinstance(picture, Skipped):
-                    skipped.append(picture)
-                else:
-                    writer.add(
-                        number,
-                        picture.key,
-                        picture.file,
-                        picture.captions,
-                        picture.content,
-                        picture.seen,
-                        picture.moments,
-                    )
-                with self.done.get_lock():
-                    self.done.value += 1
-            writer.close()
-        made = FinishedShard(tar_name(shard), len(writer.rows), writer.size, writer.sha256, skipped)
-        rows = io.BytesIO()
-        np.save(rows, writer.rows)
-        with whole_file(self._record(shard, "npy")) as file:
-            file.write(rows.getvalue())
-        with whole_file(self._record(shard, "json")) as file:
-            file.write(json.dumps(made._asdict()).encode())
-        return made
 
     def _record(self, shard: int, suffix: str) -> Path:
         return self.folder / PREPARING / f"{shard:05d}.{suffix}"

@@ -26,8 +26,9 @@ from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import VAE
 from lit_transfusion.prepare import maker
-from lit_transfusion.prepare.command import prepare, workers
+from lit_transfusion.prepare.command import prepare
 from lit_transfusion.prepare.readers import folder as folder_reader
+from lit_transfusion.prepare.worker_pool import workers
 
 SMALL = {"image_size": 8, "shard_size": 6, "num_workers": 0}
 
@@ -129,7 +130,7 @@ def test_killed_and_started_again(pictures, kept, tmp_path, monkeypatch, survive
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_killed_between_any_two_files_of_a_shard(pictures, undisturbed, tmp_path, monkeypatch, written):
     out = tmp_path / "out"
-    monkeypatch.setattr("lit_transfusion.prepare.command.finish", lambda *_: None)
+    monkeypatch.setattr("lit_transfusion.prepare.index.finish", lambda *_: None)
     prepare([str(pictures)], str(out), **SMALL)
     assert (out / ".preparing").is_dir()
     monkeypatch.undo()
@@ -413,7 +414,7 @@ def test_finished_folder_is_checked(pictures, tmp_path, capsys):
 @pytest.mark.parametrize("finished", [True, False])
 def test_folder_of_other_settings_does_not_change(pictures, tmp_path, monkeypatch, option, part, finished):
     if not finished:
-        monkeypatch.setattr("lit_transfusion.prepare.command.finish", lambda *_: None)
+        monkeypatch.setattr("lit_transfusion.prepare.index.finish", lambda *_: None)
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
     before = contents(tmp_path / "out")
     assert part in error_of([str(pictures)], str(tmp_path / "out"), **option)
@@ -478,7 +479,7 @@ def test_one_picture_and_one_shard_are_singular(make_pictures, tmp_path, capsys)
 def test_ctrl_c_has_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, capsys, caplog):
     words = ["prepare", "--input", pictures, "--output", tmp_path / "out", "--image_size", 8, "--shard_size", 6]
     words = [*map(str, words), "--num_workers", "0"]
-    make = maker.ShardMaker.__getitem__
+    make = maker.ShardMaker.make
 
     def interrupted(self, shard):
         if shard == 1:
@@ -486,7 +487,7 @@ def test_ctrl_c_has_no_traceback(pictures, undisturbed, tmp_path, monkeypatch, c
         return make(self, shard)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO), pytest.raises(SystemExit) as ended:
-        patch.setattr(maker.ShardMaker, "__getitem__", interrupted)
+        patch.setattr(maker.ShardMaker, "make", interrupted)
         cli.main(words)
     assert ended.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "stopped"
     assert "run the same command again to resume" in caplog.messages[-1]

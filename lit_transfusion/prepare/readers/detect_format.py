@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Literal
 
 from lit_transfusion.data.sources.metadata import SUFFIXES
 from lit_transfusion.errors import InputError
+from lit_transfusion.prepare import Kind
 from lit_transfusion.prepare.readers.base import Reader
 from lit_transfusion.prepare.readers.coco import CocoReader
 from lit_transfusion.prepare.readers.folder import FolderReader
@@ -13,7 +13,6 @@ from lit_transfusion.prepare.readers.hugging_face import HuggingFaceReader, hold
 from lit_transfusion.prepare.readers.tars import TarReader
 from lit_transfusion.text_reader import suffix
 
-Kind = Literal["folder", "webdataset", "coco", "hugging_face"]
 KINDS: dict[Kind, tuple[type[Reader], tuple[str, ...]]] = {  # reader and its options
     "folder": (FolderReader, ("metadata",)),
     "webdataset": (TarReader, ("caption_column",)),
@@ -22,13 +21,13 @@ KINDS: dict[Kind, tuple[type[Reader], tuple[str, ...]]] = {  # reader and its op
 }
 
 
-def open_reader(paths: list[str], kind: Kind | None, options: dict[str, str | None]) -> tuple[Kind, Reader]:
+def open_reader(paths: list[str], kind: Kind | None, given: dict[str, str]) -> tuple[Kind, Reader]:
     """Open the reader of an input. Returns the kind of the input and the reader.
 
     Args:
         paths: The input: one path, or several paths of tars.
         kind: Kind of the input; None detects it from the paths.
-        options: Options of all kinds; only options of this kind may be set (not None).
+        given: Options by name; only those of this kind are valid.
 
     Raises:
         InputError: The input cannot be read, or an option belongs to another kind.
@@ -37,7 +36,6 @@ def open_reader(paths: list[str], kind: Kind | None, options: dict[str, str | No
         raise InputError("no input; set input to a folder, tars, a COCO file or a Hugging Face data set")
     kind = kind or kind_of(paths)
     cls, known = KINDS[kind]
-    given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in known:
             has = f"its options: {', '.join(known)}" if known else "it has none"
