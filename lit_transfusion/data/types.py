@@ -9,7 +9,7 @@
 All are NamedTuples: Lightning moves them to a device, and `_replace` makes changed copies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -79,6 +79,20 @@ class Skipped(NamedTuple):
 def format_reasons(reasons: Mapping[str, tuple[int, str]]) -> str:
     """Format counts for a message. `reasons` maps each reason to (count, name of the first)."""
     return ", ".join(f"{count} {reason} (first: {first})" for reason, (count, first) in reasons.items())
+
+
+def count_reasons(skipped: Iterable[Skipped]) -> dict[str, tuple[int, str]]:
+    """Map each reason to (count, name of the first), most frequent reason first."""
+    counts: dict[str, tuple[int, str]] = {}
+    for name, reason in skipped:
+        count, first = counts.get(reason, (0, name))
+        counts[reason] = count + 1, first
+    return dict(sorted(counts.items(), key=lambda item: -item[1][0]))
+
+
+def format_skipped(skipped: Iterable[Skipped]) -> str:
+    """Format the counts of examples by reason for a message."""
+    return format_reasons(count_reasons(skipped))
 
 
 class TextSegment(NamedTuple):

@@ -60,9 +60,8 @@ def prepare(
     from lit_transfusion.data.shards.layout import INDEX, VERSION
     from lit_transfusion.prepare.digests import input_contents
     from lit_transfusion.prepare.encoding import describe_codec
-    from lit_transfusion.prepare.index import finish
     from lit_transfusion.prepare.maker import ShardMaker
-    from lit_transfusion.prepare.making import make_missing
+    from lit_transfusion.prepare.making import finish, make_missing
     from lit_transfusion.prepare.output_folder import check_finished, check_or_write_settings, locked_folder
     from lit_transfusion.prepare.readers import open_reader
     from lit_transfusion.prepare.worker_pool import explained_interruptions, workers

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.shards.folder import decode_picture
+from lit_transfusion.data.shards.writer import Picture
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
-from lit_transfusion.prepare.maker import FinishedShard, Picture, ShardMaker
+from lit_transfusion.prepare.maker import FinishedShard, ShardMaker
 from lit_transfusion.prepare.worker_pool import in_workers
 from lit_transfusion.serialization import describe
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from lit_transfusion.data.digests import SamePictures, seen_in, without_repeats
 from lit_transfusion.data.images import read_pixels
 from lit_transfusion.data.shards import ShardWriter
 from lit_transfusion.data.shards.layout import PREPARING, tar_name
-from lit_transfusion.data.shards.writer import picture_file
+from lit_transfusion.data.shards.writer import Picture, picture_file
 from lit_transfusion.data.types import Skipped
 from lit_transfusion.prepare.readers import Item, Reader
 from lit_transfusion.whole_file import whole_file
@@ -28,18 +27,6 @@ class FinishedShard(NamedTuple):
     bytes: int
     sha256: str
     skipped: list[Skipped]
-
-
-class Picture(NamedTuple):
-    """A picture to write into a shard."""
-
-    key: str
-    name: str  # such that the user can find it
-    file: bytes  # content of the picture file in the shard
-    captions: tuple[str, ...]
-    content: bytes  # digests of the original file and of the pixels (data/digests.py)
-    seen: bytes
-    moments: Tensor | None = None  # (2, K, h, w) float16, of the picture and of its mirror image
 
 
 class ShardMaker:
@@ -104,15 +91,7 @@ class ShardMaker:
                 if isinstance(picture, Skipped):
                     skipped.append(picture)
                 else:
-                    writer.add(
-                        number,
-                        picture.key,
-                        picture.file,
-                        picture.captions,
-                        picture.content,
-                        picture.seen,
-                        picture.moments,
-                    )
+                    writer.add(number, picture)
                 with self.done.get_lock():
                     self.done.value += 1
             writer.close()

@@ -1,6 +1,5 @@
 """What `prepare` prints: what was made, what was skipped, and a page of pictures."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from rich.table import Table
 from lit_transfusion.data.images import to_unit_range
 from lit_transfusion.data.shards import ShardFolder
 from lit_transfusion.data.shards.layout import PREVIEW, SKIPPED
-from lit_transfusion.data.types import Skipped
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.whole_file import whole_file
 from lit_transfusion.wording import counted
@@ -56,12 +54,3 @@ def preview(folder: Path) -> Path:
         with whole_file(path) as file:
             captioned_grid(pictures, [sample.captions[0] for sample in samples]).save(file, "PNG")
     return path
-
-
-def count_reasons(skipped: list[Skipped]) -> dict[str, tuple[int, str]]:
-    """Map each reason to (count, name of the first), most frequent reason first."""
-    first = {}
-    for one in skipped:
-        first.setdefault(one.reason, one.name)
-    counts = Counter(one.reason for one in skipped)
-    return {reason: (count, first[reason]) for reason, count in counts.most_common()}

@@ -79,8 +79,8 @@ def test_pictures_without_a_caption_are_left_out_with_one_warning(tmp_path, capl
     assert captions_by_name(source) == {"a.png": ("a",)}
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{tmp_path}: 1 picture used, 3 left out: 1 with a caption that is not UTF-8 (first: d.png), "
-        "2 without a caption (first: b.png)"
+        f"{tmp_path}: 1 picture used, 3 left out: 2 without a caption (first: b.png), "
+        "1 with a caption that is not UTF-8 (first: d.png)"
     )
 
 

@@ -14,7 +14,7 @@ from lit_transfusion.data.document_set import DocumentSet
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.shards import ShardWriter, layout
-from lit_transfusion.data.shards.writer import picture_file
+from lit_transfusion.data.shards.writer import Picture, picture_file
 from lit_transfusion.data.sources import Shards, TextCorpus
 
 SIDE, LENGTH, BATCHES = 8, 64, 300
@@ -34,7 +34,8 @@ def shards(folder: Path, count: int) -> Shards:
             for number in range(start, min(start + SHARD_SIZE, count)):
                 digest = hashlib.sha256(str(number).encode()).digest()[:16]  # as if no two pictures were alike
                 picture = pictures[number % len(pictures)]
-                writer.add(number, f"{number}.png", picture, [f"picture {number}"], digest, digest)
+                name = f"{number}.png"
+                writer.add(number, Picture(name, name, picture, (f"picture {number}",), digest, digest))
             writer.close()
         listed.append({"name": layout.tar_name(shard), "bytes": writer.size})
         rows.append(writer.rows[list(layout.ROW.names)].astype(layout.ROW))

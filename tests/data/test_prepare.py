@@ -130,7 +130,7 @@ def test_killed_and_started_again(pictures, kept, tmp_path, monkeypatch, survive
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_killed_between_any_two_files_of_a_shard(pictures, undisturbed, tmp_path, monkeypatch, written):
     out = tmp_path / "out"
-    monkeypatch.setattr("lit_transfusion.prepare.index.finish", lambda *_: None)
+    monkeypatch.setattr("lit_transfusion.prepare.making.finish", lambda *_: None)
     prepare([str(pictures)], str(out), **SMALL)
     assert (out / ".preparing").is_dir()
     monkeypatch.undo()
@@ -414,7 +414,7 @@ def test_finished_folder_is_checked(pictures, tmp_path, capsys):
 @pytest.mark.parametrize("finished", [True, False])
 def test_folder_of_other_settings_does_not_change(pictures, tmp_path, monkeypatch, option, part, finished):
     if not finished:
-        monkeypatch.setattr("lit_transfusion.prepare.index.finish", lambda *_: None)
+        monkeypatch.setattr("lit_transfusion.prepare.making.finish", lambda *_: None)
     prepare([str(pictures)], str(tmp_path / "out"), **SMALL)
     before = contents(tmp_path / "out")
     assert part in error_of([str(pictures)], str(tmp_path / "out"), **option)

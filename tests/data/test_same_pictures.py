@@ -236,7 +236,7 @@ def test_shards_of_version_1_are_an_error(tmp_path):
 
 def test_unfinished_shards_of_version_1_are_an_error(tmp_path, monkeypatch):
     put(tmp_path / "in", "a.png", png(0), "a")
-    monkeypatch.setattr("lit_transfusion.prepare.index.finish", lambda *_: None)
+    monkeypatch.setattr("lit_transfusion.prepare.making.finish", lambda *_: None)
     prepare([str(tmp_path / "in")], str(tmp_path / "out"), **SMALL)
     monkeypatch.undo()
     settings = tmp_path / "out" / ".preparing" / "settings.json"

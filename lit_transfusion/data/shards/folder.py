@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +65,6 @@ class ShardFolder:
         self.path = Path(path).expanduser()
         self.index = read_index(self.path)
         self._files = OpenFiles()
-        self._rows: np.ndarray | None = None
-        self._moments_rows: np.ndarray | None = None
         self._check_sizes()
         check_row_count(self.path / ROWS, self.rows, self.index)
         if self.codec:
@@ -76,19 +75,15 @@ class ShardFolder:
         """The codec of the moments (identity, class_path, init_args, shape of the moments); None without moments."""
         return self.index.get("codec")
 
-    @property
+    @cached_property
     def rows(self) -> np.ndarray:
         """Positions of the examples: (n,) of `layout.ROW`, sorted by `fraction`."""
-        if self._rows is None:
-            self._rows = memory_map(self.path / ROWS, ROW)
-        return self._rows
+        return memory_map(self.path / ROWS, ROW)
 
-    @property
+    @cached_property
     def moments_rows(self) -> np.ndarray:
         """Sizes of the moments, in the order of `rows`: (n,) of `layout.MOMENTS_ROW`."""
-        if self._moments_rows is None:
-            self._moments_rows = memory_map(self.path / MOMENTS, MOMENTS_ROW)
-        return self._moments_rows
+        return memory_map(self.path / MOMENTS, MOMENTS_ROW)
 
     def __len__(self) -> int:
         return self.index["num_examples"]
@@ -145,11 +140,8 @@ class ShardFolder:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **vars(self),
-            "_rows": None,
-            "_moments_rows": None,
-        }  # each process maps them itself, instead of receiving them
+        """State of a copy for another process, which maps the rows itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("rows", "moments_rows")}
 
 
 def read_index(folder: Path) -> dict[str, Any]:

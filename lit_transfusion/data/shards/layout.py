@@ -10,10 +10,8 @@ BLOCK = 512  # block size of tars, in bytes
 
 ROW = np.dtype(
     [
-        (
-            "fraction",
-            "<f8",
-        ),  # hash of the content (sources/base.py) in [0, 1), to hold out by; equal for pictures that look alike
+        # Hash of the content (sources/base.py) in [0, 1), to hold out by; equal for pictures that look alike.
+        ("fraction", "<f8"),
         ("offset", "<i8"),  # position of the picture's first byte in its tar
         ("shard", "<i4"),
         ("picture_bytes", "<i4"),

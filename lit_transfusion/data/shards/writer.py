@@ -5,8 +5,7 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Sequence
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,6 +14,18 @@ from torch import Tensor
 from lit_transfusion.data.digests import as_digests
 from lit_transfusion.data.shards.layout import BLOCK, FORMATS, NOTED_ENCODED_ROW, NOTED_ROW, padded
 from lit_transfusion.data.sources.base import fraction
+
+
+class Picture(NamedTuple):
+    """A picture to write into a shard."""
+
+    key: str
+    name: str  # such that the user can find it
+    file: bytes  # content of the picture file in the shard
+    captions: tuple[str, ...]
+    content: bytes  # digests of the original file and of the pixels (data/digests.py)
+    seen: bytes
+    moments: Tensor | None = None  # (2, K, h, w) float16, of the picture and of its mirror image
 
 
 class ShardWriter:
@@ -38,28 +49,16 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         self._rows: list[tuple] = []
 
-    def add(
-        self,
-        number: int,
-        key: str,
-        picture: bytes,
-        captions: Sequence[str],
-        content: bytes,
-        seen: bytes,
-        moments: Tensor | None = None,
-    ) -> None:
-        """Add a picture file with its captions and, if `encoded`, its moments float16 (2, K, h, w).
-
-        `number` becomes the name of its members. `content` and `seen` are its digests (data/digests.py).
-        """
-        text = json.dumps({"key": key, "captions": list(captions)}).encode()  # ASCII for any key
-        members = member(f"{number:09d}.{self.format}", picture) + member(f"{number:09d}.json", text)
-        start_of_text = BLOCK + padded(len(picture)) + BLOCK
+    def add(self, number: int, picture: Picture) -> None:
+        """Add a picture. `number` becomes the name of its members."""
+        text = json.dumps({"key": picture.key, "captions": picture.captions}).encode()  # ASCII for any key
+        members = member(f"{number:09d}.{self.format}", picture.file) + member(f"{number:09d}.json", text)
+        start_of_text = BLOCK + padded(len(picture.file)) + BLOCK
         checksum = zlib.crc32(members[BLOCK : start_of_text + len(text)])
-        row = fraction(content.hex(), 0), self.size + BLOCK, self.shard, len(picture), len(text), checksum
-        row += tuple(as_digests([content, seen]))
-        if moments is not None:
-            array = array_file(moments)
+        row = fraction(picture.content.hex(), 0), self.size + BLOCK, self.shard, len(picture.file), len(text), checksum
+        row += tuple(as_digests([picture.content, picture.seen]))
+        if picture.moments is not None:
+            array = array_file(picture.moments)
             start_of_array = len(members) + BLOCK
             members += member(f"{number:09d}.moments.npy", array)
             row += len(array), zlib.crc32(members[start_of_text : start_of_array + len(array)])

@@ -22,32 +22,16 @@ from lit_transfusion.data.sources.metadata import (
     texts_in,
 )
 from lit_transfusion.data.sources.names import PictureNames, composed
-from lit_transfusion.data.types import Example, Skipped, format_reasons
+from lit_transfusion.data.types import Example, Skipped, format_skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import NOT_UTF8, UnreadableText, decode, is_encodable, split_lines
 from lit_transfusion.wording import counted
 
 FILE_COLUMNS = ("file_name", "file", "image", "path")  # the first existing column is used
 CAPTION_COLUMNS = ("caption", "text", "captions")
-TABLES = (
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".parquet",
-    ".json",
-    ".xlsx",
-    ".ods",
-)  # files that may contain captions of many pictures
-BESIDE = (
-    ".txt",
-    ".caption",
-    ".captions",
-    ".cap",
-    ".tags",
-    ".json",
-    ".xml",
-    ".md",
-)  # files that may contain captions of one picture
+# Files that may contain captions of many pictures, and those of one picture.
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".xlsx", ".ods")
+BESIDE = (".txt", ".caption", ".captions", ".cap", ".tags", ".json", ".xml", ".md")
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +95,8 @@ class ImageCaptions(Source):
                 "others" if copies > 1 else "another",
             )
         if left_out:
-            count, used = sum(map(len, left_out.values())), counted(len(self._entries), "picture")
-            log.warning("%s: %s used, %d left out: %s", self._folder, used, count, format_left_out(left_out))
+            used = counted(len(self._entries), "picture")
+            log.warning("%s: %s used, %d left out: %s", self._folder, used, len(left_out), format_skipped(left_out))
 
     def split(self, name: Literal["train", "val"]) -> "ImageCaptions":
         held_out = hold_out((entry.content for entry in self._entries), self.val_fraction, self.seed)
@@ -139,8 +123,8 @@ class ImageCaptions(Source):
         return [caption for entry in self._entries for caption in entry.captions]
 
 
-def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[str, list[str]]]:
-    """Find the captioned pictures of a folder, sorted by name, and the names of those left out, by reason."""
+def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], list[Skipped]]:
+    """Find the captioned pictures of a folder, sorted by name, and those left out, with names like `Entry.name`."""
     if not folder.exists():
         raise InputError(f"no such folder: {folder}; set path to a folder of pictures with captions")
     if not folder.is_dir():
@@ -149,14 +133,14 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
     files = list_files(folder)
     names = PictureNames(folder, files)
     pictures = {name for name in files if is_picture_name(name)}
-    left_out: dict[str, list[str]] = defaultdict(list)  # reason → names
+    left_out: list[Skipped] = []
     read = {composed(os.path.splitext(name)[0]) for name in pictures}
     for name in sorted(files):
         if (reason := why_not_read(name)) and composed(os.path.splitext(name)[0]) not in read:  # a.cr2 beside a.jpg
-            left_out[reason].append(name)
+            left_out.append(Skipped(name, reason))
     metadata_file = find_metadata(folder, metadata)
     if not pictures and not metadata_file:
-        others = f"; {format_left_out(left_out)}" if left_out else ""
+        others = f"; {format_skipped(left_out)}" if left_out else ""
         raise InputError(
             f"no pictures in {folder} or its subfolders; give a folder with {' '.join(PICTURE_SUFFIXES)}{others}"
         )
@@ -171,23 +155,24 @@ def find_entries(folder: Path, metadata: str | None) -> tuple[list[Entry], dict[
         # A named file counts as a picture, whatever its suffix is, except for formats that cannot be read.
         pictures |= captions_of.keys()
         if missing:
-            left_out[f"named in {metadata_file.name} but missing"] = [names.missing(missing[0]), *missing[1:]]
+            reason = f"named in {metadata_file.name} but missing"
+            left_out += [Skipped(name, reason) for name in (names.missing(missing[0]), *missing[1:])]
     else:
         captions_of = _read_text_files(folder, files, left_out)
 
     entries = []
-    for name in sorted(pictures.difference(*left_out.values())):
+    for name in sorted(pictures.difference(one.name for one in left_out)):
         if not all(map(is_encodable, captions_of.get(name, ()))):  # half of a surrogate pair, which JSON can contain
-            left_out[f"with a caption that is {NOT_UTF8}"].append(name)
+            left_out.append(Skipped(name, f"with a caption that is {NOT_UTF8}"))
         elif captions_of.get(name):
             entries.append(Entry(name, without_repeats(captions_of[name])))
         else:
-            left_out["without a caption"].append(name)
+            left_out.append(Skipped(name, "without a caption"))
     if not entries:
         looked_in = metadata_file or f"{', '.join(METADATA_FILES)} and a .txt beside each picture"
         raise InputError(
             f"no picture in {folder} has a caption: "
-            f"{format_left_out(left_out) or 'none is named in ' + str(metadata_file)}; "
+            f"{format_skipped(left_out) or 'none is named in ' + str(metadata_file)}; "
             f"looked in {looked_in}{_likely(files, metadata_file)}; put name.txt beside name.jpg with one caption a "
             "line, or a metadata.csv or metadata.jsonl in the folder with columns file_name and caption"
         )
@@ -225,11 +210,6 @@ def _likely(files: list[str], metadata_file: Path | None) -> str:
     return f"; there is also {', '.join(found)}{use}"
 
 
-def format_left_out(left_out: dict[str, list[str]]) -> str:
-    """Format the names left out, by reason, for a message."""
-    return format_reasons({reason: (len(names), names[0]) for reason, names in left_out.items()})
-
-
 def list_files(folder: Path) -> list[str]:
     """List the files in a folder and its subfolders, relative to it, with forward slashes. Hidden ones are ignored."""
     names = []
@@ -239,7 +219,7 @@ def list_files(folder: Path) -> list[str]:
     return names
 
 
-def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[str]]) -> dict[str, list[str]]:
+def _read_text_files(folder: Path, files: list[str], left_out: list[Skipped]) -> dict[str, list[str]]:
     """Read the captions of each picture from its .txt file. Adds pictures with an unreadable .txt to `left_out`."""
     text_files = {composed(os.path.splitext(name)[0]): name for name in files if name.lower().endswith(".txt")}
     captions_of = {}
@@ -250,7 +230,7 @@ def _read_text_files(folder: Path, files: list[str], left_out: dict[str, list[st
         try:
             lines = split_lines(decode((folder / text_files[stem]).read_bytes()))
         except UnreadableText as error:
-            left_out[f"with a caption that is {error}"].append(name)
+            left_out.append(Skipped(name, f"with a caption that is {error}"))
         else:
             captions_of[name] = clean(lines)
     return captions_of

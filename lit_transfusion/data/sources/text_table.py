@@ -9,11 +9,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -186,10 +186,11 @@ def divide(folder: Path, path: Path, options: TextOptions, limit: float) -> tupl
 
     Returns the table, and the lowest and highest fraction.
     """
+    num_examples = {"train": 0, "val": 0}
     left_out: dict[str, tuple[int, str]] = {}
     num_documents, lowest, highest = 0, 1.0, 0.0
     megabyte, before, total = 1e6, 0, sum(file.stat().st_size for file in files_of(path))
-    with reporting("MB") as on_progress, split_file(folder, "train") as train, split_file(folder, "val") as val:
+    with reporting("MB") as on_progress, split_file(folder, "train") as to_train, split_file(folder, "val") as to_val:
         for file in files_of(path):
             documents = documents_of(file, options.column, options.documents == "block")
             for number, document in enumerate(documents, 1):
@@ -200,51 +201,35 @@ def divide(folder: Path, path: Path, options: TextOptions, limit: float) -> tupl
                 share = fraction(document.digest, options.seed)
                 lowest, highest = min(lowest, share), max(highest, share)
                 num_documents += 1
-                split = val if share < limit else train
+                part, add = ("val", to_val) if share < limit else ("train", to_train)
                 for example in document.examples:
-                    split.add(example)
+                    add(example)
+                    num_examples[part] += 1
                 on_progress(f"reading {path.name}", (before + document.end) / megabyte, total / megabyte)
             before += file.stat().st_size
             on_progress(f"reading {path.name}", before / megabyte, total / megabyte)
     if not num_documents:
         raise InputError(f"none of the documents in {path} can be used: {format_reasons(left_out)}; fix them")
-    num_examples = {"train": train.num_examples, "val": val.num_examples}
     return TextTable(folder, num_examples, num_documents, left_out), lowest, highest
 
 
-class SplitWriter:
-    """Writes the examples of a split to an Arrow file, in record batches of `ROWS`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        import pyarrow
-
-        self.num_examples = 0
-        self._examples: list[TextExample] = []
-        self._schema = pyarrow.schema({"text": pyarrow.large_string(), "complete": pyarrow.bool_()})
-        self._writer = pyarrow.ipc.new_file(file, self._schema)
-
-    def add(self, example: TextExample) -> None:
-        self._examples.append(example)
-        self.num_examples += 1
-        if len(self._examples) == ROWS:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        import pyarrow
-
-        rows = [example._asdict() for example in self._examples]
-        self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, self._schema))
-        self._examples = []
-
-
 @contextmanager
-def split_file(folder: Path, part: str) -> Iterator[SplitWriter]:
-    """Write the Arrow file of a split. Raises InputError on a full disk."""
-    with whole_file(folder / f"{part}.arrow") as file:
-        writer = SplitWriter(file)
-        yield writer
-        writer.close()
+def split_file(folder: Path, part: str) -> Iterator[Callable[[TextExample], None]]:
+    """Write the Arrow file of a split. Yields the function that adds an example. Raises InputError on a full disk."""
+    import pyarrow
+
+    schema = pyarrow.schema({"text": pyarrow.large_string(), "complete": pyarrow.bool_()})
+    rows: list[dict] = []
+
+    def flush() -> None:
+        writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
+        rows.clear()
+
+    def add(example: TextExample) -> None:
+        rows.append(example._asdict())
+        if len(rows) == ROWS:
+            flush()
+
+    with whole_file(folder / f"{part}.arrow") as file, pyarrow.ipc.new_file(file, schema) as writer:
+        yield add
+        flush()

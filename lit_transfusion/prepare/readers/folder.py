@@ -5,7 +5,7 @@ from pathlib import Path
 from lit_transfusion.data.sources.base import digest
 from lit_transfusion.data.sources.image_captions import find_entries
 from lit_transfusion.data.types import Skipped
-from lit_transfusion.prepare.readers.base import Item, Reader, usable_captions
+from lit_transfusion.prepare.readers.base import Item, Reader
 
 
 class FolderReader(Reader):
@@ -20,19 +20,15 @@ class FolderReader(Reader):
         super().__init__()
         self._folder = Path(path).expanduser()
         self._entries, left_out = find_entries(self._folder, metadata)
-        for reason, names in left_out.items():
-            self.left_out += [Skipped(str(self._folder / name), reason) for name in names]
+        self.left_out = [Skipped(str(self._folder / name), reason) for name, reason in left_out]
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, index: int) -> Item | Skipped:
+    def __getitem__(self, index: int) -> Item:
         entry = self._entries[index]
         file = self._folder / entry.name
-        try:
-            return Item(entry.name, str(file), file, usable_captions(entry.captions))
-        except ValueError as error:
-            return Skipped(str(file), str(error))
+        return Item(entry.name, str(file), file, entry.captions)
 
     def fingerprint(self) -> str:
         return digest(self._entries)
