@@ -66,13 +66,8 @@ def prepare(
     from lit_transfusion.prepare.readers import open_reader
     from lit_transfusion.prepare.worker_pool import explained_interruptions, workers
 
-    options = {
-        "metadata": metadata,
-        "pictures": pictures,
-        "split": split,
-        "image_column": image_column,
-        "caption_column": caption_column,
-    }
+    options = {"metadata": metadata, "pictures": pictures, "split": split}
+    options |= {"image_column": image_column, "caption_column": caption_column}
     given = {name: value for name, value in options.items() if value is not None}
     kind, reader = open_reader(input, kind, given)
     settings = {

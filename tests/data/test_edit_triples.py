@@ -81,7 +81,7 @@ def test_rows_without_an_instruction_are_left_out_with_one_warning(tmp_path, cap
         assert EditTriples(str(tmp_path)).captions() == ["darker"]
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{tmp_path / 'metadata.csv'}: 1 edits used, 2 without an instruction left out (first: line 2)"
+        f"{tmp_path / 'metadata.csv'}: 1 edit used, 2 left out: 2 without an instruction (first: line 2)"
     )
 
 

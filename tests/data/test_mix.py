@@ -452,7 +452,7 @@ def test_held_out_texts_and_pairs_have_separate_loaders(data, corpus, caplog):
     pairs, text = data().val_dataloader()
     assert (pairs.name, text.name) == ("pairs", "text")
     assert sum(len(batch.images) for batch in pairs) == 9 and not any(len(batch.images) for batch in text)
-    corpus._index = corpus._index._replace(num_examples={"train": len(corpus), "val": 0})
+    corpus._table = corpus._table._replace(num_examples={"train": len(corpus), "val": 0})
     assert not caplog.messages and data().val_dataloader().name == "pairs"
     assert caplog.messages == ["no examples of text are held out: no validation on it"]
 

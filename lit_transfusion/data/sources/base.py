@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch.utils.data import Dataset
 
 from lit_transfusion.data.types import EditExample, Example, Skipped, TextExample
+from lit_transfusion.errors import InputError
 from lit_transfusion.wording import counted
 
 
@@ -43,14 +44,19 @@ class Source(Dataset):
 
     Args:
         image_size: Side of the square pictures, in pixels (set by the data module's `image_size`).
+        val_fraction: Share that is held out, in [0, 1), for sources that have this option.
     """
 
     images_per_example: int = 1  # 2 for edits, 0 for texts; for a mix, the maximum
     has_texts: bool = False  # whether some examples are texts, in which lines and spaces matter
     encoding: Encoding | None = None  # None: pictures are pixels; for a mix, the encoding of the first source
 
-    def __init__(self, image_size: int = 64) -> None:
+    def __init__(self, image_size: int = 64, val_fraction: float = 0.0) -> None:
         self.image_size = image_size
+        self.val_fraction = val_fraction
+        if not 0 <= val_fraction < 1:
+            name = type(self).__name__
+            raise InputError(f"{name}: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
 
     def split(self, name: Literal["train", "val"]) -> "Source":
         """The part for training, or the held-out part. They share no picture."""

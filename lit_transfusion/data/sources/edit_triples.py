@@ -13,7 +13,7 @@ from lit_transfusion.data.sources.formats import why_not_read
 from lit_transfusion.data.sources.image_captions import list_files
 from lit_transfusion.data.sources.metadata import METADATA_FILES, find_metadata, name_in, rows, texts_in
 from lit_transfusion.data.sources.names import PictureNames
-from lit_transfusion.data.types import EditExample, Skipped
+from lit_transfusion.data.types import EditExample, Skipped, format_skipped
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import NOT_UTF8, is_encodable
 from lit_transfusion.wording import counted
@@ -63,15 +63,12 @@ class EditTriples(Source):
         metadata: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(image_size)
+        super().__init__(image_size, val_fraction)
         self.path = path
-        self.val_fraction = val_fraction
         self.metadata = metadata
         self.seed = seed
         if not path:
             raise InputError("EditTriples has no path; set path to a folder of pictures with a metadata file")
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"EditTriples: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._folder = Path(path).expanduser()
         found = _find_triples(self._folder, metadata)
         self._triples = _merged(self._folder, found)
@@ -113,7 +110,7 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
     if file is None:
         raise InputError(f"no {', '.join(METADATA_FILES)} in {folder}; set metadata if the file has another name")
     names = PictureNames(folder, list_files(folder))
-    triples, without, not_unicode = [], [], []
+    triples, left_out = [], []
     for line, row in rows(file):
         pictures = []
         for columns in (INPUT_COLUMNS, OUTPUT_COLUMNS):
@@ -129,21 +126,18 @@ def _find_triples(folder: Path, metadata: str | None) -> list[_Triple]:
             pictures.append(name)
         instructions = texts_in(row, INSTRUCTION_COLUMNS, file, line)
         if not all(map(is_encodable, instructions)):  # half of a surrogate pair, which JSON can contain
-            not_unicode.append(line)
+            left_out.append(Skipped(f"line {line}", f"with an instruction that is {NOT_UTF8}"))
         elif instructions:
             triples.append(_Triple(pictures[0], tuple(instructions), pictures[1]))
         else:
-            without.append(line)
+            left_out.append(Skipped(f"line {line}", "without an instruction"))
     if not triples:
         raise InputError(
             f"{file} contains no edit with an instruction; write one row of input, instruction and output for each edit"
         )
-    for lines, fault in ((without, "without an instruction"), (not_unicode, f"with one that is {NOT_UTF8}")):
-        if lines:
-            log.warning(
-                "%s: %d edits used, %d %s left out (first: line %d)",
-                *(file, len(triples), len(lines), fault, lines[0]),
-            )
+    if left_out:
+        used = counted(len(triples), "edit")
+        log.warning("%s: %s used, %d left out: %s", file, used, len(left_out), format_skipped(left_out))
     return triples
 
 

@@ -75,15 +75,12 @@ class ImageCaptions(Source):
         metadata: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(image_size)
+        super().__init__(image_size, val_fraction)
         self.path = path
-        self.val_fraction = val_fraction
         self.metadata = metadata
         self.seed = seed
         if not path:
             raise InputError("ImageCaptions has no path; set path to a folder of pictures with captions")
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"ImageCaptions: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._folder = Path(path).expanduser()
         found, left_out = find_entries(self._folder, metadata)
         self._entries = merged(self._folder, found)

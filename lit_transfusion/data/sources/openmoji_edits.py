@@ -38,8 +38,7 @@ class OpenMojiEdits(Source):
     images_per_example = 2
 
     def __init__(self, image_size: int = 64, val_fraction: float = 0.1, seed: int = 0) -> None:
-        super().__init__(image_size)
-        self.val_fraction = val_fraction
+        super().__init__(image_size, val_fraction)
         self.seed = seed
         self._use(OpenMoji(image_size, val_fraction, skin_tones=True, seed=seed))
 

@@ -35,14 +35,11 @@ class Shards(Source):
         self, path: str = "", image_size: int | None = None, val_fraction: float = 0.05, latents: bool = True
     ) -> None:
         self.path = path
-        self.val_fraction = val_fraction
         self.latents = latents
         if not path:
             raise InputError("Shards has no path; set path to a folder made by `prepare`")
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"Shards: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         self._shards = ShardFolder(path)
-        super().__init__(self._shards.index["image_size"] if image_size is None else image_size)
+        super().__init__(self._shards.index["image_size"] if image_size is None else image_size, val_fraction)
         self._start, self._stop = 0, len(self._shards)
         if latents and (codec := self._shards.codec):
             arguments = " ".join(f"{name}={value}" for name, value in codec["init_args"].items())

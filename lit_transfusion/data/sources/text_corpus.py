@@ -47,11 +47,10 @@ class TextCorpus(Source):
         val_fraction: float = 0.01,
         seed: int = 0,
     ) -> None:
-        super().__init__(image_size)
+        super().__init__(image_size, val_fraction)
         self.path = path
         self.documents = documents
         self.column = column
-        self.val_fraction = val_fraction
         self.seed = seed
         self.part: Literal["train", "val"] = "train"
         if not path:
@@ -60,8 +59,6 @@ class TextCorpus(Source):
             )
         if documents not in ("file", "block"):
             raise InputError(f"TextCorpus: documents is {documents!r}; set it to file or block")
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"TextCorpus: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
         given = Path(path).expanduser()
         if not given.exists():
             raise InputError(f"no such file or folder: {given}; set path to the file or folder of the texts")

@@ -1,4 +1,4 @@
-"""A reader of a folder of captioned pictures, with the rules of `ImageCaptions`."""
+"""A reader of a folder of captioned pictures, with the rules of `ImageCaptions`; `datasets` reads no .txt files."""
 
 from pathlib import Path
 

@@ -39,6 +39,8 @@ class _Sample(NamedTuple):
 class TarReader(Reader):
     """Samples of WebDataset tars: `KEY.jpg` (or .png, .webp, …) with `KEY.txt`, one caption a line, or `KEY.json`.
 
+    `datasets` also reads such tars, but ends at a damaged header without an error, and copies all pictures.
+
     If a sample has both, its .txt is used. The constructor reads all headers, so tars must not be compressed. The key
     of an item is the name of its tar and the key of its sample, because many tars count from zero.
 
@@ -88,9 +90,7 @@ class TarReader(Reader):
         found: dict[str, dict[str, _Place]] = {}  # key → suffix → place
         repeated: dict[str, None] = {}
         for name, place in members(tar):
-            match = re.fullmatch(
-                r"((?:.*/)?[^./]+)(\.[^/]*)", name
-            )  # like WebDataset divides names into key and suffix
+            match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", name)  # key and suffix, as WebDataset divides names
             if not match:
                 continue
             key, ending = composed(match[1]), match[2].lower()
