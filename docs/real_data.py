@@ -1,6 +1,6 @@
 """Write real data in common formats: OpenMoji's drawings as WebDataset tars, WordNet's entries as a parquet file.
 
-    pip install -e ".[openmoji,data]" && apt install wordnet-base
+    pip install -e ".[openmoji]" && apt install wordnet-base
     python docs/real_data.py DIR
 
 writes DIR/tars/openmoji-000.tar, … (PNG of 256 x 256, with one caption per line) and DIR/text/wordnet.parquet, with one

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+from lit_transfusion.data.worker_feed import pass_through
 from lit_transfusion.errors import InputError
 
 RESUME_HINT = "finished shards are saved; run the same command again to resume"
 
-Item = TypeVar("Item")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
@@ -23,28 +24,28 @@ class TooManySkipped(InputError):
 
 
 def in_workers(
-    work: Callable[[Item], Result],
-    items: Iterable[Item],
+    work: Callable[[Argument], Result],
+    arguments: Iterable[Argument],
     num_workers: int,
     prefetch: int = 2,
     in_order: bool = True,
 ) -> Iterator[Result]:
-    """Call `work` for each item, and yield the results.
+    """Call `work` with each argument, and yield the results.
 
     Args:
         work: A function that can be pickled. Its InputErrors are raised here, without the traceback of a worker.
-        items: Its arguments.
+        arguments: One for each call.
         num_workers: Number of processes; 0 works in this one.
-        prefetch: Items that a process works on in advance.
-        in_order: Whether results have the order of the items, or that in which they are finished.
+        prefetch: Results that a process makes in advance.
+        in_order: Whether results have the order of the arguments, or that in which they are finished.
     """
     results = DataLoader(
         _Work(work),
-        sampler=items,
+        sampler=arguments,
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
-        collate_fn=_unchanged,
+        collate_fn=pass_through,
         in_order=in_order,
     )
     for result in results:
@@ -54,21 +55,16 @@ def in_workers(
 
 
 class _Work(Dataset):
-    """Maps an item to its result, or to an InputError: raised in a worker, it would have a traceback."""
+    """Maps an argument to its result, or to an InputError: raised in a worker, it would have a traceback."""
 
-    def __init__(self, work: Callable[[Item], Result]) -> None:
+    def __init__(self, work: Callable[[Argument], Result]) -> None:
         self.work = work
 
-    def __getitem__(self, item: Item) -> Result | InputError:
+    def __getitem__(self, argument: Argument) -> Result | InputError:
         try:
-            return self.work(item)
+            return self.work(argument)
         except InputError as error:
             return error
-
-
-def _unchanged(result: Result) -> Result:
-    """Replaces the default of DataLoader, which would search every result for arrays to convert to tensors."""
-    return result
 
 
 def workers(wanted: int | None, most: int) -> int:

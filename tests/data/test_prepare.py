@@ -471,6 +471,13 @@ def test_command_line(pictures, undisturbed, tmp_path, capsys):
     assert "does not exist; set input to" in capsys.readouterr().err
 
 
+def test_options_need_neither_the_data_package_nor_lightning():
+    """`--help` imports the module of the command, so that must be fast."""
+    slow = "{'lightning', 'torchvision', 'lit_transfusion.data'}"
+    script = f"import sys, lit_transfusion.prepare.command; print(*({slow} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "\n"
+
+
 def test_one_picture_and_one_shard_are_singular(make_pictures, tmp_path, capsys):
     prepare([str(make_pictures(tmp_path / "in", 1))], str(tmp_path / "out"), **SMALL)
     assert "1 picture of 8 x 8 in 1 shard, " in capsys.readouterr().out
