@@ -156,8 +156,8 @@ def test_instruction_with_half_of_a_surrogate_pair(tmp_path, caplog):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with caplog.at_level(logging.WARNING, "lit_transfusion"):
         assert EditTriples(str(tmp_path)).captions() == ["darker"]
-    assert "1 with one that is not UTF-8 left out (first: line 2)" in caplog.text
-    assert "1 without an instruction left out (first: line 3)" in caplog.text
+    assert "1 with an instruction that is not UTF-8 (first: line 2)" in caplog.text
+    assert "1 without an instruction (first: line 3)" in caplog.text
 
 
 def test_prompt_with_half_of_a_surrogate_pair_names_its_line(tmp_path, tokenizer):

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from multiprocessing import Value
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,44 +30,27 @@ class FinishedShard(NamedTuple):
     skipped: list[Skipped]
 
 
+@dataclass(eq=False)
 class ShardMaker:
     """Makes the shard of a number.
 
     Items with equal files are one picture, with the name of the first and the captions of all. The pictures are
     shuffled as a whole, by a permutation chosen by `seed`, and divided into parts of `shard_size`. A tar gets its name
     when it is complete, and its record is written last. A shard without a record is made again.
-
-    Args:
-        reader: The input.
-        contents: Digests of the files of its items, (n, 2) uint64; see `prepare/digests.py`.
-        folder: Folder of the shards.
-        image_size: Side of the square pictures, in pixels.
-        format: Format of the pictures in the tars.
-        shard_size: Pictures of the input for one shard, with those that are skipped.
-        seed: Seed of the permutation.
-        encoded: Whether shards also contain the moments of the pictures.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        contents: np.ndarray,
-        folder: Path,
-        image_size: int,
-        format: Literal["webp", "png", "jpg"],
-        shard_size: int,
-        seed: int,
-        encoded: bool = False,
-    ) -> None:
-        self.reader = reader
-        self.contents = contents
-        self.same = SamePictures(contents)
-        self.folder = folder
-        self.image_size = image_size
-        self.format = format
-        self.shard_size = shard_size
-        self.encoded = encoded
-        self.order = np.random.default_rng(seed).permutation(len(self.same))
+    reader: Reader  # the input
+    contents: np.ndarray  # digests of the files of its items, (n, 2) uint64; see `prepare/digests.py`
+    folder: Path  # of the shards
+    image_size: int  # side of the square pictures, in pixels
+    format: Literal["webp", "png", "jpg"]
+    shard_size: int  # pictures of the input for one shard, with those that are skipped
+    seed: int
+    encoded: bool = False  # whether shards also contain the moments of the pictures
+
+    def __post_init__(self) -> None:
+        self.same = SamePictures(self.contents)
+        self.order = np.random.default_rng(self.seed).permutation(len(self.same))
         self.done = Value("q", 0)  # pictures processed by all processes
 
     def __len__(self) -> int:

@@ -44,7 +44,7 @@ def documents_of(file: Path, column: str, blocks: bool) -> Iterator[ScannedDocum
             case _:
                 yield from from_text(file, blocks)
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}; make it readable, or remove it") from error
+        raise InputError(f"{file} cannot be read: {error.strerror or error}; make it readable, or remove it") from error
 
 
 def from_text(file: Path, blocks: bool) -> Iterator[ScannedDocument]:
