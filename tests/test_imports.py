@@ -10,7 +10,7 @@ import lit_transfusion
 ROOT = Path(lit_transfusion.__file__).parent
 ORDER = [  # packages and top-level modules
     *("__init__", "errors", "wording", "hardware", "printing", "text_reader", "file_lock", "progress"),
-    *("allowed_imports", "serialization"),
+    *("allowed_imports", "serialization", "lightning_compat"),
     *("model", "diffusion", "latents"),
     "data",
     "generation",
