@@ -103,7 +103,7 @@ def parser_of(cli: "LightningCLI", command: str) -> "ArgumentParser":
 
     Lightning's attribute is private.
     """
-    return cli._subcommand_parsers.get(command, cli.parser)
+    return vars(cli).get("_subcommand_parsers", {}).get(command, cli.parser)  # missing without subcommands
 
 
 @contextmanager

@@ -141,6 +141,9 @@ def test_saved_config_is_the_config_of_the_run(words, monkeypatch, tmp_path):
     built = []
 
     class Built(lightning_cli.TransfusionCLI):
+        def before_fit(self):
+            pass
+
         def fit(self, **_):
             config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
             built.append(({key: value for key, value in config.items() if key != "config"}, self._config_text()))

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from omegaconf import OmegaConf
 
-from lit_transfusion.config.compose import compose, resolved
+from lit_transfusion.config.compose import Parts, compose, resolved
 from lit_transfusion.config.messages import one_line
 from lit_transfusion.errors import InputError
 from lit_transfusion.model.transformer import SIZES
@@ -20,9 +20,6 @@ from lit_transfusion.model.transformer import SIZES
 yaml.SafeDumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
-
-
-Parts = list[tuple[str, dict[str, Any]]]  # (name of the file, content); later parts overwrite earlier ones
 
 
 class ComposedFile(ActionConfigFile):

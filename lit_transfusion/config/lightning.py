@@ -267,9 +267,5 @@ def values_of(words: Sequence[str], *names: str) -> list[str]:
 
 
 def arm_first(words: Sequence[str]) -> list[str]:
-    """Move `--arm` before `--config`, because reading the file needs the arm."""
-    for i, word in enumerate(words):
-        count = 2 if word == "--arm" else 1 if word.startswith("--arm=") else 0
-        if count:
-            return [*words[i : i + count], *words[:i], *words[i + count :]]
-    return list(words)
+    """Repeat `--arm` before `--config`, because reading the file needs the arm."""
+    return [*(f"--arm={arm}" for arm in values_of(words, "--arm")), *words]
