@@ -1,6 +1,5 @@
 """LightningCLI for our parts: configs that build on other files, and links between parts."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning
 import yaml
-from jsonargparse import DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -40,10 +39,6 @@ set_parsing_settings(
     import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
 )
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # the range of numpy
-
-
-class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description."""
 
 
 class Parser(LightningArgumentParser):
@@ -234,7 +229,6 @@ def start(argv: list[str], description: str | None = None, run: bool = True) -> 
             "description": description,
             "prog": "lit_transfusion",
             "exit_on_error": False,
-            "formatter_class": HelpFormatter,
         },
         auto_configure_optimizers=False,
         save_config_callback=None,
