@@ -168,7 +168,7 @@ class Progress:
         table = Table.grid(padding=(0, 1))
         for row in list(self.rows):
             shown = Text(str(row))  # reads the amount
-            table.add_row(Text(row.doing), ProgressBar(row.total, row.done, width=40), shown)
+            table.add_row(Text(row.doing), ProgressBar(row.total, row.done, width=20), shown)
         return table
 
     def _print_lines(self) -> None:

@@ -255,7 +255,7 @@ def check_precision(trainer: lightning.Trainer) -> None:
 
 def values_of(words: Sequence[str], *names: str) -> list[str]:
     """The values of an option on the command line, written as `--name value` or `--name=value`."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip(words, [*words, ""][1:], strict=True)
     split = [(*word.partition("="), following) for word, following in pairs]
     return [value if equals else following for name, equals, value, following in split if name in names]
 
