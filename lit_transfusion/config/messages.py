@@ -65,8 +65,8 @@ def one_line(error: Exception) -> str:
     message = re.sub(r"(Expected a dot import path string: |Got value: )(.*?); Given value: .*", r"\1\2", message)
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     known = known_classes(keys[-1]) if keys else []
-    there_is = "; known: ".join(["there is no class \\1", *filter(None, [", ".join(known)])])
-    message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
+    no_class = "there is no class \\1" + (f"; known: {', '.join(known)}" if known else "")
+    message = re.sub(r"Expected a dot import path string: ([^\s;]+)", no_class, message)
     message = re.sub(r"class_path '([\w.]+)': Option '[\w.]+' is not accepted(?!; known)", with_known_options, message)
     return re.sub(r"Parser key \"([\w.]+)\"(?=:)|<class '(.+?)'>|typing\.(?=Literal)", r"\1\2", message)
 
