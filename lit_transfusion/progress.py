@@ -6,10 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from rich import progress as rich_progress
 from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 OnProgress = Callable[[str, float, float | None], None]  # (description, amount done, total or None)
 
@@ -43,6 +47,7 @@ class Pace:
         self.next = now + min(max(now - self.start, 2.0), longest)
 
 
+@dataclass(eq=False)
 class Row:
     """The progress of one piece of work.
 
@@ -51,24 +56,24 @@ class Row:
         total: Total amount; None if it is unknown.
         done: Amount that is done before the start.
         unit: Name of the unit.
-        count: Function that returns the amount done, called every half a second; None if `update` reports it.
+        count: Function that returns the amount done, called when a line or bar is shown; None if `update` reports it.
+        note: Text to show after the amount.
     """
 
-    def __init__(
-        self, doing: str, total: float | None, done: float, unit: str, count: Callable[[], float] | None
-    ) -> None:
-        self.unit = unit
-        self.count = count
-        self.note = ""
-        self._restart(doing, total, done)
+    doing: str
+    total: float | None = None
+    done: float = 0
+    unit: str = ""
+    count: Callable[[], float] | None = None
+    note: str = ""
 
-    def _restart(self, doing: str, total: float | None, done: float) -> None:
-        self.doing, self.total, self.done = doing, total, done
-        self.start, self.first = time.monotonic(), done
+    def __post_init__(self) -> None:
+        self.start, self.first = time.monotonic(), self.done
 
     def update(self, done: float, doing: str | None = None, total: float | None = None, note: str = "") -> None:
         if doing is not None and doing != self.doing:
-            self._restart(doing, total, done)
+            self.doing, self.total = doing, total
+            self.start, self.first = time.monotonic(), done
         self.done, self.note = done, note
         self.total = self.total if total is None else total
 
@@ -78,30 +83,24 @@ class Row:
         return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
 
     @property
-    def left(self) -> float | None:
-        """Seconds until the end, or None if that is unknown."""
-        return (self.total - self.done) / self.rate if self.total is not None and self.rate > 0 else None
+    def left(self) -> float:
+        """Seconds until the end, or 0 if that is unknown."""
+        return (self.total - self.done) / self.rate if self.total is not None and self.rate > 0 else 0.0
 
     @property
     def expected(self) -> float:
         """Expected seconds from the start to the end; those until now if the rest is unknown."""
-        return time.monotonic() - self.start + (self.left or 0.0)
-
-    @property
-    def counted(self) -> str:
-        """Amount done and total, such as "3 of 7 pictures"; empty if the total is unknown."""
-        if self.total is None:
-            return ""
-        return " ".join(filter(None, (f"{int(self.done)} of {int(self.total)}", self.unit)))
+        return time.monotonic() - self.start + self.left
 
     def __str__(self) -> str:
-        passed = time.monotonic() - self.start
-        parts = [self.counted, self.note]
-        if self.unit and self.rate > 0:
-            parts.append(f"{self.rate:.3g} {self.unit}/s")
-        ended = self.total is not None and self.done >= self.total
-        parts.append(f"{duration(self.left)} left" if self.left and not ended else f"in {duration(passed)}")
-        return f"{self.doing}: {', '.join(filter(None, parts))}"
+        """Amount, note, rate and time, such as "3 of 7 pictures, 0.5 pictures/s, 8 s left"."""
+        if self.count is not None:
+            self.done = self.count()
+        of_total = "" if self.total is None else f"{int(self.done)} of {int(self.total)} {self.unit}".rstrip()
+        rate = f"{self.rate:.3g} {self.unit}/s" if self.unit and self.rate > 0 else ""
+        seconds = time.monotonic() - self.start
+        clock = f"{duration(self.left)} left" if self.left > 0 else f"in {duration(seconds)}"
+        return ", ".join(filter(None, (of_total, self.note, rate, clock)))
 
 
 class Progress:
@@ -123,9 +122,10 @@ class Progress:
         self.bars = self.shown and shows_bars()
         self.pace = Pace()
         self.num_lines = 0
-        self._tasks: dict[Row, rich_progress.TaskID] = {}
         self._ended = threading.Event()
-        self._lock = threading.Lock()
+        self._lines = threading.Thread(target=self._print_lines, name="progress", daemon=True)
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Progress":
         self.start()
@@ -135,93 +135,54 @@ class Progress:
         self.stop(failed=kind is not None)
 
     def start(self) -> None:
-        self._rich = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
-            rich_progress.BarColumn(),
-            rich_progress.TextColumn("{task.fields[counted]}"),
-            rich_progress.TextColumn("{task.fields[note]}"),
-            rich_progress.TimeElapsedColumn(),
-            rich_progress.TextColumn("left"),
-            rich_progress.TimeRemainingColumn(),
-            console=Console(stderr=True, soft_wrap=True, highlight=False),
-            transient=True,
-            disable=not self.bars,
-        )
-        self._rich.start()
-        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
-        if self.shown:
-            self._thread.start()
+        if self.bars:
+            self._live.start()
+        elif self.shown:
+            self._lines.start()
 
     def stop(self, failed: bool = False) -> None:
         """Stop, and print a last line with the time taken, unless the work failed or no line was printed before."""
+        self._live.stop()
         self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._rich.stop()
+        if self._lines.is_alive():
+            self._lines.join()
         if not failed and self.num_lines:
-            self._read_counts()
             self._print_line()
 
-    def add(
-        self,
-        doing: str,
-        total: float | None = None,
-        done: float = 0,
-        unit: str = "",
-        count: Callable[[], float] | None = None,
-    ) -> Row:
-        row = Row(doing, total, done, unit, count)
-        with self._lock:
-            if self.bars:
-                self._tasks[row] = self._rich.add_task(doing, total=total, completed=done, counted="", note="")
-            self.rows.append(row)
-        return row
+    def add(self, doing: str, *arguments: Any, **options: Any) -> Row:
+        """Add a row; see `Row` for the arguments."""
+        self.rows.append(Row(doing, *arguments, **options))
+        return self.rows[-1]
 
     def remove(self, row: Row) -> None:
-        with self._lock:
-            self.rows.remove(row)
-            if row in self._tasks:
-                self._rich.remove_task(self._tasks.pop(row))
+        self.rows.remove(row)
 
     def say(self, text: str) -> None:
         """Print a line, above the bars if there are any."""
         if self.bars:
-            self._rich.console.print(text, markup=False)
+            self._live.console.print(text, markup=False)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
 
-    def _follow(self) -> None:
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        for row in list(self.rows):
+            shown = Text(str(row))  # reads the amount
+            table.add_row(Text(row.doing), ProgressBar(row.total, row.done, width=20), shown)
+        return table
+
+    def _print_lines(self) -> None:
         while not self._ended.wait(0.5):
-            with self._lock:
-                self._read_counts()
-                if self.bars:
-                    self._draw()
-                elif self.pace.due:
-                    self._print_line()
-
-    def _read_counts(self) -> None:
-        for row in self.rows:
-            if row.count is not None:
-                row.done = row.count()
-
-    def _draw(self) -> None:
-        for row, task in self._tasks.items():
-            self._rich.update(
-                task,
-                description=row.doing,
-                total=row.total,
-                completed=row.done,
-                counted=row.counted,
-                note=row.note,
-            )
+            if self.pace.due:
+                self._print_line()
 
     def _print_line(self) -> None:
         """Print all rows in one line."""
-        shown = [row for row in self.rows if row.doing]
-        if shown:
+        rows = [row for row in list(self.rows) if row.doing]
+        if rows:
             self.num_lines += 1
-            self.say("; ".join(map(str, shown)))
-            self.pace.printed(max(row.expected for row in shown))
+            self.say("; ".join(f"{row.doing}: {row}" for row in rows))
+            self.pace.printed(max(row.expected for row in rows))
 
 
 @contextmanager

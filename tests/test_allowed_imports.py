@@ -9,7 +9,6 @@ import yaml
 
 from lit_transfusion import cli
 from lit_transfusion.allowed_imports import foreign_modules, import_named
-from lit_transfusion.config.actions import importing_only_what_is_allowed
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import KEY
 from lit_transfusion.model import Causal
@@ -138,17 +137,6 @@ def test_no_form_of_a_class_path_imports_the_module(checkpoint, error_of, make_p
     Path("run/config.yaml").write_text(yaml.safe_dump({"data": {"source": source}}))
     error_of("evaluate", "--ckpt", checkpoint, "--metrics", "ImageShare", *FAST)
     assert not was_imported()
-
-
-def test_limits_on_imports_are_temporary(folder):
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Causal, "mask")
-    with importing_only_what_is_allowed(), pytest.raises(Exception, match="my_ideas"):
-        parser.parse_object({"mask": "my_ideas.Window"})
-    assert not was_imported()
-    assert parser.parse_object({"mask": "my_ideas.Window"}).mask.class_path == "my_ideas.Window"
 
 
 def test_missing_module_is_an_error(error_of):

@@ -585,7 +585,7 @@ def test_error_is_one_line_with_key_and_value(error_of, arguments, texts):
             "data: {source: {class_path: Mix, init_args: {sources: {a: Shapes}, later: {1.5: {a: 1}}}}}",
             ["later[1.5] is not a whole number of batches"],
         ),
-        ("modell: {size: nano}", ["modell.size", "is model meant?"]),
+        ("modell: {size: nano}", ["modell.size", "is model.size meant?"]),
         ("data: {sorce: {path: x}}", ["data.sorce.path", "is data.source meant?"]),
         ("data: {recipe: {miror: 1}}", ["data.recipe.miror", "is data.recipe.mirror meant?"]),
         ("trainer: {max_stps: 1}", ["trainer.max_stps", "is trainer.max_steps meant?"]),

@@ -141,10 +141,12 @@ def test_saved_config_is_the_config_of_the_run(words, monkeypatch, tmp_path):
     built = []
 
     class Built(lightning_cli.TransfusionCLI):
-        def _run_subcommand(self, subcommand):
-            config = self.config.fit.clone()
-            config.pop("config")
-            built.append((yaml.safe_load(self._parser("fit").dump(config, skip_unset=False)), self._config_text()))
+        def before_fit(self):
+            pass
+
+        def fit(self, **_):
+            config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
+            built.append(({key: value for key, value in config.items() if key != "config"}, self._config_text()))
 
     monkeypatch.setattr(lightning_cli, "TransfusionCLI", Built)
     cli.main(["fit", *words])

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_transfusion.allowed_imports import PACKAGE, class_paths, is_within, named, not_allowed
-from lit_transfusion.config.actions import SourceFile, importing_only_what_is_allowed
+from lit_transfusion.config.actions import SourceFile
 from lit_transfusion.config.compose import compose
 from lit_transfusion.config.messages import one_line, raising_own_errors
 from lit_transfusion.data.sources.base import Source
@@ -36,6 +36,7 @@ from lit_transfusion.generation.pictures import save, to_pil
 from lit_transfusion.generation.pipeline import open_pipeline
 from lit_transfusion.generation.prompts import caption_read
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.lightning_compat import imports_limited_to
 from lit_transfusion.progress import reporting
 from lit_transfusion.shapes.captions import ShapeCaptions
 from lit_transfusion.shapes.geneval import GenEvalShapes
@@ -94,7 +95,7 @@ def evaluate(
     if data:
         source = source_of(Path(data), pipeline.image_size)
     else:  # the user did not pass this config: it was found next to the checkpoint
-        with importing_only_what_is_allowed():
+        with imports_limited_to([PACKAGE, *named]):
             source = source_of(config_beside(ckpt), pipeline.image_size, passed=False)
     metrics = default_metrics() if metrics is None else metrics
 

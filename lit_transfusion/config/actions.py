@@ -2,17 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace, _common, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from omegaconf import OmegaConf
 
-from lit_transfusion import allowed_imports
-from lit_transfusion.config.compose import compose, resolved
+from lit_transfusion.config.compose import Parts, compose, resolved
 from lit_transfusion.config.messages import one_line
 from lit_transfusion.errors import InputError
 from lit_transfusion.model.transformer import SIZES
@@ -22,26 +20,6 @@ from lit_transfusion.model.transformer import SIZES
 yaml.SafeDumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
-
-
-@contextmanager
-def importing_only_what_is_allowed() -> Iterator[None]:
-    """Let jsonargparse import only this package and the modules of `--import_module`.
-
-    This is for files that the user did not pass. jsonargparse's function adds to its settings and cannot remove from
-    them, so they are restored here.
-    """
-    before = dict(_common.parsing_settings)
-    set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=[allowed_imports.PACKAGE, *allowed_imports.named]
-    )
-    try:
-        yield
-    finally:
-        _common.parsing_settings.update(before)
-
-
-Parts = list[tuple[str, dict[str, Any]]]  # (name of the file, content); later parts overwrite earlier ones
 
 
 class ComposedFile(ActionConfigFile):
@@ -82,10 +60,7 @@ class ConfigFile(ComposedFile):
     def __call__(self, parser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
         if not isinstance(values, str) or "\n" in values:  # not a path: already content
             return super().__call__(parser, cfg, values, option_string)
-        parts = compose(values, cfg.get("arm"))
-        self.lay_over(parser, cfg, parts, option_string)
-        parser.config_files.append(values)
-        parser.arm_found = parser.arm_found or any("arm" in content for _, content in parts)
+        self.lay_over(parser, cfg, compose(values, cfg.get("arm")), option_string)
 
 
 class SourceFile(ComposedFile):

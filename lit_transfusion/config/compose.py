@@ -9,7 +9,7 @@ arms:                            # what differs in each arm
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
@@ -24,16 +24,26 @@ MOVED = {"Shapes": "source", "ShapeEdits": "edits", "GenEvalShapes": "geneval", 
 OLD_PATHS = re.compile(rf"lit_transfusion\.(?:data\.sources|evaluation)(?:\.\w+)?\.({'|'.join(MOVED)})\b")
 
 
-def compose(path: str | Path, arm: str | None = None) -> list[tuple[str, dict[str, Any]]]:
-    """The parts of a run, each with the name of its file. Later parts overwrite earlier ones.
+Parts = list[tuple[str, dict[str, Any]]]  # (name of the file, content); later parts overwrite earlier ones
 
-    The order is: the files that the file builds on, the file itself, the arm (by default the first). A file without
-    arms has the arms of the file that it builds on.
+
+class Config(NamedTuple):
+    """The content of a file, with that of the files that it builds on."""
+
+    parts: Parts
+    arms: dict[str, dict[str, Any]]  # its own, or those of the file that it builds on
+    study: dict[str, Any]  # the `study` section, which `ablate` reads
+
+
+def compose(path: str | Path, arm: str | None = None) -> Parts:
+    """The parts of a run.
+
+    The order is: the files that the file builds on, the file itself, the arm (by default the first).
 
     Raises:
         InputError: A file is missing or invalid, or the arm does not exist.
     """
-    parts, arms = collect(Path(path))
+    parts, arms, _ = read_config(Path(path))
     if arms:
         name = next(iter(arms)) if arm is None else arm
         if name not in arms:
@@ -44,84 +54,70 @@ def compose(path: str | Path, arm: str | None = None) -> list[tuple[str, dict[st
     return parts
 
 
-def collect(path: Path, above: tuple[Path, ...] = ()) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, dict]]:
-    """The parts of a file and of the files that it builds on, and its arms. `above` are the files that build on it."""
+def read_config(path: Path, above: tuple[Path, ...] = ()) -> Config:
+    """Read a file and the files that it builds on. `above` are the files that build on it.
+
+    Raises:
+        InputError: A file is missing or invalid.
+    """
     if path.resolve() in above:
         raise InputError(f"{path} builds on itself; change its `base`")
     content = read(path)
-    bases = bases_of(path, content)
-    content.pop("base", None)
-    content.pop("study", None)  # read by `ablate`
-    parts, arms = [], {}
-    for base in bases:
-        below, arms_below = collect(base, (*above, path.resolve()))
-        parts += below
-        arms = arms_below or arms
-    if "arms" in content:
-        arms = content.pop("arms")
-        if not isinstance(arms, dict) or not arms:
-            raise InputError(f"{path}: `arms` is empty or no mapping; use `arms: {{NAME: {{KEY: VALUE}}}}`")
-        arms = {str(name): changes or {} for name, changes in arms.items()}  # a name may be a number
-        for name, changes in arms.items():
-            if not isinstance(changes, dict):
-                raise InputError(f"{path}: arm {name} must contain keys and values")
-    return [*parts, (str(path), content)], arms
-
-
-def study_section(path: Path) -> dict[str, Any]:
-    """The `study` section of a file, merged with those of the files that it builds on."""
-    content = read(path)
-    section: dict[str, Any] = {}
-    for base in bases_of(path, content):
-        section |= study_section(base)
-    own = content.get("study") or {}
-    if not isinstance(own, dict):
-        raise InputError(f"{path}: `study` must contain keys and values, such as metrics: [...]")
-    return section | own
-
-
-def bases_of(path: Path, content: dict[str, Any]) -> list[Path]:
-    """The files that a file builds on. Their names are relative to the folder of the file."""
-    bases = content.get("base", [])
+    bases, study = content.pop("base", []), content.pop("study", None) or {}
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise InputError(f"{path}: `base` must be the name of a file or a list of names")
-    return [path.parent / base for base in bases]
+    if not isinstance(study, dict):
+        raise InputError(f"{path}: `study` must contain keys and values, such as metrics: [...]")
+    whole = Config([], {}, {})
+    for base in bases:  # their names are relative to the folder of the file
+        below = read_config(path.parent / base, (*above, path.resolve()))
+        whole = Config(whole.parts + below.parts, below.arms or whole.arms, whole.study | below.study)
+    arms = arms_of(path, content.pop("arms")) if "arms" in content else whole.arms
+    return Config([*whole.parts, (str(path), content)], arms, whole.study | study)
+
+
+def arms_of(path: Path, arms: Any) -> dict[str, dict[str, Any]]:
+    """Check an `arms` section, and return the changes of each arm."""
+    if not isinstance(arms, dict) or not arms:
+        raise InputError(f"{path}: `arms` is empty or no mapping; use `arms: {{NAME: {{KEY: VALUE}}}}`")
+    for name, changes in arms.items():
+        if not isinstance(changes or {}, dict):
+            raise InputError(f"{path}: arm {name} must contain keys and values")
+    return {str(name): changes or {} for name, changes in arms.items()}  # a name may be a number
+
+
+class Loader(yaml.SafeLoader):
+    """Raises InputError if a key occurs twice: YAML's loader would silently use the second one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise InputError(
+                    f"line {line}: duplicate key {key.value!r}, first used in line {lines[key.value]}; remove one"
+                )
+            lines[key.value] = line
+        return node
 
 
 def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config file {path} not found")
+    text = OLD_PATHS.sub(lambda found: f"lit_transfusion.shapes.{MOVED[found[1]]}.{found[1]}", read_text(path))
     try:
-        text = OLD_PATHS.sub(lambda found: f"lit_transfusion.shapes.{MOVED[found[1]]}.{found[1]}", read_text(path))
-        check_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader)
+    except InputError as error:
+        raise InputError(f"{path}, {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must contain keys and values")
     return content
-
-
-def check_keys(path: Path, root: yaml.Node | None) -> None:
-    """Raise InputError if a key occurs twice: YAML's loader would silently use the second one."""
-    nodes, checked = [root], set()
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.CollectionNode) and id(node) not in checked:  # an alias can contain itself
-            checked.add(id(node))
-            lines: dict[str, int] = {}
-            for child in node.value:
-                nodes += child if isinstance(child, tuple) else [child]
-                if not isinstance(child, tuple) or not isinstance(key := child[0], yaml.ScalarNode):
-                    continue
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    raise InputError(
-                        f"{path}, line {line}: duplicate key {key.value!r}, first used in line {lines[key.value]}; "
-                        "remove one"
-                    )
-                lines[key.value] = line
 
 
 def resolved(content: dict[str, Any], key: str) -> Any:

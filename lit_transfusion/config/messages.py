@@ -4,13 +4,26 @@ import difflib
 import inspect
 import pydoc
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lit_transfusion.config.registry import known_classes
 from lit_transfusion.errors import InputError
+
+NOISE = (  # lines about types that jsonargparse tried
+    "Expected a path but",
+    "Expected a <class 'NoneType'>",
+    "Does not validate against any",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+    "Not a valid subclass of",
+    "Subclass types expect one of:",
+    "a class path (str)",
+    "a dict with",
+)
 
 
 @contextmanager
@@ -36,41 +49,26 @@ def naming_likely_options(parser: ArgumentParser) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        message = str(error)
-        unknown = re.search(r"(unrecognized arguments: --|\boption '|^Option ')([\w.]+)", message)
-        likely = unknown and likely_option(unknown[2], [action.dest for action in parser._actions])
+        unknown = re.search(r"(unrecognized arguments: --|\boption '|^Option ')([\w.]+)", str(error))
+        likely = unknown and difflib.get_close_matches(unknown[2], parser.get_defaults().keys(), n=1)
         if not likely:
             raise
         dashes = "--" * unknown[1].endswith("--")
-        raise ArgumentError(None, f"{message.rstrip('; ')}: is {dashes}{likely} meant?") from None
+        raise ArgumentError(None, f"{one_line(error)}: is {dashes}{likely[0]} meant?") from None
 
 
 def one_line(error: Exception) -> str:
     """The message of an error without the types that jsonargparse tried, and with the names of known classes."""
-    noise = (
-        "Expected a path but",
-        "Expected a <class 'NoneType'>",
-        "Does not validate against any",
-        "Subtypes:",
-        "Errors:",
-        "Given value type:",
-        "Subclass types expect one of:",
-        "a class path (str)",
-        "a dict with",
-    )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(noise)]
+    lines = list(dict.fromkeys(line for line in lines if line and not line.startswith(NOISE)))
     message = "".join(line + (" " if line.endswith(":") else "; ") for line in lines).rstrip("; ")
+    message = re.sub(r"(Expected a dot import path string: |Got value: )(.*?); Given value: .*", r"\1\2", message)
     keys = re.findall(r'Parser key "([\w.]+)":', message)
-    # The entries of a mix are sources, too.
-    known = known_classes(keys[0]) if keys[1:] in ([], ["sources"]) and keys else []
-    if known:  # leave out the other types that were tried for this key
-        message = re.sub(r"; (Expected a dot import path string|Not a valid subclass of|Given value)\b.*", "", message)
-    there_is = f"there is no class \\1; known: {', '.join(known)}" if known else "there is no class \\1"
-    message = re.sub(r"Expected a dot import path string: ([^\s;]+)", there_is, message)
-    message = re.sub(r"<class '(.+?)'>|typing\.(?=Literal)", r"\1", message)
+    known = known_classes(keys[-1]) if keys else []
+    no_class = "there is no class \\1" + (f"; known: {', '.join(known)}" if known else "")
+    message = re.sub(r"Expected a dot import path string: ([^\s;]+)", no_class, message)
     message = re.sub(r"class_path '([\w.]+)': Option '[\w.]+' is not accepted(?!; known)", with_known_options, message)
-    return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
+    return re.sub(r"Parser key \"([\w.]+)\"(?=:)|<class '(.+?)'>|typing\.(?=Literal)", r"\1\2", message)
 
 
 def with_known_options(unknown: re.Match) -> str:
@@ -78,59 +76,3 @@ def with_known_options(unknown: re.Match) -> str:
     cls = pydoc.locate(unknown[1])
     known = ", ".join(inspect.signature(cls).parameters) if inspect.isclass(cls) else ""
     return f"{unknown[0]}; known: {known}" if known else unknown[0]
-
-
-def likely_option(name: str, options: Iterable[str]) -> str | None:
-    """The option, or group of options, that is most similar to an unknown name; None if no one is similar."""
-    known = ""
-    for word in name.split("."):
-        candidates = {option.removeprefix(known).partition(".")[0] for option in options if option.startswith(known)}
-        if word not in candidates:
-            likely = difflib.get_close_matches(word, candidates, n=1)
-            return known + likely[0] if likely else None
-        known += f"{word}."
-    return None
-
-
-def known_classes(key: str) -> list[str]:
-    """Short names of the classes that are valid for a key such as `model.mask`; empty if the key takes no class."""
-    if key == "trainer.callbacks":
-        from lit_transfusion.training import callbacks
-
-        return [*callbacks.__all__, "and those of lightning.pytorch.callbacks"]
-    hint = type_of(key)
-    base = get_args(hint)[-1] if get_args(hint) else hint  # for a callable: the type that it returns
-    return sorted({cls.__name__ for cls in subclasses(base)}) if isinstance(base, type) else []
-
-
-def type_of(key: str) -> Any:
-    """The type of the classes that are valid for a key; None if there is none. Imports what it needs only here."""
-    section, _, name = key.partition(".")
-    if section == "model":
-        from lit_transfusion.training.lit_module import LitTransfusion
-
-        return get_type_hints(LitTransfusion.__init__).get(name)
-    if section == "data":
-        from lit_transfusion.data.datamodule import TransfusionData
-
-        return get_type_hints(TransfusionData.__init__).get(name)
-    if key in ("metrics", "study.metrics"):  # of `evaluate` and of a study
-        from lit_transfusion.evaluation import Metric
-
-        return Metric
-    if key == "codec":  # of `prepare`
-        from lit_transfusion.latents import Codec
-
-        return Codec
-    if key == "source":  # of `train_tokenizer`
-        from lit_transfusion.data.sources import Source
-
-        return Source
-    return None
-
-
-def subclasses(base: type) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        if not cls.__name__.startswith("_"):
-            yield cls
-        yield from subclasses(cls)

@@ -8,16 +8,13 @@ from torch import Tensor
 
 from lit_transfusion.data.grammar import caption_first
 from lit_transfusion.data.permutation import hash_of
+from lit_transfusion.diffusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names
 from lit_transfusion.evaluation.likelihood import Noised, image_losses, latents_of
 from lit_transfusion.evaluation.metric import Metric, Subject
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import caption_tokens
 
-TIMESTEP_BUCKETS = 8  # as in training's charts
-BUCKET_NAMES = [
-    f"diffusion_loss_t{bucket * 1000 // TIMESTEP_BUCKETS:03d}_{(bucket + 1) * 1000 // TIMESTEP_BUCKETS - 1:03d}"
-    for bucket in range(TIMESTEP_BUCKETS)
-]
+BUCKET_NAMES = [f"diffusion_loss_t{name.replace('-', '_')}" for name in bucket_names(1000)]
 
 
 class DiffusionLoss(Metric):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from lit_transfusion.config.compose import collect
+from lit_transfusion.config.compose import read_config
 from lit_transfusion.errors import InputError
 
 
@@ -80,7 +80,7 @@ def ablate(
     finally:
         if len(finished) < len(jobs):
             record_time(folder, time.monotonic() - began, code_version())
-    changes = collect(study.path)[1]
+    changes = read_config(study.path).arms
     for outcome in outcomes:
         if outcome.error is None and outcome.job.folder not in finished:
             write_tensorboard(outcome.job, changes[outcome.job.arm])

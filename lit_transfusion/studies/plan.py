@@ -10,7 +10,7 @@ import torch
 from jsonargparse import ArgumentError
 from rich.table import Table
 
-from lit_transfusion.config.lightning import PartsOnly, parts_of
+from lit_transfusion.config.lightning import TransfusionCLI, parts_of
 from lit_transfusion.config.messages import one_line
 from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.errors import InputError
@@ -109,7 +109,7 @@ def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPl
     )
 
 
-def config_text(parts: PartsOnly) -> str:
+def config_text(parts: TransfusionCLI) -> str:
     """The run as YAML without the name of its arm, so that equal arms have equal texts."""
     config = parts.config.clone()
     config.pop("config", None)

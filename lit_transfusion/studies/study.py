@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lit_transfusion.config.compose import collect, study_section
+from lit_transfusion.config.compose import read_config
 from lit_transfusion.config.messages import one_line, raising_own_errors
 from lit_transfusion.config.registry import PARTS, import_all
 from lit_transfusion.errors import InputError
@@ -128,8 +128,7 @@ def read_study(path: str | Path) -> Study:
         InputError: The file does not exist, has no arms or no `study` section, or its `study` section is invalid.
     """
     path = Path(path)
-    _, arms = collect(path)
-    section = study_section(path)
+    _, arms, section = read_config(path)
     if not arms:
         raise InputError(f"{path} is not a study, because it has no `arms`; add `arms: {{NAME: {{KEY: VALUE}}}}`")
     if not section:

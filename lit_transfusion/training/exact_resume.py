@@ -4,13 +4,20 @@ import os
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_transfusion.data.loader import PackedLoader
+from lit_transfusion.lightning_compat import (
+    batch_counts,
+    is_within_batch,
+    mark_as_saved,
+    model_checkpoints,
+    save_now,
+    saved_step,
+)
 from lit_transfusion.training.nonfinite import NonFiniteError
 
 
-class ExactStops(lightning.Callback):
+class ExactResume(lightning.Callback):
     """Makes checkpoints and logs match the trained steps when a run ends, is interrupted or killed, or cannot resume.
 
     The module adds this callback, so that a config need not name it. It runs before the callbacks that write
@@ -25,21 +32,13 @@ class ExactStops(lightning.Callback):
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         start_at_a_step(checkpoint, trainer.accumulate_grad_batches)
-        self._mark_as_saved(trainer, checkpoint)
+        # Otherwise an error before the next step, for example because the data have changed, would save a checkpoint
+        # whose data position is the start.
+        mark_as_saved(trainer, checkpoint["global_step"])
         states = checkpoint["callbacks"]
-        for keeper in trainer.checkpoint_callbacks:
-            if isinstance(keeper, ModelCheckpoint) and keeper.state_key in states:
-                states[keeper.state_key] = relocated(states[keeper.state_key], keeper.dirpath)
-
-    def _mark_as_saved(self, trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
-        """Mark the step of the checkpoint as saved, so that it is not saved again before the next step.
-
-        Otherwise an error before that step, for example because the data have changed, would save a checkpoint whose
-        data position is the start.
-        """
-        for keeper in trainer.checkpoint_callbacks:
-            if isinstance(keeper, ModelCheckpoint):
-                keeper._last_global_step_saved = checkpoint["global_step"]
+        for callback in model_checkpoints(trainer):
+            if callback.state_key in states:
+                states[callback.state_key] = relocated(states[callback.state_key], callback.dirpath)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.training = True
@@ -49,22 +48,17 @@ class ExactStops(lightning.Callback):
 
         (Lightning logs the last of these steps after the checkpoint.)
         """
-        keeper = trainer.checkpoint_callback
-        if isinstance(keeper, ModelCheckpoint) and keeper._last_global_step_saved == trainer.global_step:
-            for logger in trainer.loggers:
-                logger.save()
+        if saved_step(trainer) == trainer.global_step:
+            write_logs(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Save the last step. If it is not a multiple of the interval, last.ckpt would stay at an earlier step.
 
         (A checkpoint callback that monitors a metric saves after the validation.)
         """
-        keeper = trainer.checkpoint_callback
-        last = trainer.global_step == trainer.max_steps
-        if last and isinstance(keeper, ModelCheckpoint) and keeper.monitor is None:
-            candidates = keeper._monitor_candidates(trainer)
-            keeper._save_topk_checkpoint(trainer, candidates)
-            keeper._save_last_checkpoint(trainer, candidates)
+        for callback in model_checkpoints(trainer)[:1]:
+            if trainer.global_step == trainer.max_steps and callback.monitor is None:
+                save_now(callback, trainer)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Return an interrupted batch to the loader, so that the resumed run trains on it.
@@ -72,18 +66,16 @@ class ExactStops(lightning.Callback):
         Checkpoints are written after this, but only if training has started. In a `predict`, or before the state is
         restored, Lightning's step is 0, and such a checkpoint would replace that of the run.
         """
-        if not self.training:
-            for keeper in trainer.checkpoint_callbacks:
-                if isinstance(keeper, ModelCheckpoint):
-                    keeper._last_global_step_saved = trainer.global_step
-        for logger in trainer.loggers:
-            logger.save()  # write pending rows
-        if isinstance(exception, NonFiniteError):  # keep the last finite checkpoint
-            for keeper in trainer.checkpoint_callbacks:
-                keeper.save_on_exception = False
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        if batches.ready > batches.processed and isinstance(trainer.train_dataloader, PackedLoader):
+        if not self.training or isinstance(exception, NonFiniteError):  # keep the last finite checkpoint
+            mark_as_saved(trainer, trainer.global_step)
+        write_logs(trainer)
+        if is_within_batch(trainer) and isinstance(trainer.train_dataloader, PackedLoader):
             trainer.train_dataloader.give_back()
+
+
+def write_logs(trainer: lightning.Trainer) -> None:
+    for logger in trainer.loggers:
+        logger.save()
 
 
 def start_at_a_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) -> None:
@@ -94,7 +86,7 @@ def start_at_a_step(checkpoint: dict[str, Any], accumulate_grad_batches: int) ->
     changes if a step now has more or fewer batches than before.
     """
     before = checkpoint.get("accumulate_grad_batches", accumulate_grad_batches)
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    progress = batch_counts(checkpoint)
     done = progress["current"]["processed"]
     if done % before == 0 and before == accumulate_grad_batches:
         return

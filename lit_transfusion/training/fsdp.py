@@ -3,7 +3,7 @@
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import (
@@ -18,7 +18,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import META, is_whole, shapes_of_shards
+from lit_transfusion.lightning_compat import shard_over_all_devices
 from lit_transfusion.model import Transfusion
+
+if TYPE_CHECKING:
+    from lit_transfusion.training.lit_module import LitTransfusion
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -34,7 +38,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().__init__(1, 1, timeout=timeout)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over_all_devices(self)
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -76,6 +80,22 @@ def check_sharding(path: Path, strategy: Strategy) -> None:
             f"--ckpt_path {path} is from a run that was not sharded: omit --trainer.strategy fsdp2, or start a new run "
             f"with its weights (--model.init_from {path})"
         )
+
+
+def shard_nets(module: "LitTransfusion", mesh: DeviceMesh) -> None:
+    """Shard the net of a module, and its average if there is one.
+
+    Raises:
+        InputError: The hooks of FSDP2 cannot be compiled, but would be inside a function that must be compiled as a
+            whole.
+    """
+    if not module.can_be_sharded:
+        raise InputError(
+            "model.compile true with model.activation_checkpointing selective compiles nothing with fsdp2; set "
+            "model.activation_checkpointing to full or none, or model.compile to false"
+        )
+    for net in filter(None, (module.net, module.ema)):
+        shard(net, mesh, bf16=module.trainer.precision == "bf16-mixed")
 
 
 def shard(net: Transfusion, mesh: DeviceMesh, bf16: bool) -> None:

@@ -13,14 +13,20 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lit_transfusion.lightning_compat import (
+    cluster_environment,
+    kill_started_processes,
+    model_checkpoints,
+    replace_signal_handlers,
+)
 
 SAME_SECONDS = 1.0  # `timeout`, `make` and others send one Ctrl-C twice
 
 
-class StopTogether(lightning.Callback):
+class GracefulStop(lightning.Callback):
     """Stops all processes of a run together, after SIGINT or SIGTERM to any of them.
 
     A process only records the first signal. At the end of each optimiser step, and of each batch of a validation, the
@@ -41,23 +47,17 @@ class StopTogether(lightning.Callback):
         self.agreed = False
         self.step = 0
         self.group: dist.ProcessGroup | None = None  # gloo on the CPU, so that a GPU is not synchronised
-        self.keepers: list[ModelCheckpoint] = []
+        self.callbacks: list[ModelCheckpoint] = []  # those that save a checkpoint after the processes agreed
         self.requeue: tuple[int, Any] | None = None  # SLURM's signal, and Lightning's handler of it
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        # Lightning's own handler of SIGTERM waits for the other processes inside the handler, which hangs.
-        connector = trainer._signal_connector
-        connector.register_signal_handlers = partial(self._register, trainer, connector)
+        replace_signal_handlers(trainer, partial(self._register, trainer))
         if trainer.world_size > 1:
             # All processes take part in a checkpoint. One that fails alone would wait for the others forever.
-            for keeper in trainer.checkpoint_callbacks:
-                if isinstance(keeper, ModelCheckpoint) and keeper.save_on_exception:
-                    keeper.save_on_exception = False
-                    self.keepers.append(keeper)
+            self.callbacks += [callback for callback in model_checkpoints(trainer) if callback.save_on_exception]
+            save_on_exception(self.callbacks, False)
 
-    def _register(self, trainer: lightning.Trainer, connector: Any) -> None:
-        """Register the handlers. Lightning restores the earlier ones after the run, however it ends."""
-        type(connector).register_signal_handlers(connector)
+    def _register(self, trainer: lightning.Trainer) -> None:
         fitting, several = trainer.state.fn == TrainerFn.FITTING, trainer.world_size > 1
         self.recorded, self.agreed, self.waits = set(), False, fitting and several
         self.group = dist.new_group(backend="gloo") if self.waits else None
@@ -66,7 +66,7 @@ class StopTogether(lightning.Callback):
         signal.signal(signal.SIGTERM, partial(self._record, trainer))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in background jobs of a shell script
             signal.signal(signal.SIGINT, partial(self._record, trainer))
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = cluster_environment(trainer)
         if fitting and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self.requeue = environment.requeue_signal, signal.getsignal(environment.requeue_signal)
             signal.signal(environment.requeue_signal, partial(self._record, trainer))
@@ -80,7 +80,8 @@ class StopTogether(lightning.Callback):
         stops = self.recorded & {signal.SIGINT, signal.SIGTERM}
         if stops:
             if number == signal.SIGINT and time.monotonic() - self.first >= SAME_SECONDS:
-                self._stop_immediately(trainer)
+                save_on_exception(model_checkpoints(trainer), False)
+                raise KeyboardInterrupt
             self.recorded.add(number)
             return
         self.recorded.add(number)
@@ -91,12 +92,6 @@ class StopTogether(lightning.Callback):
             again = "; Ctrl-C again stops without a checkpoint" if number == signal.SIGINT else ""
             with contextlib.suppress(RuntimeError):  # the signal interrupted another print
                 print(f"\nStopping after this step{again}.", file=sys.stderr, flush=True)
-
-    def _stop_immediately(self, trainer: lightning.Trainer) -> None:
-        for keeper in trainer.checkpoint_callbacks:
-            if isinstance(keeper, ModelCheckpoint):
-                keeper.save_on_exception = False
-        raise KeyboardInterrupt
 
     def _requeue(self) -> None:
         number, handler = self.requeue
@@ -135,18 +130,20 @@ class StopTogether(lightning.Callback):
         if not agreed:
             return
         self.agreed = True
-        for keeper in self.keepers:
-            keeper.save_on_exception = True
-        environment = trainer._accelerator_connector.cluster_environment
-        if trainer.local_rank and isinstance(environment, LightningEnvironment):
+        save_on_exception(self.callbacks, True)
+        if trainer.local_rank and isinstance(cluster_environment(trainer), LightningEnvironment):
             raise SystemExit(0)  # on another status, the process that started this one would kill itself
         raise reason(agreed)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Kill the processes that this one has started, which would wait for it. (After SIGINT, Lightning does it.)"""
-        launcher = trainer.strategy.launcher
-        if not self.agreed and isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+        if not self.agreed:
+            kill_started_processes(trainer, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def save_on_exception(callbacks: list[ModelCheckpoint], value: bool) -> None:
+    for callback in callbacks:
+        callback.save_on_exception = value
 
 
 def reason(signals: set[int]) -> BaseException:

@@ -2,13 +2,11 @@
 
 import copy
 import dataclasses
-import logging
 import math
 from typing import Any, Literal, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -18,7 +16,6 @@ from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import ExampleBatch, PackedBatch
 from lit_transfusion.diffusion import NoiseProcess
-from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY
 from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.pipeline import Pipeline
@@ -28,21 +25,17 @@ from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, 
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
 from lit_transfusion.training.checkpoint_compat import check_fits, start_from
 from lit_transfusion.training.ema import update_average
-from lit_transfusion.training.exact_resume import ExactStops
-from lit_transfusion.training.fsdp import shard
-from lit_transfusion.training.graceful_stop import StopTogether
-from lit_transfusion.training.losses import (
-    LossTerms,
-    StepLosses,
-    sums_by_timestep,
-    timestep_buckets,
-    transfusion_loss,
-)
-from lit_transfusion.training.nonfinite import NonFiniteError, report
+from lit_transfusion.training.evaluation_logs import log_losses, log_totals, stage_of
+from lit_transfusion.training.exact_resume import ExactResume
+from lit_transfusion.training.fsdp import shard_nets
+from lit_transfusion.training.graceful_stop import GracefulStop
+from lit_transfusion.training.losses import LossTerms, transfusion_loss
+from lit_transfusion.training.nonfinite import skip_or_stop
+from lit_transfusion.training.objective import Compared, check_clipping, run_with_noise, sample_latents
 from lit_transfusion.training.optim import decay_groups
 from lit_transfusion.training.resumed_settings import ResumedSettings
-
-log = logging.getLogger(__name__)
+from lit_transfusion.training.step_losses import StepLosses, log_step
+from lit_transfusion.training.trainer_settings import check_steps
 
 SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
 
@@ -109,6 +102,7 @@ class LitTransfusion(lightning.LightningModule):
         skip_nonfinite: int = 0,
     ) -> None:
         super().__init__()
+        check_clipping(noise, codec)
         self.tokenizer = tokenizer
         self._codec = [codec]  # in a list, so that checkpoints do not contain its frozen weights
         self.image_size = image_size
@@ -128,27 +122,13 @@ class LitTransfusion(lightning.LightningModule):
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
         self.net.transformer.run_block = block_runner(compile, activation_checkpointing)
-        # The hooks of FSDP2 cannot be compiled, but would be inside a function that must be compiled as a whole.
-        self.cannot_be_sharded = compile and activation_checkpointing == "selective"
-
-        if getattr(noise, "clip_sample", False) and codec.downscale > 1:
-            raise InputError(
-                "model.noise.clip_sample true is for pixels only: it would clip latents to [-1, 1]; "
-                "set model.noise.init_args.clip_sample to false"
-            )
+        self.can_be_sharded = not (compile and activation_checkpointing == "selective")  # see fsdp.shard_nets
         self.pipeline.describe()  # a part that a checkpoint cannot contain should fail now, not at the first checkpoint
 
     def configure_model(self) -> None:
-        """With FSDP2, shard the weights and their average. (Lightning calls this again if a test follows a fit.)"""
-        nets = [net for net in (self.net, self.ema) if net is not None]
+        """Shard the weights and their average with FSDP2. (Lightning calls this again if a test follows a fit.)"""
         if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
-            if self.cannot_be_sharded:
-                raise InputError(
-                    "model.compile true with model.activation_checkpointing selective compiles nothing with fsdp2; set "
-                    "model.activation_checkpointing to full or none, or model.compile to false"
-                )
-            for net in nets:
-                shard(net, self.device_mesh["data_parallel"], bf16=self.trainer.precision == "bf16-mixed")
+            shard_nets(self, self.device_mesh["data_parallel"])
 
     @property
     def codec(self) -> Codec:
@@ -171,41 +151,13 @@ class LitTransfusion(lightning.LightningModule):
             generator: Generator of noise and timesteps.
             counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
-        compared, timesteps = self.predictions(net, batch, generator)
+        compared, timesteps = self.compare(net, batch, generator)
         return transfusion_loss(*compared, self.image_loss_weight, counts), timesteps
 
-    def predictions(
-        self, net: Transfusion, batch: PackedBatch, generator: torch.Generator
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Add noise to each image at its own timestep, and run the net.
-
-        Returns:
-            Logits (T, V), their targets (T,), predictions for the learned images (M, C, H, W) and their targets; and
-            the timesteps (M,) of these images.
-        """
-        images = self.latents_of(batch.images, generator)  # (N, C, H, W)
-        timesteps = self.noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
-        noise = torch.randn(images.shape, generator=generator, device=images.device)
-        output = net(
-            batch.tokens,
-            batch.positions,
-            batch.document_ids,
-            batch.image_ids,
-            self.noise.add_noise(images, noise, timesteps),
-            timesteps,
-            logit_positions=batch.target_positions,
-        )
-        labels = batch.labels.flatten().index_select(0, batch.target_positions)  # (T,)
-        prediction = output.image_prediction.index_select(0, batch.learned_images)  # (M, C, H, W)
-        target = self.noise.target(images, noise, timesteps).index_select(0, batch.learned_images)
-        return (output.logits, labels, prediction, target), timesteps.index_select(0, batch.learned_images)
-
-    def latents_of(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Map the images of a batch, pixels (N, 3, S, S) or moments (N, K, h, w) of the codec, to (N, C, H, W)."""
-        # Moments that `prepare` saves never have the shape of pixels.
-        if images.shape[1:] == (3, self.image_size, self.image_size):
-            return self.codec.encode(images, generator)
-        return self.codec.sample(images.to(torch.promote_types(images.dtype, torch.float32)), generator)
+    def compare(self, net: Transfusion, batch: PackedBatch, generator: torch.Generator) -> tuple[Compared, Tensor]:
+        """Return outputs and targets of a batch, and the timesteps (M,); see `run_with_noise`."""
+        latents = sample_latents(batch.images, self.codec, self.image_size, generator)
+        return run_with_noise(net, self.noise, latents, batch, generator)
 
     def on_train_start(self) -> None:
         check_steps(self.trainer)
@@ -216,28 +168,19 @@ class LitTransfusion(lightning.LightningModule):
         The objective is the mean over the text targets plus λ times the mean over the learned images, of all
         micro-batches of the step on all ranks.
         """
-        number = batch_idx % self.trainer.accumulate_grad_batches
+        num_batches, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        number = batch_idx % num_batches
         if number == 0:
-            self.step = StepLosses(self._sum_over_ranks(batch.step_counts.clone()), self.noise.num_train_timesteps)
+            self.step = StepLosses(batch.step_counts, self.noise.num_train_timesteps, num_batches, world_size)
         terms, timesteps = self.losses(self.net, batch, self.generator(number), self.step.counts)
         self.step.add(batch, terms, timesteps)
-        if number == self.trainer.accumulate_grad_batches - 1:
-            self._sum_over_ranks(self.step.sums)
         # Lightning will divide by the number of micro-batches, and DDP and FSDP2 by the number of ranks.
-        return terms.total * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return terms.total * (num_batches * world_size)
 
     def generator(self, number: int) -> torch.Generator:
-        """Return the generator of noise and timesteps of a micro-batch.
-
-        Its seed depends on step, micro-batch and rank only, so that a resumed run draws the same.
-        """
+        """Return the generator of a micro-batch. It depends on step and rank only, so a resumed run draws the same."""
         seed = hash_of(self.seed, self.global_step, number, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(values)
-        return values
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(stage_of("val", self.trainer.val_dataloaders, dataloader_idx), batch, batch_idx)
@@ -256,36 +199,13 @@ class LitTransfusion(lightning.LightningModule):
         """Log the losses of a batch. Noise and timesteps are the same in each validation and on each rank."""
         generator = torch.Generator(self.device).manual_seed(hash_of(self.seed, batch_idx))
         terms, timesteps = self.losses(self.ema or self.net, batch, generator)
-        # Means over all batches, weighted by the number of targets or images. The names contain the loaders of a mix.
-        if num_targets := len(batch.target_positions):
-            self.log(f"{stage}/loss_text", terms.text, batch_size=num_targets, prog_bar=True, add_dataloader_idx=False)
-        if num_images := len(terms.per_image):
-            self.log(f"{stage}/loss_image", terms.image, batch_size=num_images, prog_bar=True, add_dataloader_idx=False)
-        errors, counts = sums_by_timestep(terms.per_image, timesteps, self.noise.num_train_timesteps).tolist()
-        for bucket, error, count in zip(timestep_buckets(self.noise.num_train_timesteps), errors, counts, strict=True):
-            if count:
-                name = f"{stage}/loss_image_by_timestep/{bucket}"
-                self.log(name, error / count, batch_size=int(count), add_dataloader_idx=False)
+        log_losses(self, stage, batch, terms, timesteps)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_totals("val")
+        log_totals(self, "val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_totals("test")
-
-    def _log_totals(self, stage: str) -> None:
-        """Log the objective and the perplexity, computed from the means over all batches."""
-        means = {name: loss for name, loss in self.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
-        totals: dict[str, Tensor] = {}
-        for name, mean in means.items():
-            loader, _, loss = name.rpartition("/")
-            if loss == "loss_text":  # missing if no text is learned, because all captions are dropped
-                self.log(f"{loader}/perplexity", mean.exp())
-            if loss in ("loss_text", "loss_image"):
-                weight = self.image_loss_weight if loss == "loss_image" else 1.0
-                totals[loader] = totals.get(loader, 0.0) + weight * mean
-        for loader, total in totals.items():
-            self.log(f"{loader}/loss", total, prog_bar=True)
+        log_totals(self, "test")
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(decay_groups(self.net))
@@ -302,24 +222,9 @@ class LitTransfusion(lightning.LightningModule):
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         values = self.step.values(self.image_loss_weight, norm)
         if not all(map(math.isfinite, values.values())):
-            self._skip_step(values)
+            skip_or_stop(self, values)
             optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient does not change
-        for name in ("loss", "loss_text", "loss_image", "grad_norm"):
-            if name in values:
-                self.log(f"train/{name}", values[name], prog_bar=name != "grad_norm", logger=False)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            # self.log would repeat old values in a step that lacks a modality or a bucket of timesteps.
-            for logger in self.loggers:
-                logger.log_metrics({f"train/{name}": value for name, value in values.items()}, self.global_step)
-
-    def _skip_step(self, values: dict[str, float]) -> None:
-        """Count a step that is not finite, and raise an error if it may not be skipped."""
-        self.skipped_steps += 1
-        message = report(self, values)
-        if self.skipped_steps > self.skip_nonfinite:
-            raise NonFiniteError(message)
-        if self.global_rank == 0:
-            log.warning("%s This step is skipped, %d of %d.", message, self.skipped_steps, self.skip_nonfinite)
+        log_step(self, values)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Update the average together with the weights, so that checkpoints and samples have both of the same step."""
@@ -329,7 +234,7 @@ class LitTransfusion(lightning.LightningModule):
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         # The trainer runs these after the callbacks of the config, but before those that write checkpoints.
-        return [ExactStops(), ResumedSettings(), StopTogether()]
+        return [ExactResume(), ResumedSettings(), GracefulStop()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.pipeline.describe()
@@ -338,32 +243,3 @@ class LitTransfusion(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self.state_dict(), self.tokenizer)
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
-
-
-def check_steps(trainer: lightning.Trainer) -> None:
-    """Check that all optimiser steps have the same number of batches, and that gradients are clipped by norm.
-
-    Raises:
-        InputError: A setting of the trainer contradicts this.
-    """
-    number = trainer.accumulate_grad_batches
-    batches = trainer.num_training_batches
-    if math.isfinite(batches) and batches % number:
-        raise InputError(
-            f"trainer.limit_train_batches {batches} is not a multiple of trainer.accumulate_grad_batches {number}, so "
-            f"the last optimiser step would have fewer batches; use {batches // number * number or number}"
-        )
-    for callback in trainer.callbacks:
-        if isinstance(callback, GradientAccumulationScheduler) and set(callback.scheduling.values()) != {number}:
-            raise InputError(
-                f"trainer.callbacks: GradientAccumulationScheduler with {callback.scheduling} is not supported: "
-                "a run is one epoch; set trainer.accumulate_grad_batches, which may change when the run is resumed"
-            )
-    if trainer.gradient_clip_algorithm not in (None, "norm"):
-        raise InputError("trainer.gradient_clip_algorithm value is not supported; use norm")
-
-
-def stage_of(stage: str, loaders: Any, number: int) -> str:
-    """Return the prefix of metric names: "val", or "val/text" if each source of a mix has its own loader."""
-    name = getattr(loaders[number] if isinstance(loaders, list) else loaders, "name", "")
-    return f"{stage}/{name}" if name else stage

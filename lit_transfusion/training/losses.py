@@ -1,16 +1,12 @@
-"""The two losses and their sum (paper, Equation 4), over all batches of an optimiser step."""
+"""The two losses and their sum (paper, Equation 4), and the image loss by timestep."""
 
-import math
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.types import PackedBatch
+from lit_transfusion.diffusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, bucket_of
 from lit_transfusion.model.cross_entropy import SumOfCrossEntropy
-
-TIMESTEP_BUCKETS = 8  # in the charts of the image loss by timestep
 
 
 class LossTerms(NamedTuple):
@@ -56,58 +52,23 @@ def transfusion_loss(
 
 
 def sums_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -> Tensor:
-    """Return the sum of the losses and the number of images in each of eight buckets of timesteps, (2, 8).
-
-    The mean over all timesteps hides what is learned: large t is layout, small t is detail.
+    """Return the sum of the losses and the number of images in each bucket of timesteps, (2, 8).
 
     Args:
         per_image: (M,) losses.
         timesteps: (M,) timesteps of the images, in [0, num_timesteps).
         num_timesteps: T.
     """
-    buckets = timesteps * TIMESTEP_BUCKETS // num_timesteps  # (M,)
     values = torch.stack([per_image.detach(), torch.ones_like(per_image)])  # (2, M)
-    return values.new_zeros(2, TIMESTEP_BUCKETS).index_add_(1, buckets, values)
+    return values.new_zeros(2, TIMESTEP_BUCKETS).index_add_(1, bucket_of(timesteps, num_timesteps), values)
 
 
-class StepLosses:
-    """Sums the losses of one optimiser step over its micro-batches and ranks.
+def means_by_timestep(sums: list[float], num_timesteps: int) -> dict[str, tuple[float, int]]:
+    """Return mean loss and number of images by the name of the metric. Buckets without an image are omitted.
 
     Args:
-        counts: (2,) number of text targets and of learned images in the whole step, on all ranks.
+        sums: The values of `sums_by_timestep`, flattened.
         num_timesteps: T.
     """
-
-    def __init__(self, counts: Tensor, num_timesteps: int) -> None:
-        self.counts = counts
-        self.num_timesteps = num_timesteps
-        self.sums = torch.zeros(2 + 2 * TIMESTEP_BUCKETS, device=counts.device)
-        self.batches: list[PackedBatch] = []  # of this rank
-
-    def add(self, batch: PackedBatch, terms: LossTerms, timesteps: Tensor) -> None:
-        """Add a micro-batch. Its losses must be divided by `counts`."""
-        self.batches.append(batch)
-        by_timestep = sums_by_timestep(terms.per_image, timesteps, self.num_timesteps)  # (2, 8)
-        self.sums += torch.cat([torch.stack([terms.text, terms.image]).detach(), by_timestep.flatten()])
-
-    def values(self, image_loss_weight: float, gradient_norm: Tensor) -> dict[str, float]:
-        """Return the values to log, by name. Modalities and timesteps that the step lacks are omitted."""
-        # One transfer, because each one synchronises the GPU.
-        together = torch.cat([self.sums, self.counts, gradient_norm[None]]).tolist()
-        text, image, *by_timestep, num_targets, num_images, norm = together
-        values = {"loss": text + image_loss_weight * image, "grad_norm": norm}
-        if num_targets:
-            values |= {"loss_text": text, "perplexity": math.exp(min(text, 700.0))}
-        if num_images:
-            values["loss_image"] = image
-        errors, images = by_timestep[:TIMESTEP_BUCKETS], by_timestep[TIMESTEP_BUCKETS:]
-        for bucket, error, count in zip(timestep_buckets(self.num_timesteps), errors, images, strict=True):
-            if count:
-                values[f"loss_image_by_timestep/{bucket}"] = error / count
-        return values
-
-
-def timestep_buckets(num_timesteps: int) -> list[str]:
-    """Return the names of the buckets, which are their first and last timestep: 000-124, 125-249, …"""
-    starts = [-(-b * num_timesteps // TIMESTEP_BUCKETS) for b in range(TIMESTEP_BUCKETS + 1)]  # rounded up
-    return [f"{start:03d}-{stop - 1:03d}" for start, stop in pairwise(starts)]
+    buckets = zip(bucket_names(num_timesteps), sums[:TIMESTEP_BUCKETS], sums[TIMESTEP_BUCKETS:], strict=True)
+    return {f"loss_image_by_timestep/{name}": (error / count, int(count)) for name, error, count in buckets if count}

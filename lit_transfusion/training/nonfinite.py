@@ -1,5 +1,6 @@
 """Report of an optimiser step whose losses or gradient are not finite."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,35 @@ from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.errors import InputError
 from lit_transfusion.run_folder import NONFINITE
 
+log = logging.getLogger(__name__)
+
 
 class NonFiniteError(InputError):
     """A loss or the norm of the gradient is NaN or infinite."""
+
+
+def skip_or_stop(module: Any, values: dict[str, float]) -> None:
+    """Count a step that is not finite. All ranks must call this function.
+
+    Args:
+        module: The LitTransfusion.
+        values: Losses and norm of the gradient of the step, by name.
+
+    Raises:
+        NonFiniteError: No more steps may be skipped.
+    """
+    module.skipped_steps += 1
+    message = report(module, values)
+    if module.skipped_steps > module.skip_nonfinite:
+        raise NonFiniteError(message)
+    if module.global_rank == 0:
+        log.warning("%s This step is skipped, %d of %d.", message, module.skipped_steps, module.skip_nonfinite)
 
 
 def report(module: Any, values: dict[str, float]) -> str:
     """Save the batches of the current step, and return an error message that names the documents at fault.
 
     All ranks must call this function, because a sharded net runs on all of them.
-
-    Args:
-        module: The LitTransfusion.
-        values: Losses and norm of the gradient of the step, by name.
     """
     trainer = module.trainer
     step, rank = trainer.global_step + 1, trainer.global_rank
@@ -58,7 +75,7 @@ def nonfinite_documents(module: Any, pieces: list[list[list[tuple[int, int, int]
     """Compute the losses again, and return names of the documents on this rank whose losses are not finite."""
     names = []
     for number, batch in enumerate(module.step.batches):
-        (logits, targets, prediction, target), _ = module.predictions(module.net, batch, module.generator(number))
+        (logits, targets, prediction, target), _ = module.compare(module.net, batch, module.generator(number))
         tokens = F.cross_entropy(logits.float(), targets, reduction="none")  # (T,)
         images = (prediction.float() - target.float()).flatten(1).square().mean(1)  # (M,)
         wrong_images = batch.learned_images[~images.isfinite()]

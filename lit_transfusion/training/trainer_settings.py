@@ -1,8 +1,10 @@
 """Adapts and checks the arguments of the trainer."""
 
+import math
 from typing import Any
 
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+import lightning
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, LearningRateMonitor, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -59,3 +61,26 @@ def check_lengths(config: dict[str, Any]) -> None:
 
 def as_list(parts: Any) -> list[Any]:
     return [] if parts is None else parts if isinstance(parts, list) else [parts]
+
+
+def check_steps(trainer: lightning.Trainer) -> None:
+    """Check that all optimiser steps have the same number of batches, and that gradients are clipped by norm.
+
+    Raises:
+        InputError: A setting of the trainer contradicts this.
+    """
+    number = trainer.accumulate_grad_batches
+    batches = trainer.num_training_batches
+    if math.isfinite(batches) and batches % number:
+        raise InputError(
+            f"trainer.limit_train_batches {batches} is not a multiple of trainer.accumulate_grad_batches {number}, so "
+            f"the last optimiser step would have fewer batches; use {batches // number * number or number}"
+        )
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler) and set(callback.scheduling.values()) != {number}:
+            raise InputError(
+                f"trainer.callbacks: GradientAccumulationScheduler with {callback.scheduling} is not supported: "
+                "a run is one epoch; set trainer.accumulate_grad_batches, which may change when the run is resumed"
+            )
+    if trainer.gradient_clip_algorithm not in (None, "norm"):
+        raise InputError("trainer.gradient_clip_algorithm value is not supported; use norm")

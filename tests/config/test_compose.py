@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_transfusion.config.compose import compose, read, study_section
+from lit_transfusion.config.compose import compose, read, read_config
 from lit_transfusion.errors import InputError
 
 
@@ -254,15 +254,15 @@ def test_study_section_of_a_file_wins_over_that_of_its_base(write):
     write("a.yaml", "study: {metrics: [KID], num_examples: 3}")
     write("b.yaml", "base: a.yaml")
     path = write("c.yaml", "base: [b.yaml]\nstudy: {metrics: [FID], table: 5}")
-    assert study_section(path) == {"metrics": ["FID"], "num_examples": 3, "table": 5}
-    assert study_section(write("d.yaml", "value: 1")) == {}
+    assert read_config(path).study == {"metrics": ["FID"], "num_examples": 3, "table": 5}
+    assert read_config(write("d.yaml", "value: 1")).study == {}
 
 
 @pytest.mark.parametrize("content", ["study: [1]", "study: text", "study: 3"])
 def test_study_section_without_keys_is_an_error(write, content):
     path = write("run.yaml", content)
     with pytest.raises(InputError, match="`study` must contain keys and values") as caught:
-        study_section(path)
+        read_config(path)
     assert str(path) in str(caught.value)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lit_transfusion.model import LinearPatcher, cross_entropy
 from lit_transfusion.model.cross_entropy import SumOfCrossEntropy
-from lit_transfusion.training.losses import sums_by_timestep, timestep_buckets, transfusion_loss
+from lit_transfusion.training.losses import means_by_timestep, sums_by_timestep, transfusion_loss
 
 
 def images(*values: float, shape=(3, 4, 4)) -> torch.Tensor:
@@ -126,7 +126,12 @@ def test_sums_by_timestep():
     losses, timesteps = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([3, 4, 2, 19])
     sums, counts = sums_by_timestep(losses, timesteps, 20)
     assert sums.tolist() == [4, 3, 0, 0, 0, 0, 0, 8] and counts.tolist() == [1, 2, 0, 0, 0, 0, 0, 1]
-    assert timestep_buckets(20)[:2] == ["000-002", "003-004"] and timestep_buckets(20)[-1] == "018-019"
+    named = means_by_timestep([*sums.tolist(), *counts.tolist()], 20)
+    assert named == {
+        "loss_image_by_timestep/000-002": (4, 1),
+        "loss_image_by_timestep/003-004": (1.5, 2),
+        "loss_image_by_timestep/018-019": (8, 1),
+    }
     assert not sums_by_timestep(losses[:0], timesteps[:0], 20).any()
 
 

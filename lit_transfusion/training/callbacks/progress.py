@@ -4,8 +4,9 @@ import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 
+from lit_transfusion.lightning_compat import saved_step
 from lit_transfusion.progress import Pace, Progress, Row
 
 LOSSES = {"train/loss_text": "text", "train/loss_image": "image"}
@@ -59,9 +60,8 @@ class RunProgress(ProgressBar):
         parts = [f"{short} {metrics[name].item():.4g}" for name, short in LOSSES.items() if name in metrics]
         if rate is not None:
             parts.append(f"{metrics[rate].item():.4g} {RATES[rate]}")
-        saved = [k._last_global_step_saved for k in trainer.checkpoint_callbacks if isinstance(k, ModelCheckpoint)]
-        if any(saved) and not self.progress.bars:
-            parts.append(f"checkpoint of step {max(saved)}")
+        if (step := saved_step(trainer)) and not self.progress.bars:
+            parts.append(f"checkpoint of step {step}")
         self.steps.update(trainer.global_step, note=", ".join(parts))
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -1,0 +1,47 @@
+"""What `validate` and `test` log: means over all batches, weighted by their number of targets or images."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lit_transfusion.data.types import PackedBatch
+from lit_transfusion.training.losses import LossTerms, means_by_timestep, sums_by_timestep
+
+if TYPE_CHECKING:
+    from lit_transfusion.training.lit_module import LitTransfusion
+
+
+def stage_of(stage: str, loaders: Any, number: int) -> str:
+    """Return the prefix of metric names: "val", or "val/text" if each source of a mix has its own loader."""
+    name = getattr(loaders[number] if isinstance(loaders, list) else loaders, "name", "")
+    return f"{stage}/{name}" if name else stage
+
+
+def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, terms: LossTerms, timesteps: Tensor) -> None:
+    """Log the losses of a batch."""
+
+    def log(name: str, value: float | Tensor, number: int, prog_bar: bool = False) -> None:
+        if number:  # the names contain the loaders of a mix
+            module.log(f"{stage}/{name}", value, prog_bar, batch_size=number, add_dataloader_idx=False)
+
+    log("loss_text", terms.text, len(batch.target_positions), prog_bar=True)
+    log("loss_image", terms.image, len(terms.per_image), prog_bar=True)
+    num_timesteps = module.noise.num_train_timesteps
+    sums = sums_by_timestep(terms.per_image, timesteps, num_timesteps).flatten().tolist()
+    for name, (mean, number) in means_by_timestep(sums, num_timesteps).items():
+        log(name, mean, number)
+
+
+def log_totals(module: "LitTransfusion", stage: str) -> None:
+    """Log the objective and the perplexity, computed from the means over all batches."""
+    means = {name: loss for name, loss in module.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
+    totals: dict[str, Tensor] = {}
+    for name, mean in means.items():
+        loader, _, loss = name.rpartition("/")
+        if loss == "loss_text":  # missing if no text is learned, because all captions are dropped
+            module.log(f"{loader}/perplexity", mean.exp())
+        if loss in ("loss_text", "loss_image"):
+            weight = module.image_loss_weight if loss == "loss_image" else 1.0
+            totals[loader] = totals.get(loader, 0.0) + weight * mean
+    for loader, total in totals.items():
+        module.log(f"{loader}/loss", total, prog_bar=True)
