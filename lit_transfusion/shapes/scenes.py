@@ -83,7 +83,8 @@ def coverage(
     axis = (torch.arange(image_size) + 0.5) / image_size  # (S,) centres of the pixels
     x = (axis - centre[0]) / (size / 2)
     y = (axis[:, None] - centre[1]) / (size / 2)
-    return (0.5 - distance(x, y) * (size / 2 * image_size) / softness).clamp_(0, 1)  # the distance is in pixels
+    pixels = distance(x, y).mul_(size / 2 * image_size)  # to the rim; changed in place, since this is most of the time
+    return pixels.div_(-softness).add_(0.5).clamp_(0, 1)
 
 
 def draw(objects: Sequence[DrawnObject], image_size: int) -> Tensor:
