@@ -29,7 +29,6 @@ from lit_transfusion.shapes.scenes import (
     Scene,
     Single,
     captions_of,
-    draw,
     held_out_scenes,
 )
 from lit_transfusion.shapes.scorer import FoundObject, noise_pictures, read_picture
@@ -163,11 +162,6 @@ def is_distinct(scene: Scene) -> bool:
     """Whether the objects of a scene are all equal, or share neither a colour nor a shape."""
     first, last = scene.pairs()[0], scene.pairs()[-1]
     return first == last or set(first).isdisjoint(last)
-
-
-def true_picture(prompt: GenEvalPrompt, image_size: int, seed: int = 0) -> Tensor:
-    """Draw the scene of a prompt: (3, image_size, image_size) in [-1, 1]. The seed determines the jitter."""
-    return draw(prompt.scene.layout(Random(seed)), image_size)
 
 
 # --------------------------------------------------------------------------------------------------------------- metric

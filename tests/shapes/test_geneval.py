@@ -20,13 +20,17 @@ from lit_transfusion.shapes.geneval import (
     geneval_prompts,
     is_right,
     relations,
-    true_picture,
 )
 from lit_transfusion.shapes.scenes import Count, DrawnObject, Relation, Single, draw, parse_caption
 from lit_transfusion.shapes.scorer import FoundObject, read_picture
 from lit_transfusion.shapes.source import Shapes
 
 OF_SINGLE, OF_RELATION = ("single_object", "colours"), ("two_object", "position", "colour_attr")
+
+
+def true_picture(prompt, image_size, seed=0):
+    """Draw the scene of a prompt; the seed determines the jitter."""
+    return draw(prompt.scene.layout(Random(seed)), image_size)
 
 
 # Prompts
@@ -43,7 +47,7 @@ def test_prompts_are_new_but_their_words_are_not(category):
     texts = {prompt.text for prompt in prompts}
     assert len(texts) == 48 and training_captions().isdisjoint(texts)
     assert set(" ".join(texts).split()) <= set(" ".join(training_captions()).split())
-    train = {scene for kind in Shapes()._scenes["train"] for scene in kind}
+    train = {scene for kind in Shapes().choices["train"].values() for scene in kind}
     for prompt in prompts:
         assert prompt.category == category and prompt.scene not in train
         for field, word in prompt.scene.words().items():
