@@ -16,7 +16,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.checkpoint import is_whole
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +49,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     If a run was killed while it replaced last.ckpt, that is missing, or a link to a removed file. If a sharded run was
     killed while it wrote a checkpoint, that directory is incomplete.
     """
+    from lit_transfusion.generation.checkpoint import is_whole  # here, since it imports torch
+
     whole = [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if path.is_file() or is_whole(path)]
     named = [path for path in whole if path.name.startswith("last")]
     return max(named or whole, key=lambda path: path.stat().st_mtime_ns, default=None)
