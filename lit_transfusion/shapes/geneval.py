@@ -210,16 +210,11 @@ class GenEvalShapes(Metric):
 
     def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
         """The same shares for noise and for training pictures; each picture is judged with each prompt."""
-        from lit_transfusion.shapes.scorer import noise_pictures, read_picture
+        from lit_transfusion.shapes.scorer import baseline_pictures, read_picture
 
-        train = subject.source.split("train")
-        pictures = {
-            "noise": noise_pictures(BASELINE_PICTURES, train.image_size),
-            "random training pictures": [train[index].image for index in range(min(BASELINE_PICTURES, len(train)))],
-        }
         prompts = list(dict.fromkeys(self.prompts))  # without the repetitions for several pictures
         baselines = {}
-        for name, images in pictures.items():
+        for name, images in baseline_pictures(subject.source, BASELINE_PICTURES).items():
             found = [read_picture(image) for image in images]
             answers = ((p, CATEGORIES[p.category].judge(objects, p.scene)) for p in prompts for objects in found)
             baselines[name] = shares_of(answers)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_transfusion.data.sources.base import Source
 from lit_transfusion.shapes.edits import ShapeEdit
 from lit_transfusion.shapes.fit import identify
 from lit_transfusion.shapes.scenes import COLOURS, DrawnObject, parse_caption
@@ -83,6 +84,15 @@ def nearest_colour(rgb: Tensor) -> str | None:
     """The name of the palette colour nearest to RGB (3,) in [0, 1]; None if it is too far."""
     distances = (torch.tensor(list(COLOURS.values())) / 255 - rgb).norm(dim=1)
     return list(COLOURS)[int(distances.argmin())] if distances.min() <= COLOUR_DISTANCE else None
+
+
+def baseline_pictures(source: Source, number: int) -> dict[str, Sequence[Tensor] | Tensor]:
+    """Pictures that no model drew for a prompt: noise, and pictures of the source, at most `number` of each."""
+    train = source.split("train")
+    return {
+        "noise": noise_pictures(number, train.image_size),
+        "random training pictures": [train[index].image for index in range(min(number, len(train)))],
+    }
 
 
 def noise_pictures(number: int, image_size: int) -> Tensor:
