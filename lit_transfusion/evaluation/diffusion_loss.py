@@ -51,8 +51,8 @@ def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> 
     """
     import torch
 
-    from lit_transfusion.data.permutation import hash_of
     from lit_transfusion.data.grammar import caption_first
+    from lit_transfusion.data.permutation import hash_of
     from lit_transfusion.evaluation.likelihood import Noised, image_losses, latents_of
     from lit_transfusion.generation.prompts import caption_tokens
 
