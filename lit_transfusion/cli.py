@@ -27,24 +27,29 @@ class Command(NamedTuple):
         implementation: module:function below lit_transfusion; None for the four commands of Lightning.
         summary: What it does, for the help.
         example: How it is called, for the help.
-        takes_classes: Whether its options name classes, such as sources or metrics.
+        classes: The modules of the classes that its options can name, below lit_transfusion.
     """
 
     implementation: str | None
     summary: str
     example: str
-    takes_classes: bool = False
+    classes: tuple[str, ...] = ()
 
 
+SOURCES = ("data.sources", "shapes.edits", "shapes.source")
+METRICS = ("evaluation", "shapes.captions", "shapes.geneval")
 TRAIN = {
     "prepare": Command(
-        "prepare.command:prepare", "pictures, once, into fast shards", "--input DIR --output SHARDS", takes_classes=True
+        "prepare.command:prepare",
+        "pictures, once, into fast shards",
+        "--input DIR --output SHARDS",
+        ("latents",),
     ),
     "train_tokenizer": Command(
         "commands.train_tokenizer:train_tokenizer",
         "captions and texts into a vocabulary",
         "--config CONFIG --output tokenizer.model",
-        takes_classes=True,
+        SOURCES,
     ),
     "fit": Command(None, "train", "--config configs/quickstart.yaml"),
     "validate": Command(None, "losses on the held-out pictures", "--config runs/NAME/config.yaml --ckpt_path last"),
@@ -60,7 +65,7 @@ USE = {
     "export": Command("commands.export:export", "a folder to share", "--ckpt CKPT --output DIR"),
 }
 MEASURE = {
-    "evaluate": Command("commands.evaluate:evaluate", "losses, pictures, captions", "--ckpt CKPT", takes_classes=True),
+    "evaluate": Command("commands.evaluate:evaluate", "losses, pictures, captions", "--ckpt CKPT", METRICS),
     "score_shapes": Command("shapes.score_shapes:score_shapes", "held-out shapes, drawn and described", "--ckpt CKPT"),
     "score_edits": Command("shapes.score_edits:score_edits", "edits of held-out shapes", "--ckpt CKPT"),
     "rank_choices": Command("commands.rank_choices:rank_choices", "text with choices, by lm-eval", "--ckpt CKPT"),
@@ -176,10 +181,9 @@ def tool_parser(name: str) -> "ArgumentParser":
     """Make the parser of a command. Its options may also be in a --config file, unless `config` is one of them."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    if COMMANDS[name].takes_classes:
-        from lit_transfusion.config.registry import PARTS, import_all
+    from lit_transfusion.config.registry import import_all
 
-        import_all(PARTS)
+    import_all(COMMANDS[name].classes)
     tool = tool_of(name)
     description = inspect.getdoc(tool).partition("\n\nArgs:")[0]
     parser = ArgumentParser(prog=f"lit_transfusion {name}", description=description, exit_on_error=False)

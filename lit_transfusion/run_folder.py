@@ -16,7 +16,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.checkpoint import is_whole
 from lit_transfusion.whole_file import whole_file
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,13 @@ CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"  # {"step": …}, after the last step
 NONFINITE = "nonfinite"  # folder: the batches of optimiser steps that were not finite
 LOCK = "fit.lock"
+EVALUATION = "evaluation.json"  # what `evaluate --output` measured; its pictures are in SAMPLES
+SAMPLES = "samples"  # folder
+PLANNED = "planned.yaml"  # the training config of a run of a study
+ASKED = "asked.yaml"  # the options of `evaluate` while it runs for a study
+EVALUATED = "evaluate.yaml"  # the same, when it is finished
+LOG = "log.txt"  # output of the commands of a run of a study
+JOB_LOCK = "lock"  # held while a study works at the run
 HOLDER = "fit.json"  # host, pid and start time of a running `fit`, which renews its modification time
 
 RENEW_SECONDS = 10.0  # seconds between two renewals of HOLDER
@@ -44,9 +50,21 @@ def last_checkpoint(folder: Path) -> Path | None:
     If a run was killed while it replaced last.ckpt, that is missing, or a link to a removed file. If a sharded run was
     killed while it wrote a checkpoint, that directory is incomplete.
     """
+    from lit_transfusion.generation.checkpoint import is_whole  # here, since it imports torch
+
     whole = [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if path.is_file() or is_whole(path)]
     named = [path for path in whole if path.name.startswith("last")]
     return max(named or whole, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def config_of(checkpoint: str | Path) -> Path:
+    """The config of the run that wrote a checkpoint: RUN/checkpoints/NAME.ckpt → RUN/config.yaml."""
+    return Path(checkpoint).absolute().parent.parent / CONFIG
+
+
+def metrics_files(folder: Path) -> list[Path]:
+    """The files of Lightning's CSVLogger, one for each start of the run, oldest first."""
+    return sorted(folder.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
 
 
 def read_json(path: Path) -> dict[str, Any]:

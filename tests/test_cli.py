@@ -443,7 +443,10 @@ def test_help_contains_the_docstrings(capsys, arguments, texts):
             assert text in output
 
 
-QUICK = ("ablate", "playground", "export", "score_shapes", "score_edits", "rank_choices")  # options of plain types
+QUICK = (  # not the commands that train, and not those with the option of a source or a codec
+    *("ablate", "playground", "export", "generate", "draw_benchmark"),
+    *("evaluate", "score_shapes", "score_edits", "rank_choices"),
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in QUICK)], ids=" ".join)

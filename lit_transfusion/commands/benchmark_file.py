@@ -5,7 +5,7 @@ from collections import defaultdict
 from random import Random
 from typing import Any, NamedTuple
 
-from lit_transfusion.errors import InputError
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.text_reader import is_encodable, read_text, split_lines
 
 CAPTIONS = "captions.jsonl"  # list of the pictures for COCO
@@ -50,8 +50,7 @@ def read_benchmark(path: str, num_samples: int | None, seed: int) -> Benchmark:
     Raises:
         InputError: The file has another format, or too few captions for `num_samples`.
     """
-    if num_samples is not None and num_samples < 1:
-        raise InputError(f"num_samples {num_samples} is invalid: it must be at least 1")
+    check_at_least("num_samples", 1 if num_samples is None else num_samples)
     text = read_text(path, f"prompts {path}")
     try:
         whole = json.loads(text)

@@ -6,20 +6,18 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_transfusion.commands.benchmark_file import Benchmark, read_benchmark
-from lit_transfusion.errors import InputError
-from lit_transfusion.generation.engine import draw
-from lit_transfusion.generation.pictures import to_pil
-from lit_transfusion.generation.pipeline import Pipeline, open_pipeline
-from lit_transfusion.generation.prompts import caption_read, check_lengths, prompt_document
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.generation.settings import Sampling
-from lit_transfusion.latents.base import hash_weights
 from lit_transfusion.progress import reporting
 from lit_transfusion.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_transfusion.generation.pipeline import Pipeline
 
 SETTINGS = "settings.json"
 
@@ -62,9 +60,12 @@ def draw_benchmark(
             for many samples on a GPU; it is not faster on a CPU.
         sampling: How to sample; see Sampling.
     """
+    # Imports are here and in the functions below, since they take seconds, and --help is quick.
+    from lit_transfusion.generation.engine import draw
+    from lit_transfusion.generation.pipeline import open_pipeline
+
     settings = Sampling(**sampling)
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} is invalid: it must be at least 1")
+    check_at_least("batch_size", batch_size)
     own = part_of(shard)
     benchmark = read_benchmark(prompts, num_samples, settings.seed)
     pipeline = open_pipeline(ckpt, device, ema, compile, dtype)
@@ -78,7 +79,7 @@ def draw_benchmark(
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
 
-            def on_step(step: int, _: Tensor, start: int = start, count: int = len(batch)) -> None:
+            def on_step(step: int, _: "Tensor", start: int = start, count: int = len(batch)) -> None:
                 on_progress("drawing", start + count * (step + 1) / settings.num_inference_steps, len(missing))
 
             texts = [benchmark.orders[i].prompt for i in batch]
@@ -100,8 +101,10 @@ def part_of(shard: str | None) -> slice:
     return slice(int(match[1]) - 1, None, int(match[2]))
 
 
-def check_before_drawing(pipeline: Pipeline, benchmark: Benchmark, settings: Sampling, prompts: str) -> None:
+def check_before_drawing(pipeline: "Pipeline", benchmark: Benchmark, settings: Sampling, prompts: str) -> None:
     """Report invalid settings and prompts now rather than after hours of drawing."""
+    from lit_transfusion.generation.prompts import caption_read, check_lengths, prompt_document
+
     pipeline.noise.sampler(settings.sampler, settings.num_inference_steps)
     wanted = dict.fromkeys(order.prompt for order in benchmark.orders)
     if benchmark.is_of_captions:
@@ -114,7 +117,7 @@ def check_before_drawing(pipeline: Pipeline, benchmark: Benchmark, settings: Sam
 
 
 def inputs_of(
-    pipeline: Pipeline, benchmark: Benchmark, settings: Sampling, ckpt: str, num_samples: int | None
+    pipeline: "Pipeline", benchmark: Benchmark, settings: Sampling, ckpt: str, num_samples: int | None
 ) -> dict[str, Any]:
     """Everything that the pictures depend on, as plain JSON data, and the name of the checkpoint, for people."""
     inputs = {
@@ -127,8 +130,10 @@ def inputs_of(
     return json.loads(json.dumps(inputs))
 
 
-def fingerprint(pipeline: Pipeline) -> str:
+def fingerprint(pipeline: "Pipeline") -> str:
     """A hash of a model's parts and weights, which does not depend on the device or the location of its file."""
+    from lit_transfusion.latents.base import hash_weights
+
     left_out = ("codec", "sequence_length")  # the first contains paths, and the second does not change pictures
     parts = {name: part for name, part in pipeline.describe().items() if name not in left_out}
     digest = hashlib.sha256(repr([parts, type(pipeline.codec).__name__]).encode())
@@ -176,8 +181,10 @@ def write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def png(picture: Tensor) -> bytes:
+def png(picture: "Tensor") -> bytes:
     """Encode (3, H, W) in [-1, 1] as the bytes of a PNG file."""
+    from lit_transfusion.generation.pictures import to_pil
+
     buffer = io.BytesIO()
     to_pil(picture).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -7,39 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from lit_transfusion import run_folder
 from lit_transfusion.allowed_imports import PACKAGE, class_paths, is_within, named, not_allowed
-from lit_transfusion.config.actions import SourceFile
-from lit_transfusion.config.compose import compose
-from lit_transfusion.config.messages import one_line, raising_own_errors
-from lit_transfusion.data.sources.base import Source
-from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation import (
-    BLEU,
-    KID,
-    CaptionUseGap,
-    CIDEr,
-    DiffusionLoss,
-    EfficientNetLite0,
-    ImageShare,
-    Perplexity,
-    RankedCaptions,
-    RecaptionConsistency,
-)
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
-from lit_transfusion.generation.pictures import save, to_pil
-from lit_transfusion.generation.pipeline import open_pipeline
-from lit_transfusion.generation.prompts import caption_read
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.lightning_compat import imports_limited_to
 from lit_transfusion.progress import reporting
-from lit_transfusion.shapes.captions import ShapeCaptions
-from lit_transfusion.shapes.geneval import GenEvalShapes
+
+if TYPE_CHECKING:
+    from lit_transfusion.data.sources.base import Source
 
 Columns = dict[str, float]
 SHOWN = 8  # number of pictures to save
@@ -82,14 +64,17 @@ def evaluate(
         compile: Compile the net's blocks and replay its steps as CUDA graphs. Compilation takes time first, so it is
             for many samples on a GPU; it is not faster on a CPU.
     """
+    # Imports are here and in the functions below, since they take seconds, and --help is quick.
+    from lit_transfusion.generation.pipeline import open_pipeline
+    from lit_transfusion.generation.prompts import caption_read
+
     began = time.monotonic()
     # Make the settings of all scales, so that an invalid scale is an error now; the subject uses the first.
     settings, *_ = [Sampling(sampler, num_inference_steps, scale, seed=seed) for scale in check_scales(guidance_scale)]
     if metrics == []:
         raise InputError("--metrics is empty: name at least one metric")
-    for name, number, least in (("num_examples", num_examples, 2), ("batch_size", batch_size, 1)):
-        if number < least:
-            raise InputError(f"{name} {number} is invalid: it must be at least {least}")
+    check_at_least("num_examples", num_examples, 2)
+    check_at_least("batch_size", batch_size)
     pipeline = open_pipeline(ckpt, device, ema, compile)
     pipeline.noise.sampler(sampler, num_inference_steps)  # reports invalid settings before anything is measured
     if data:
@@ -190,13 +175,15 @@ def table_of(by_scale: dict[float, Columns], baselines: dict[str, Columns], titl
 
 def save_result(result: dict[str, Any], subject: Subject, folder: Path) -> Path:
     """Write the result and the first drawn pictures, and return the path of the result."""
+    from lit_transfusion.generation.pictures import save, to_pil
+
     folder.mkdir(parents=True, exist_ok=True)
     if "drawn" in vars(subject):  # a metric has drawn pictures
         for i, image in enumerate(subject.drawn[:SHOWN]):
-            save(to_pil(image), folder / "samples" / f"{i}.png")
+            save(to_pil(image), folder / run_folder.SAMPLES / f"{i}.png")
         result["prompts"] = subject.prompts[:SHOWN]
     result["each"] = subject.each
-    path = folder / "evaluation.json"
+    path = folder / run_folder.EVALUATION
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -208,8 +195,8 @@ def check_scales(scales: list[float]) -> list[float]:
 
 
 def config_beside(ckpt: str) -> Path:
-    """The config.yaml of the run that wrote a checkpoint: RUN/checkpoints/NAME.ckpt → RUN/config.yaml."""
-    path = Path(ckpt).absolute().parent.parent / "config.yaml"
+    """The config.yaml of the run that wrote a checkpoint."""
+    path = run_folder.config_of(ckpt)
     if not path.is_file():
         raise InputError(
             f"no config.yaml found for {ckpt}, so the held-out examples are unknown; name a config with --data "
@@ -218,7 +205,7 @@ def config_beside(ckpt: str) -> Path:
     return path
 
 
-def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
+def source_of(path: Path, image_size: int, passed: bool = True) -> "Source":
     """Build the source of a run's config, for pictures of this size.
 
     Args:
@@ -226,6 +213,15 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
         image_size: Side of the pictures in pixels.
         passed: Whether the user named the config; false if it was found next to the checkpoint.
     """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from lit_transfusion.config.actions import SourceFile
+    from lit_transfusion.config.compose import compose
+    from lit_transfusion.config.messages import one_line, raising_own_errors
+    from lit_transfusion.config.registry import PARTS, import_all
+    from lit_transfusion.data.sources.base import Source
+
+    import_all(PARTS)
     contents = [content["data"] for _, content in compose(path) if isinstance(content.get("data"), dict)]
     sources = [data["source"] for data in contents if data.get("source")]
     sources = [{"class_path": source} if isinstance(source, str) else source for source in sources]
@@ -243,30 +239,39 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> Source:
     try:
         with raising_own_errors():
             options = parser.parse_args(words)
+        try:
+            with raising_own_errors():
+                source = parser.instantiate(options).source.pictures
+        except InputError as error:  # such as data that have been moved
+            raise InputError(f"{path}, data.source: {error}, or use another config with --data CONFIG.yaml") from None
     except ArgumentError as error:
         raise InputError(f"{path}: {one_line(error)}") from None
-    try:
-        with raising_own_errors():
-            source = parser.instantiate(options).source.pictures
-    except ArgumentError as error:
-        raise InputError(f"{path}: {one_line(error)}") from None
-    except InputError as error:  # such as data that have been moved
-        raise InputError(f"{path}, data.source: {error}, or use another config with --data CONFIG.yaml") from None
-    if source.images_per_example > 1:
-        raise InputError(
-            f"{path}: data.source {type(source).__name__} yields edits, but captioned pictures are needed; use "
-            "score_edits"
-        )
-    if source.images_per_example < 1:
-        raise InputError(
-            f"{path}: data.source {type(source).__name__} has no pictures, but captioned pictures are needed; use "
-            "another config with --data CONFIG.yaml"
-        )
+    if source.images_per_example != 1:
+        found, fix = "no pictures", "another config with --data CONFIG.yaml"
+        if source.images_per_example > 1:
+            found, fix = "edits", "score_edits"
+        name = type(source).__name__
+        raise InputError(f"{path}: data.source {name} has {found}, but captioned pictures are needed; use {fix}")
     return source
 
 
 def default_metrics() -> list[Metric]:
     """The metrics that download nothing."""
+    from lit_transfusion.evaluation import (
+        BLEU,
+        KID,
+        CaptionUseGap,
+        CIDEr,
+        DiffusionLoss,
+        EfficientNetLite0,
+        ImageShare,
+        Perplexity,
+        RankedCaptions,
+        RecaptionConsistency,
+    )
+    from lit_transfusion.shapes.captions import ShapeCaptions
+    from lit_transfusion.shapes.geneval import GenEvalShapes
+
     return [
         Perplexity(),
         DiffusionLoss(),

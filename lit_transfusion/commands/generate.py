@@ -2,22 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-
-from lit_transfusion.commands.output import Gallery, exhibit
 from lit_transfusion.commands.prompt_file import Request, read_prompt_file
-from lit_transfusion.data.images import read_image
-from lit_transfusion.errors import InputError
-from lit_transfusion.generation import engine as sampler
-from lit_transfusion.generation.engine import Images
-from lit_transfusion.generation.pictures import Frames
-from lit_transfusion.generation.pipeline import open_pipeline
-from lit_transfusion.generation.prompts import check_lengths, prompt_document
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.progress import reporting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def generate(
@@ -65,11 +58,20 @@ def generate(
             for many samples on a GPU; it is not faster on a CPU.
         sampling: How to sample; see Sampling.
     """
+    # Imports are here, since they take seconds, and --help is quick.
+    from torchvision.transforms.functional import to_pil_image
+
+    from lit_transfusion.commands.output import Gallery, exhibit
+    from lit_transfusion.generation import engine as sampler
+    from lit_transfusion.generation.engine import Images
+    from lit_transfusion.generation.pictures import Frames
+    from lit_transfusion.generation.pipeline import open_pipeline
+    from lit_transfusion.generation.prompts import check_lengths, prompt_document
+
     settings = Sampling(**sampling)
     check_task(prompt, prompts, image, edit, instruction, interleave, contact_sheet)
-    for name, count in (("num_images", num_images), ("batch_size", batch_size)):
-        if count < 1:
-            raise InputError(f"{name} {count} is invalid: it must be at least 1")
+    check_at_least("num_images", num_images)
+    check_at_least("batch_size", batch_size)
     gallery = Gallery(output)
     requests = read_prompt_file(prompts) if prompts else [Request(text) for text in prompt or (instruction,)]
 
@@ -96,7 +98,7 @@ def generate(
         for start in range(0, len(orders), batch_size):
             batch = orders[start : start + batch_size]
 
-            def on_step(step: int, latents: Tensor, start: int = start, count: int = len(batch)) -> None:
+            def on_step(step: int, latents: "Tensor", start: int = start, count: int = len(batch)) -> None:
                 on_progress(doing, start + count * (step + 1) / settings.num_inference_steps, len(orders))
                 if contact_sheet:
                     frames.take(step, latents)
@@ -161,8 +163,10 @@ def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple
     return [(number, first + i) for number, first in enumerate(firsts) for i in range(count)]
 
 
-def open_picture(path: str, image_size: int) -> Tensor:
+def open_picture(path: str, image_size: int) -> "Tensor":
     """Read a picture as (3, image_size, image_size) in [-1, 1], cropped and resized as in training."""
+    from lit_transfusion.data.images import read_image
+
     if not Path(path).is_file():
         raise InputError(f"picture {path} not found; check the path")
     try:

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from lit_transfusion.errors import InputError
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.progress import reporting
 
 
@@ -33,8 +33,7 @@ def rank_choices(
     from lit_transfusion.evaluation.ranked_classification import LLAMA_SUITE, RankedClassification
     from lit_transfusion.generation.pipeline import open_pipeline
 
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} is invalid: it must be at least 1")
+    check_at_least("batch_size", batch_size)
     metric = RankedClassification(tuple(task or LLAMA_SUITE), include_path, limit, num_fewshot)
     pipeline = open_pipeline(ckpt, device)
     try:

@@ -15,7 +15,7 @@ from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.training_text import passages_of
 from lit_transfusion.data.types import EditExample, Example, Skipped, TextExample
-from lit_transfusion.errors import InputError
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.progress import OnProgress, Progress
 from lit_transfusion.whole_file import whole_file
 
@@ -88,8 +88,7 @@ def check(path: Path, vocab_size: int, characters: int, character_coverage: floa
         raise InputError(
             f"vocab_size {vocab_size} is too small: 256 bytes, 3 control tokens and a letter need at least {SMALLEST}"
         )
-    if characters < 1:
-        raise InputError(f"characters {characters} is invalid: it must be at least 1")
+    check_at_least("characters", characters)
     if character_coverage is not None and not 0.98 <= character_coverage <= 1:  # the range of SentencePiece
         raise InputError(f"character_coverage {character_coverage} is invalid: it must be between 0.98 and 1")
     if path.is_dir():

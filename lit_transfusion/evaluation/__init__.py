@@ -1,10 +1,11 @@
 """Metrics of a trained model, named by their short class names in YAML and on the command line."""
 
+from typing import Any
+
 from lit_transfusion.evaluation.caption_use import CaptionUseGap
 from lit_transfusion.evaluation.captions import BLEU, CIDEr
 from lit_transfusion.evaluation.clip_score import CLIPScore
 from lit_transfusion.evaluation.diffusion_loss import DiffusionLoss
-from lit_transfusion.evaluation.features import EfficientNetLite0, Inception
 from lit_transfusion.evaluation.image_share import ImageShare
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.evaluation.perplexity import Perplexity
@@ -30,3 +31,12 @@ __all__ = [
     "RankedClassification",
     "RecaptionConsistency",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the nets for FID and KID only when they are used, since they need torch."""
+    if name in ("EfficientNetLite0", "Inception"):
+        from lit_transfusion.evaluation import features
+
+        return getattr(features, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from random import Random
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from lit_transfusion.data.types import Example
 from lit_transfusion.evaluation.diffusion_loss import losses_by_timestep
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
+
+if TYPE_CHECKING:
+    from lit_transfusion.data.types import Example
 
 
 class CaptionUseGap(Metric):
@@ -42,7 +44,7 @@ class CaptionUseGap(Metric):
         return {"caption_use_gap": gap, "caption_use_gap_relative": 100 * gap / with_own}
 
 
-def others_captions(examples: Sequence[Example], captions: Sequence[str], seed: int) -> list[str]:
+def others_captions(examples: "Sequence[Example]", captions: Sequence[str], seed: int) -> list[str]:
     """Permute the captions so that no example gets one of its own.
 
     Raises:

@@ -4,9 +4,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from lit_transfusion.evaluation.features import PATIENCE, as_bytes
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 
 if TYPE_CHECKING:
@@ -29,8 +26,11 @@ class CLIPScore(Metric):
     def __init__(self, model: str = "openai/clip-vit-base-patch32") -> None:
         self.model = model
 
-    @torch.inference_mode()
     def __call__(self, subject: Subject) -> dict[str, float]:
+        import torch
+
+        from lit_transfusion.evaluation.features import as_bytes
+
         clip, processor = load_clip(self.model)  # before the slow drawing
         device = subject.pipeline.net.head.weight.device
         clip.to(device)
@@ -39,7 +39,8 @@ class CLIPScore(Metric):
             images = list(as_bytes(subject.drawn[rows.start : rows.stop]))
             texts = subject.prompts[rows.start : rows.stop]
             inputs = processor(images=images, text=texts, return_tensors="pt", padding=True, truncation=True)
-            output = clip(**inputs.to(device))
+            with torch.inference_mode():
+                output = clip(**inputs.to(device))
             # torchmetrics' CLIPScore computes the same, but fails with transformers 5. It also cuts the end token off
             # long prompts, from which CLIP takes the embedding.
             total += float((output.image_embeds * output.text_embeds).sum())  # both have norm 1
@@ -76,6 +77,8 @@ def load_clip(model: str) -> tuple["CLIPModel", "CLIPProcessor"]:
 def error_of_hub(model: str) -> str:
     """Why the hub cannot provide this model; empty if it can. transformers itself would retry for half a minute."""
     from huggingface_hub import HfApi
+
+    from lit_transfusion.evaluation.features import PATIENCE
 
     try:
         HfApi().model_info(model, timeout=PATIENCE)

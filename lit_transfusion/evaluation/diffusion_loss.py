@@ -1,18 +1,16 @@
 """Metric of the diffusion loss on held-out pictures after their captions, by timestep."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from lit_transfusion.data.grammar import caption_first
-from lit_transfusion.data.permutation import hash_of
-from lit_transfusion.diffusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names
-from lit_transfusion.evaluation.likelihood import Noised, image_losses, latents_of
 from lit_transfusion.evaluation.metric import Metric, Subject
-from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import caption_tokens
+from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_transfusion.evaluation.likelihood import Noised
+    from lit_transfusion.generation.pipeline import Pipeline
 
 BUCKET_NAMES = [f"diffusion_loss_t{name.replace('-', '_')}" for name in bucket_names(1000)]
 
@@ -43,11 +41,18 @@ class DiffusionLoss(Metric):
         return {"diffusion_loss": float(means.mean()), **dict(zip(BUCKET_NAMES, means.tolist(), strict=True))}
 
 
-def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> Tensor:
+def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> "Tensor":
     """L_DDPM of each picture of the examples after the caption with the same index, in each bucket: (N, buckets).
 
     Noise and timesteps do not depend on the captions, so losses after different captions can be compared one by one.
     """
+    import torch
+
+    from lit_transfusion.data.grammar import caption_first
+    from lit_transfusion.data.permutation import hash_of
+    from lit_transfusion.evaluation.likelihood import Noised, image_losses, latents_of
+    from lit_transfusion.generation.prompts import caption_tokens
+
     pipeline, losses = subject.pipeline, []
     for rows in subject.batches(len(captions)):
         subject.on_progress("denoising", rows.start, len(captions))
@@ -64,8 +69,12 @@ def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> 
     return torch.cat(losses).unflatten(0, (-1, TIMESTEP_BUCKETS))
 
 
-def one_in_each_bucket(pipeline: Pipeline, seed: int) -> Noised:
+def one_in_each_bucket(pipeline: "Pipeline", seed: int) -> "Noised":
     """Draw one timestep from each bucket of [0, T), with noise for each."""
+    import torch
+
+    from lit_transfusion.evaluation.likelihood import Noised
+
     generator = torch.Generator().manual_seed(seed)
     edges = torch.arange(TIMESTEP_BUCKETS + 1) * pipeline.noise.num_train_timesteps // TIMESTEP_BUCKETS
     share = torch.rand(TIMESTEP_BUCKETS, generator=generator, dtype=torch.float64)

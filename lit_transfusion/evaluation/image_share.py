@@ -3,11 +3,8 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from lit_transfusion.errors import InputError
+from lit_transfusion.errors import check_at_least
 from lit_transfusion.evaluation.metric import Metric, Subject
-from lit_transfusion.generation.engine import generate
-from lit_transfusion.generation.prompts import prompt_document
-from lit_transfusion.generation.sample_state import StopReason
 
 
 class ImageShare(Metric):
@@ -23,11 +20,14 @@ class ImageShare(Metric):
     columns: ClassVar[dict[str, str]] = {"image_share": "more"}
 
     def __init__(self, max_new_tokens: int = 64) -> None:
-        if max_new_tokens < 1:
-            raise InputError(f"ImageShare.max_new_tokens {max_new_tokens} is invalid: it must be at least 1")
+        check_at_least("ImageShare.max_new_tokens", max_new_tokens)
         self.max_new_tokens = max_new_tokens
 
     def __call__(self, subject: Subject) -> dict[str, float]:
+        from lit_transfusion.generation.engine import generate
+        from lit_transfusion.generation.prompts import prompt_document
+        from lit_transfusion.generation.sample_state import StopReason
+
         # With max_images=0, a sample ends where it would begin an image.
         sampling = replace(subject.sampling, max_images=0, max_new_tokens=self.max_new_tokens, guidance_scale=1.0)
         begun = 0

@@ -9,19 +9,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from random import Random
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from lit_transfusion.data.sources.base import Source
-from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.engine import draw, write
-from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.progress import OnProgress, silent
 from lit_transfusion.wording import counted
+
+# Metrics import torch and the other parts of the package only when they measure, so that `evaluate --help` is quick.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_transfusion.data.sources.base import Source
+    from lit_transfusion.data.types import Example
+    from lit_transfusion.generation.pipeline import Pipeline
 
 
 class Unavailable(Exception):
@@ -42,8 +43,8 @@ class Subject:
         each: Column → score of each picture or prompt, set by metrics that are means of such scores.
     """
 
-    pipeline: Pipeline
-    source: Source
+    pipeline: "Pipeline"
+    source: "Source"
     num_examples: int = 200
     sampling: Sampling = field(default_factory=lambda: Sampling(num_inference_steps=25))
     batch_size: int = 64
@@ -51,12 +52,14 @@ class Subject:
     each: dict[str, list[float]] = field(default_factory=dict)
 
     @cached_property
-    def examples(self) -> list[Example]:
+    def examples(self) -> "list[Example]":
         """The held-out pictures with their captions.
 
         Raises:
             InputError: There are fewer than two.
         """
+        from lit_transfusion.data.types import Example
+
         held_out = [part.pictures.split("val") for part in self.source.parts.values()]
         every = (part[index] for part in held_out for index in range(len(part)))
         examples = list(islice((example for example in every if isinstance(example, Example)), self.num_examples))
@@ -69,8 +72,10 @@ class Subject:
         return examples
 
     @cached_property
-    def pictures(self) -> Tensor:
+    def pictures(self) -> "Tensor":
         """The pictures of the examples: (N, 3, S, S) in [-1, 1]."""
+        import torch
+
         return torch.stack([example.image for example in self.examples])
 
     @cached_property
@@ -79,7 +84,7 @@ class Subject:
         return [Random(i).choice(example.captions) for i, example in enumerate(self.examples)]
 
     @cached_property
-    def drawn(self) -> Tensor:
+    def drawn(self) -> "Tensor":
         """A drawn picture for each prompt: (N, 3, S, S) in [-1, 1]."""
         return self.draw(self.prompts)
 
@@ -88,16 +93,20 @@ class Subject:
         """A written caption for each picture of the examples."""
         return self.write(self.pictures)
 
-    def draw(self, prompts: Sequence[str]) -> Tensor:
+    def draw(self, prompts: Sequence[str]) -> "Tensor":
         """Draw a picture for each prompt: (N, 3, S, S) in [-1, 1]. Picture i depends only on prompt i and seed + i.
 
         Prompts that are too long for a training row are cut as in training.
         """
+        import torch
+
+        from lit_transfusion.generation.engine import draw
+
         drawn = []
         for rows in self.batches(len(prompts)):
             done = rows.start
 
-            def on_step(step: int, _: Tensor, done: int = done, count: int = len(rows)) -> None:
+            def on_step(step: int, _: "Tensor", done: int = done, count: int = len(rows)) -> None:
                 drawn_now = done + count * (step + 1) / self.sampling.num_inference_steps
                 self.on_progress("drawing", drawn_now, len(prompts))
 
@@ -106,8 +115,10 @@ class Subject:
             drawn.append(draw(self.pipeline, texts, self.sampling, on_step, seeds, cut=True).cpu())
         return torch.cat(drawn)
 
-    def write(self, pictures: Tensor) -> list[str]:
+    def write(self, pictures: "Tensor") -> list[str]:
         """Write a caption for each picture (N, 3, S, S) in [-1, 1]."""
+        from lit_transfusion.generation.engine import write
+
         written = []
         for rows in self.batches(len(pictures)):
             self.on_progress("writing", rows.start, len(pictures))

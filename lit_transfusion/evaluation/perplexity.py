@@ -1,17 +1,12 @@
 """Metric of the perplexity of held-out captions, with and without their pictures."""
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from lit_transfusion.evaluation.likelihood import (
-    TextLikelihood,
-    caption_alone,
-    caption_given_image,
-    latents_of,
-    text_likelihoods,
-)
 from lit_transfusion.evaluation.metric import Metric, Subject
-from lit_transfusion.generation.prompts import caption_read
+
+if TYPE_CHECKING:
+    from lit_transfusion.evaluation.likelihood import TextLikelihood
 
 
 class Perplexity(Metric):
@@ -34,6 +29,14 @@ class Perplexity(Metric):
     samples: ClassVar[bool] = False
 
     def __call__(self, subject: Subject) -> dict[str, float]:
+        from lit_transfusion.evaluation.likelihood import (
+            caption_alone,
+            caption_given_image,
+            latents_of,
+            text_likelihoods,
+        )
+        from lit_transfusion.generation.prompts import caption_read
+
         pipeline, captions = subject.pipeline, subject.prompts
         latents = latents_of(pipeline, subject.pictures)
         alone = [caption_alone(pipeline, caption) for caption in captions]
@@ -51,7 +54,7 @@ class Perplexity(Metric):
         }
 
 
-def perplexity(likelihoods: list[TextLikelihood]) -> float:
+def perplexity(likelihoods: "list[TextLikelihood]") -> float:
     """Perplexity over all tokens together; a mean of perplexities would depend on the grouping."""
     total = sum(likelihood.log_probability for likelihood in likelihoods)
     return math.exp(-total / sum(likelihood.num_tokens for likelihood in likelihoods))

@@ -1,12 +1,14 @@
 """FID and KID: distances between the set of drawn pictures and the set of held-out pictures."""
 
 import warnings
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from lit_transfusion.evaluation.features import FeatureExtractor, Inception
 from lit_transfusion.evaluation.metric import Metric, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lit_transfusion.evaluation.features import FeatureExtractor
 
 
 class FID(Metric):
@@ -23,12 +25,12 @@ class FID(Metric):
         features: Computes the features of the pictures; Inception by default.
     """
 
-    def __init__(self, features: FeatureExtractor | None = None) -> None:
-        self.features = features or Inception()
-        self.columns = {"fid" if self.features.name == Inception.name else f"fd_{self.features.name}": "less"}
+    def __init__(self, features: "FeatureExtractor | None" = None) -> None:
+        self.features = features or inception()
+        self.columns = {"fid" if self.features.name == "inception" else f"fd_{self.features.name}": "less"}
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        from torchmetrics.image.fid import FrechetInceptionDistance  # imported here, since it takes seconds
+        from torchmetrics.image.fid import FrechetInceptionDistance
 
         held_out, drawn = features_of(subject, self.features)
         distance = FrechetInceptionDistance(identity(held_out.shape[1]))
@@ -54,19 +56,20 @@ class KID(Metric):
 
     def __init__(
         self,
-        features: FeatureExtractor | None = None,
+        features: "FeatureExtractor | None" = None,
         subset_size: int = 1000,
         num_subsets: int = 100,
         seed: int = 0,
     ) -> None:
-        self.features = features or Inception()
+        self.features = features or inception()
         self.subset_size = subset_size
         self.num_subsets = num_subsets
         self.seed = seed
-        self.columns = {"kid" if self.features.name == Inception.name else f"kid_{self.features.name}": "less"}
+        self.columns = {"kid" if self.features.name == "inception" else f"kid_{self.features.name}": "less"}
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        from torchmetrics.image.kid import KernelInceptionDistance  # imported here, since it takes seconds
+        import torch
+        from torchmetrics.image.kid import KernelInceptionDistance
 
         held_out, drawn = features_of(subject, self.features)
         subset_size = min(self.subset_size, len(drawn))
@@ -82,9 +85,16 @@ class KID(Metric):
         return dict.fromkeys(self.columns, float(mean))
 
 
-@torch.inference_mode()
-def features_of(subject: Subject, features: FeatureExtractor) -> tuple[Tensor, Tensor]:
+def inception() -> "FeatureExtractor":
+    from lit_transfusion.evaluation.features import Inception
+
+    return Inception()
+
+
+def features_of(subject: Subject, features: "FeatureExtractor") -> "tuple[Tensor, Tensor]":
     """The features (N, F) of the held-out and of the drawn pictures, in float64."""
+    import torch
+
     features.prepare()  # before the slow drawing
     device = subject.pipeline.net.head.weight.device
     features.to(device)
@@ -93,13 +103,16 @@ def features_of(subject: Subject, features: FeatureExtractor) -> tuple[Tensor, T
         batches = []
         for rows in subject.batches(len(pictures)):
             subject.on_progress("comparing", rows.start, len(pictures))
-            batches.append(features(pictures[rows.start : rows.stop].to(device)).double().cpu())
+            with torch.inference_mode():
+                batches.append(features(pictures[rows.start : rows.stop].to(device)).double().cpu())
         both.append(torch.cat(batches))
     return both[0], both[1]
 
 
-def identity(num_features: int) -> nn.Module:
+def identity(num_features: int) -> "nn.Module":
     """A feature extractor for torchmetrics that returns its input, since it gets features instead of pictures."""
+    from torch import nn
+
     module = nn.Identity()
     module.num_features = num_features
     return module

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from random import Random
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from lit_transfusion.data.types import Example
-from lit_transfusion.errors import InputError
-from lit_transfusion.evaluation.likelihood import caption_given_image, latents_of, text_likelihoods
+from lit_transfusion.errors import check_at_least
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
-from lit_transfusion.generation.prompts import caption_read
+
+if TYPE_CHECKING:
+    from lit_transfusion.data.types import Example
 
 
 class RankedCaptions(Metric):
@@ -32,12 +32,14 @@ class RankedCaptions(Metric):
     samples: ClassVar[bool] = False
 
     def __init__(self, num_choices: int = 4, seed: int = 0) -> None:
-        if num_choices < 2:
-            raise InputError(f"RankedCaptions.num_choices {num_choices} is invalid: it must be at least 2")
+        check_at_least("RankedCaptions.num_choices", num_choices, 2)
         self.num_choices = num_choices
         self.seed = seed
 
     def __call__(self, subject: Subject) -> dict[str, float]:
+        from lit_transfusion.evaluation.likelihood import caption_given_image, latents_of, text_likelihoods
+        from lit_transfusion.generation.prompts import caption_read
+
         pipeline = subject.pipeline
         groups = self._groups(subject.examples, subject.prompts)
         latents = latents_of(pipeline, subject.pictures)
@@ -62,7 +64,7 @@ class RankedCaptions(Metric):
     def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
         return {"chance": dict.fromkeys(self.columns, 1 / self.num_choices)}
 
-    def _groups(self, examples: Sequence[Example], captions: Sequence[str]) -> list[list[int]]:
+    def _groups(self, examples: "Sequence[Example]", captions: Sequence[str]) -> list[list[int]]:
         """Groups of `num_choices` example indices; `captions` has the tested caption of each example."""
         order = list(range(len(examples)))
         Random(self.seed).shuffle(order)

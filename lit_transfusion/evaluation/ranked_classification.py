@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
-from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.progress import OnProgress, silent
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+
+    from lit_transfusion.generation.pipeline import Pipeline
 
 TASKS = Path(__file__).parents[1] / "shapes" / "tasks"  # tasks of this package
 LLAMA_SUITE = ("hellaswag", "piqa", "social_iqa", "winogrande", "arc_easy", "arc_challenge", "boolq")
@@ -61,7 +62,7 @@ class RankedClassification(Metric):
         return {"ranked_classification": sum(found.values()) / len(found), **found}
 
     def accuracies(
-        self, pipeline: Pipeline, batch_size: int = 64, on_progress: OnProgress = silent
+        self, pipeline: "Pipeline", batch_size: int = 64, on_progress: OnProgress = silent
     ) -> dict[str, float]:
         """The accuracy of each task, in [0, 1]. No examples are needed, since the tasks contain their texts."""
         try:

@@ -4,8 +4,6 @@ from typing import ClassVar
 
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 from lit_transfusion.shapes.scenes import parse_caption
-from lit_transfusion.shapes.scorer import score
-from lit_transfusion.shapes.source import Shapes
 
 
 class ShapeCaptions(Metric):
@@ -19,6 +17,9 @@ class ShapeCaptions(Metric):
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         """Measure the shares of right captions, in [0, 1]."""
+        from lit_transfusion.shapes.scorer import score
+        from lit_transfusion.shapes.source import Shapes
+
         if not isinstance(subject.source, Shapes):
             raise Unavailable(f"it needs the source Shapes, but data.source is {type(subject.source).__name__}")
         truths = [parse_caption(example.captions[0]) for example in subject.examples]  # every caption names all objects

@@ -5,14 +5,13 @@ word identifies one of them. They are on opposite sides of the picture, so that 
 object, and every pixel of the other must stay the same.
 """
 
-import copy
 from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, Literal, NamedTuple
 
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.types import EditExample
-from lit_transfusion.errors import InputError
+from lit_transfusion.shapes.drawn import Drawn, check_kinds
 from lit_transfusion.shapes.scenes import (
     COLOURS,
     PAIRS,
@@ -54,8 +53,8 @@ class Edit:
 
     @staticmethod
     def news(colour: str, shape: str) -> list[str]:
-        """All possible values of `new` for an object."""
-        raise NotImplementedError
+        """All possible values of `new` for an object: places, unless the edit changes something else."""
+        return list(RIM)
 
     def before_and_after(self, random: Random) -> tuple[Single | None, Single | None]:
         """The object before and after the edit; None if it does not exist."""
@@ -113,10 +112,6 @@ class Move(Edit):
         "move {object} so that it is {new}",
     )
 
-    @staticmethod
-    def news(colour: str, shape: str) -> list[str]:
-        return list(RIM)
-
     def before_and_after(self, random: Random) -> tuple[Single, Single]:
         starts = [place for place in RIM if place != self.new and places_apart_from(place, self.new)]
         return self.single(random.choice(starts)), self.single(self.new)
@@ -130,25 +125,19 @@ class Add(Edit):
         "there should be a {colour} {shape} {new}",
     )
 
-    @staticmethod
-    def news(colour: str, shape: str) -> list[str]:
-        return list(RIM)
-
     def before_and_after(self, random: Random) -> tuple[None, Single]:
         return None, self.single(self.new)
 
 
 class Remove(Edit):
+    """`new` is the place that becomes empty."""
+
     wordings = (
         "remove {object}",
         "delete {object}",
         "take {object} away",
         "there should be no {colour} {shape}",
     )
-
-    @staticmethod
-    def news(colour: str, shape: str) -> list[str]:
-        return list(RIM)  # the place that becomes empty
 
     def before_and_after(self, random: Random) -> tuple[Single, None]:
         return self.single(self.new), None
@@ -171,7 +160,7 @@ class ShapeEdit(NamedTuple):
         return [thing for thing in self.after if thing in self.before]
 
 
-class ShapeEdits(Source):
+class ShapeEdits(Drawn, Source):
     """Pictures of small coloured shapes with an instruction that changes one of them, and the result.
 
     Training and validation share no edit. An edit is the full change of an object: the red circle becomes blue, or a
@@ -196,32 +185,14 @@ class ShapeEdits(Source):
         seed: int = 0,
     ) -> None:
         super().__init__(image_size)
-        if image_size < 16:
-            raise InputError(f"image_size {image_size} is too small: shapes need at least 16 pixels")
-        if num_examples < 1 or num_val_examples < 1:
-            raise InputError(f"num_examples {num_examples} and num_val_examples {num_val_examples} must be at least 1")
-        if not edits or len(set(edits)) < len(edits) or not set(edits) <= set(EDITS):
-            raise InputError(f"edits {list(edits)} is invalid: name some of {', '.join(EDITS)}, each at most once")
-        self.num_examples = num_examples
-        self.num_val_examples = num_val_examples
-        self.seed = seed
-        self.part: Literal["train", "val"] = "train"
-
-        self._edits: dict[str, dict[str, list[Edit]]] = {"train": {}, "val": {}}  # split → kind → edits
+        self.set_lengths(image_size, num_examples, num_val_examples, seed)
+        check_kinds("edits", edits, tuple(EDITS))
+        self.choices = {"train": {}, "val": {}}
         for kind in edits:
             every = EDITS[kind].every()
             held_out = held_out_tenth(every, lambda edit: (edit.colour, edit.shape))
-            self._edits["train"][kind] = [edit for edit in every if edit not in held_out]
-            self._edits["val"][kind] = [edit for edit in every if edit in held_out]
-
-    def split(self, name: Literal["train", "val"]) -> "ShapeEdits":
-        """The training or the validation split. A source that is not split yields the training split."""
-        part = copy.copy(self)
-        part.part = name
-        return part
-
-    def __len__(self) -> int:
-        return self.num_examples if self.part == "train" else self.num_val_examples
+            self.choices["train"][kind] = [edit for edit in every if edit not in held_out]
+            self.choices["val"][kind] = [edit for edit in every if edit in held_out]
 
     def __getitem__(self, index: int) -> EditExample:
         _, instructions, before, after = self.edit(index)
@@ -229,12 +200,7 @@ class ShapeEdits(Source):
 
     def edit(self, index: int) -> ShapeEdit:
         """The edit of the example at `index`, with the objects of its pictures."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} examples")
-        random = Random(f"{self.seed} {self.part} {index}")  # a seed from a string is the same in every process
-        kinds = self._edits[self.part]
-        kind = list(kinds)[index % len(kinds)]
-        edit = random.choice(kinds[kind])
+        edit, kind, random = self.choose(index)
         before, after = edit.before_and_after(random)
         taken = [single for single in (before, after) if single is not None]
         place = random.choice(places_apart_from(*(single.place for single in taken)))
@@ -249,5 +215,5 @@ class ShapeEdits(Source):
 
     def captions(self) -> list[str]:
         """All instructions for all training edits."""
-        edits = (edit for edits in self._edits["train"].values() for edit in edits)
+        edits = (edit for edits in self.choices["train"].values() for edit in edits)
         return [instruction for edit in edits for instruction in edit.instructions()]

@@ -38,10 +38,11 @@ NEIGHBOURS = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=3)))  # (27, 3)
 def polygon(corners: int, turn: float) -> Distance:
     """Make the distance function of a regular polygon; `turn` is the angle of the middle of one side, in radians."""
     angles = [turn + 2 * math.pi * k / corners for k in range(corners)]
+    normals = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])  # (corners, 2)
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        sides = torch.stack([x * math.cos(angle) + y * math.sin(angle) for angle in angles])
-        return sides.amax(0) - math.cos(math.pi / corners)
+        across, down = normals.view(corners, 2, *[1] * max(x.ndim, y.ndim)).unbind(1)
+        return (x * across + y * down).amax(0) - math.cos(math.pi / corners)
 
     return distance
 
@@ -80,13 +81,13 @@ class Fit(NamedTuple):
 def identify(ink: Tensor) -> tuple[str | None, tuple[float, float], float]:
     """Find shape, centre and size of one object from its ink (S, S). The shape is None if it is none of SHAPES."""
     window, scale, left, top = crop(ink)
-    fits = {shape: best_fit(window, distance, scale) for shape, distance in SHAPES.items()}
-    shape, fit = min(fits.items(), key=lambda item: item[1].error)
+    fits = zip(SHAPES, best_fits(window, list(SHAPES.values()), scale), strict=True)
+    shape, fit = min(fits, key=lambda item: item[1].error)
     size = fit.size * scale
     known = fit.error <= MAX_ERROR and SIZE_LIMITS[0] <= size <= SIZE_LIMITS[1]
-    if known and fit.error > NO_ERROR:
+    if known and fit.error > NO_ERROR and (others := NEAR_MISSES[shape]):
         limit = fit.error / MAX_ERROR_BESIDE_OTHERS
-        known = all(best_fit(window, other, scale).error >= limit for other in NEAR_MISSES[shape])
+        known = all(other.error >= limit for other in best_fits(window, others, scale))
     return shape if known else None, (left + fit.x * scale, top + fit.y * scale), size
 
 
@@ -100,22 +101,31 @@ def crop(ink: Tensor) -> tuple[Tensor, float, float, float]:
     return window, side / ink.shape[0], left / ink.shape[0], top / ink.shape[0]
 
 
-def best_fit(ink: Tensor, distance: Distance, scale: float) -> Fit:
-    """Search for the best size, place and softness of a shape for ink (W, W), from its area and centre of mass.
+def best_fits(ink: Tensor, distances: Sequence[Distance], scale: float) -> list[Fit]:
+    """Search for the best size, place and softness of each of K shapes for ink (W, W).
 
-    Lengths are in sides of the ink, each of which is `scale` sides of the picture.
+    The search starts from the area and the centre of mass of the ink. Lengths are in sides of the ink, each of which is
+    `scale` sides of the picture.
     """
     area, x, y = moments(ink)
-    shape_area, shape_x, shape_y = moments_of_shape(distance)
-    size = (area / shape_area) ** 0.5
-    best = Fit(math.inf, x - (shape_x - 0.5) * size, y - (shape_y - 0.5) * size, size)
+    best = []
+    for distance in distances:
+        shape_area, shape_x, shape_y = moments_of_shape(distance)
+        size = (area / shape_area) ** 0.5
+        best.append(Fit(math.inf, x - (shape_x - 0.5) * size, y - (shape_y - 0.5) * size, size))
+
+    def all_distances(x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([distance(x[k], y[k]) for k, distance in enumerate(distances)])  # (K, 27, W, W)
+
     for step, softness in SEARCH:
-        tried = torch.tensor(best[1:]) + step / scale * NEIGHBOURS  # (27, 3)
-        x, y, size = tried.clamp_(min=0.01).T[..., None, None]  # (27, 1, 1) each
-        templates = coverage(distance, (x, y), size, ink.shape[0], softness)  # (27, W, W)
-        errors = (templates - ink).square().sum((1, 2)) / templates.sum((1, 2)).clamp(min=1e-6)
-        error, index = errors.min(0)
-        best = min(best, Fit(float(error), *tried[index].tolist()))
+        tried = torch.tensor([fit[1:] for fit in best])[:, None] + step / scale * NEIGHBOURS  # (K, 27, 3)
+        x, y, size = tried.clamp_(min=0.01)[..., None, None].unbind(2)  # (K, 27, 1, 1) each
+        templates = coverage(all_distances, (x, y), size, ink.shape[0], softness)  # (K, 27, W, W)
+        areas = templates.sum((2, 3)).clamp(min=1e-6)  # (K, 27)
+        errors = templates.sub_(ink).square_().sum((2, 3)) / areas
+        lowest, indices = errors.min(1)  # (K,) each
+        found = tried[torch.arange(len(best)), indices].tolist()
+        best = [min(fit, Fit(error, *new)) for fit, error, new in zip(best, lowest.tolist(), found, strict=True)]
     return best
 
 

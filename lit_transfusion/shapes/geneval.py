@@ -15,11 +15,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations, zip_longest
 from random import Random
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from torch import Tensor
-
-from lit_transfusion.errors import InputError
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 from lit_transfusion.shapes.scenes import (
     NUMBERS,
@@ -29,18 +27,20 @@ from lit_transfusion.shapes.scenes import (
     Scene,
     Single,
     captions_of,
-    draw,
     held_out_scenes,
 )
-from lit_transfusion.shapes.scorer import FoundObject, noise_pictures, read_picture
-from lit_transfusion.shapes.source import Shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_transfusion.shapes.scorer import FoundObject
 
 OVERLAP = 0.1  # offset on an axis that is ignored, as a share of the sum of the sizes (value of GenEval)
 DIRECTION = 0.5  # cosine of the largest angle between offset and axis, 60° (value of GenEval)
 
 BASELINE_PICTURES = 96  # for each baseline
 
-Found = Sequence[FoundObject]
+Found = Sequence["FoundObject"]
 
 
 class GenEvalPrompt(NamedTuple):
@@ -87,7 +87,7 @@ def has_both_coloured_shapes(found: Found, scene: Relation) -> bool:
     return set(scene.pairs()) <= {(one.colour, one.shape) for one in found}
 
 
-def relations(one: FoundObject, other: FoundObject) -> set[str]:
+def relations(one: "FoundObject", other: "FoundObject") -> set[str]:
     """The relations of one object to another: none, one or two of "left of", "right of", "above" and "below".
 
     The rule is `relative_position` of GenEval: the offset between the centres, minus a tenth of the sizes, must point
@@ -120,8 +120,10 @@ CATEGORIES = {
 }
 
 
-def is_right(picture: Tensor, prompt: GenEvalPrompt) -> bool:
+def is_right(picture: "Tensor", prompt: GenEvalPrompt) -> bool:
     """Whether a picture (3, S, S) in [-1, 1] on white shows what its category asks for."""
+    from lit_transfusion.shapes.scorer import read_picture  # here, since it imports torch
+
     return CATEGORIES[prompt.category].judge(read_picture(picture), prompt.scene)
 
 
@@ -165,11 +167,6 @@ def is_distinct(scene: Scene) -> bool:
     return first == last or set(first).isdisjoint(last)
 
 
-def true_picture(prompt: GenEvalPrompt, image_size: int, seed: int = 0) -> Tensor:
-    """Draw the scene of a prompt: (3, image_size, image_size) in [-1, 1]. The seed determines the jitter."""
-    return draw(prompt.scene.layout(Random(seed)), image_size)
-
-
 # --------------------------------------------------------------------------------------------------------------- metric
 
 
@@ -184,10 +181,7 @@ class GenEvalShapes(Metric):
     columns: ClassVar[dict[str, str]] = {"geneval": "more"} | {f"geneval_{category}": "more" for category in CATEGORIES}
 
     def __init__(self, prompts_per_category: int = 24, pictures_per_prompt: int = 1) -> None:
-        if pictures_per_prompt < 1:
-            raise InputError(
-                f"GenEvalShapes.pictures_per_prompt {pictures_per_prompt} is invalid: it must be at least 1"
-            )
+        check_at_least("GenEvalShapes.pictures_per_prompt", pictures_per_prompt)
         self.pictures_per_prompt = pictures_per_prompt
         self.prompts = [
             prompt
@@ -198,6 +192,8 @@ class GenEvalShapes(Metric):
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         """Measure the shares of right pictures, in [0, 1], and `geneval`, their mean over the categories."""
+        from lit_transfusion.shapes.source import Shapes
+
         if not isinstance(subject.source, Shapes):
             raise Unavailable(f"it needs the source Shapes, but data.source is {type(subject.source).__name__}")
         if missing := [name for name in SCENES if name not in subject.source.scenes]:
@@ -214,14 +210,11 @@ class GenEvalShapes(Metric):
 
     def baselines(self, subject: Subject) -> dict[str, dict[str, float]]:
         """The same shares for noise and for training pictures; each picture is judged with each prompt."""
-        train = subject.source.split("train")
-        pictures = {
-            "noise": noise_pictures(BASELINE_PICTURES, train.image_size),
-            "random training pictures": [train[index].image for index in range(min(BASELINE_PICTURES, len(train)))],
-        }
+        from lit_transfusion.shapes.scorer import baseline_pictures, read_picture
+
         prompts = list(dict.fromkeys(self.prompts))  # without the repetitions for several pictures
         baselines = {}
-        for name, images in pictures.items():
+        for name, images in baseline_pictures(subject.source, BASELINE_PICTURES).items():
             found = [read_picture(image) for image in images]
             answers = ((p, CATEGORIES[p.category].judge(objects, p.scene)) for p in prompts for objects in found)
             baselines[name] = shares_of(answers)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product, zip_longest
 from random import Random
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -33,25 +33,25 @@ COLOURS = {
 }
 
 
-def circle(x: Tensor, y: Tensor) -> Tensor:
+def circle(x: "Tensor", y: "Tensor") -> "Tensor":
     return (x**2 + y**2).sqrt() - 1
 
 
-def square(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x.abs(), y.abs()) - 1
+def square(x: "Tensor", y: "Tensor") -> "Tensor":
+    return x.abs().maximum(y.abs()) - 1
 
 
-def triangle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(y - 1, (2 * x.abs() - y - 1) / math.sqrt(5))  # base at the bottom, two equal sides
+def triangle(x: "Tensor", y: "Tensor") -> "Tensor":
+    return (y - 1).maximum((2 * x.abs() - y - 1) / math.sqrt(5))  # base at the bottom, two equal sides
 
 
-def cross(x: Tensor, y: Tensor) -> Tensor:
+def cross(x: "Tensor", y: "Tensor") -> "Tensor":
     x, y = x.abs(), y.abs()
-    return torch.maximum(torch.minimum(x, y) - 1 / 3, torch.maximum(x, y) - 1)  # two bars, a third as wide as long
+    return (x.minimum(y) - 1 / 3).maximum(x.maximum(y) - 1)  # two bars, a third as wide as long
 
 
 # Signed distance to the rim of a shape that fills the box [-1, 1]², negative inside. x (S,), y (S, 1) → (S, S).
-SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+SHAPES: "dict[str, Callable[[Tensor, Tensor], Tensor]]" = {
     "circle": circle,
     "square": square,
     "triangle": triangle,
@@ -69,25 +69,30 @@ class DrawnObject(NamedTuple):
 
 
 def coverage(
-    distance: Callable[[Tensor, Tensor], Tensor],
-    centre: tuple[float | Tensor, float | Tensor],
-    size: float | Tensor,
+    distance: "Callable[[Tensor, Tensor], Tensor]",
+    centre: "tuple[float | Tensor, float | Tensor]",
+    size: "float | Tensor",
     image_size: int,
     softness: float = 1.0,
-) -> Tensor:
+) -> "Tensor":
     """The share of each pixel that a shape covers: (image_size, image_size) in [0, 1], with a smooth rim.
 
     `distance` is one of SHAPES or a similar function; the rim is `softness` pixels wide. Centres and sizes of shape
     (N, 1, 1) give (N, image_size, image_size).
     """
+    import torch
+
     axis = (torch.arange(image_size) + 0.5) / image_size  # (S,) centres of the pixels
     x = (axis - centre[0]) / (size / 2)
     y = (axis[:, None] - centre[1]) / (size / 2)
-    return (0.5 - distance(x, y) * (size / 2 * image_size) / softness).clamp_(0, 1)  # the distance is in pixels
+    pixels = distance(x, y).mul_(size / 2 * image_size)  # to the rim; changed in place, since this is most of the time
+    return pixels.div_(-softness).add_(0.5).clamp_(0, 1)
 
 
-def draw(objects: Sequence[DrawnObject], image_size: int) -> Tensor:
+def draw(objects: Sequence[DrawnObject], image_size: int) -> "Tensor":
     """Draw objects on white: (3, image_size, image_size) in [-1, 1]."""
+    import torch  # here, since it takes a second, and the --help of commands that name sources is quick
+
     image = torch.ones(3, image_size, image_size)
     for colour, shape, centre, size in objects:
         paint = torch.tensor(COLOURS[colour]).view(3, 1, 1) / 127.5 - 1

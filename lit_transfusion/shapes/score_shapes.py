@@ -92,17 +92,12 @@ def percent(result: "ColourShapeScore") -> list[str]:
 
 def baselines(prompts: "Sequence[ShapePrompt]", image_size: int, number: int = 96) -> "dict[str, ColourShapeScore]":
     """The scores of pictures that were not drawn for the prompts; each picture is compared with each prompt."""
-    from lit_transfusion.shapes.scorer import noise_pictures, read_picture, score
+    from lit_transfusion.shapes.scorer import baseline_pictures, read_picture, score
     from lit_transfusion.shapes.source import Shapes
 
-    train = Shapes(image_size, scenes=("single",)).split("train")
-    pictures = {
-        "noise": noise_pictures(number, image_size),
-        "random training pictures": [train[index].image for index in range(number)],
-    }
     wanted = [[(prompt.colour, prompt.shape)] for prompt in prompts]
     scores = {}
-    for name, images in pictures.items():
+    for name, images in baseline_pictures(Shapes(image_size, scenes=("single",)), number).items():
         found = [[(one.colour, one.shape) for one in read_picture(image)] for image in images]
         scores[name] = score([objects for objects in found for _ in wanted], wanted * number)
     return scores

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_transfusion.data.sources.base import Source
 from lit_transfusion.shapes.edits import ShapeEdit
 from lit_transfusion.shapes.fit import identify
 from lit_transfusion.shapes.scenes import COLOURS, DrawnObject, parse_caption
@@ -71,27 +72,27 @@ def read_picture(image: Tensor) -> list[FoundObject]:
 
 def connected_components(mask: Tensor) -> list[Tensor]:
     """Split a mask (S, S) into masks (S, S) of groups of pixels that touch at a side or a corner."""
-    unseen = dict.fromkeys(map(tuple, mask.nonzero().tolist()))  # an ordered set
-    components = []
-    while unseen:
-        start = next(iter(unseen))
-        del unseen[start]
-        group = [start]
-        for row, column in group:  # the list grows during the loop
-            for neighbour in [(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]:
-                if neighbour in unseen:
-                    del unseen[neighbour]
-                    group.append(neighbour)
-        component = torch.zeros_like(mask)
-        component[tuple(torch.tensor(group).T)] = True
-        components.append(component)
-    return components
+    first = torch.arange(mask.numel(), 0, -1.0).view(mask.shape) * mask  # larger for pixels further up, then left
+    while True:  # each pixel takes the number of the first pixel of its group
+        spread = F.max_pool2d(first[None], 3, stride=1, padding=1)[0] * mask
+        if torch.equal(spread, first):
+            return [first == number for number in first.unique().flip(0) if number > 0]
+        first = spread
 
 
 def nearest_colour(rgb: Tensor) -> str | None:
     """The name of the palette colour nearest to RGB (3,) in [0, 1]; None if it is too far."""
     distances = (torch.tensor(list(COLOURS.values())) / 255 - rgb).norm(dim=1)
     return list(COLOURS)[int(distances.argmin())] if distances.min() <= COLOUR_DISTANCE else None
+
+
+def baseline_pictures(source: Source, number: int) -> dict[str, Sequence[Tensor] | Tensor]:
+    """Pictures that no model drew for a prompt: noise, and pictures of the source, at most `number` of each."""
+    train = source.split("train")
+    return {
+        "noise": noise_pictures(number, train.image_size),
+        "random training pictures": [train[index].image for index in range(min(number, len(train)))],
+    }
 
 
 def noise_pictures(number: int, image_size: int) -> Tensor:

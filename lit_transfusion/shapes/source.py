@@ -3,18 +3,17 @@
 Also prompts that training never shows, for tests of a model.
 """
 
-import copy
 from random import Random
 from typing import Literal, NamedTuple
 
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.types import Example
 from lit_transfusion.errors import InputError
+from lit_transfusion.shapes.drawn import Drawn, check_kinds
 from lit_transfusion.shapes.scenes import (
     COLOURS,
     PAIRS,
     SCENES,
-    Scene,
     Single,
     captions_of,
     draw,
@@ -22,7 +21,7 @@ from lit_transfusion.shapes.scenes import (
 )
 
 
-class Shapes(Source):
+class Shapes(Drawn, Source):
     """Scenes of coloured circles, squares, triangles and crosses on white, drawn on the fly with several true captions.
 
     Training and validation share no scene. A scene is everything that a caption can describe: colours and shapes, and
@@ -50,53 +49,32 @@ class Shapes(Source):
         seed: int = 0,
     ) -> None:
         super().__init__(image_size)
+        self.set_lengths(image_size, num_examples, num_val_examples, seed)
+        check_kinds("scenes", scenes, tuple(SCENES))
         most_pairs = len(PAIRS) - len(COLOURS)
-        if image_size < 16:
-            raise InputError(f"image_size {image_size} is too small: shapes need at least 16 pixels")
-        if num_examples < 1 or num_val_examples < 1:
-            raise InputError(f"num_examples {num_examples} and num_val_examples {num_val_examples} must be at least 1")
-        if not scenes or len(set(scenes)) < len(scenes) or not set(scenes) <= set(SCENES):
-            raise InputError(f"scenes {list(scenes)} is invalid: name some of {', '.join(SCENES)}, each at most once")
         if not 0 <= hold_out_pairs <= most_pairs:
             raise InputError(
                 f"hold_out_pairs {hold_out_pairs} is invalid: it must be 0 to {most_pairs}, so that each colour stays "
                 "in training"
             )
-        self.num_examples = num_examples
-        self.num_val_examples = num_val_examples
         self.scenes = scenes
-        self.seed = seed
-        self.part: Literal["train", "val"] = "train"
 
         pairs_of_val = set(PAIRS[:hold_out_pairs])
-        self._scenes: dict[str, list[list[Scene]]] = {"train": [], "val": []}  # split → scenes of each kind
-        for kind in (SCENES[name] for name in scenes):
-            every, held_out = kind.every(), held_out_scenes(kind)
-            is_val = [scene in held_out or not pairs_of_val.isdisjoint(scene.pairs()) for scene in every]
-            self._scenes["train"].append([scene for scene, val in zip(every, is_val, strict=True) if not val])
-            self._scenes["val"].append([scene for scene, val in zip(every, is_val, strict=True) if val])
-
-    def split(self, name: Literal["train", "val"]) -> "Shapes":
-        """The training or the validation split. A source that is not split yields the training split."""
-        part = copy.copy(self)
-        part.part = name
-        return part
-
-    def __len__(self) -> int:
-        return self.num_examples if self.part == "train" else self.num_val_examples
+        self.choices = {"train": {}, "val": {}}
+        for name in scenes:
+            kind = SCENES[name]
+            held_out = {s for s in kind.every() if not pairs_of_val.isdisjoint(s.pairs())} | held_out_scenes(kind)
+            self.choices["train"][name] = [scene for scene in kind.every() if scene not in held_out]
+            self.choices["val"][name] = [scene for scene in kind.every() if scene in held_out]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} examples")
-        random = Random(f"{self.seed} {self.part} {index}")  # a seed from a string is the same in every process
-        kinds = self._scenes[self.part]
-        scene = random.choice(kinds[index % len(kinds)])
+        scene, _, random = self.choose(index)
         wordings = scene.wordings if self.part == "train" else scene.wordings + scene.held_out_wordings
         return Example(draw(scene.layout(random), self.image_size), captions_of(scene, wordings))
 
     def captions(self) -> list[str]:
         """All captions of all training scenes, also for the validation split: some ten thousand."""
-        scenes = (scene for kind in self._scenes["train"] for scene in kind)
+        scenes = (scene for kind in self.choices["train"].values() for scene in kind)
         return [caption for scene in scenes for caption in captions_of(scene, scene.wordings)]
 
 

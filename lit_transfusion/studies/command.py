@@ -10,7 +10,8 @@ from typing import Any, Literal
 from rich.console import Console
 
 from lit_transfusion.config.compose import read_config
-from lit_transfusion.errors import InputError
+from lit_transfusion.errors import InputError, check_at_least
+from lit_transfusion.run_folder import read_json
 
 
 def ablate(
@@ -40,7 +41,6 @@ def ablate(
         cluster_options: Options of submitit's executor: {slurm_partition: …, gpus_per_node: 8, timeout_min: 1440}.
     """
     # Imports are here, since they take seconds, and --help is quick.
-    from lit_transfusion.run_folder import read_json
     from lit_transfusion.studies.cluster import executor, run_on
     from lit_transfusion.studies.plan import plan, table_of
     from lit_transfusion.studies.runner import make_jobs, run_here
@@ -52,9 +52,8 @@ def ablate(
     except ImportError as error:
         raise InputError(f'ablate needs {error.name}: pip install -e ".[evaluation]"') from None
 
-    for name, number in (("seeds", seeds), ("parallel", parallel)):
-        if number < 1:
-            raise InputError(f"--{name} {number} is less than 1; use at least 1")
+    check_at_least("--seeds", seeds)
+    check_at_least("--parallel", parallel)
     study = read_study(config).only(arms)
     folder = Path(output or f"runs/{study.name}")
     if cluster is not None and not dry_run:
@@ -98,8 +97,6 @@ def ablate(
 
 def record_time(folder: Path, seconds: float, commit: str) -> None:
     """Add the time and the commit of this start to time.json."""
-    from lit_transfusion.run_folder import read_json
-
     path = folder / "time.json"
     earlier = read_json(path)
     seconds = round(earlier.get("seconds", 0.0) + seconds, 1)

@@ -15,6 +15,7 @@ from lit_transfusion import __version__
 from lit_transfusion.generation.fonts import SIZE, font_for
 from lit_transfusion.generation.pictures import wrap
 from lit_transfusion.hardware import cpu_name
+from lit_transfusion.run_folder import SAMPLES
 from lit_transfusion.studies.plan import COST, ArmPlan, clock
 from lit_transfusion.studies.results import (
     Finding,
@@ -28,11 +29,16 @@ from lit_transfusion.studies.results import (
     write_findings,
     write_results,
 )
-from lit_transfusion.studies.runner import Job, Outcome, read_json
+from lit_transfusion.studies.runner import Job, Outcome
 from lit_transfusion.studies.study import Study
 from lit_transfusion.wording import counted
 
 ARROWS = {"more": " ↑", "less": " ↓", "neither": ""}
+SAMPLES_SECTION = [
+    "## Samples",
+    "The same prompts and noise for each arm, at its first seed that is finished.",
+    "![Samples](samples.png)",
+]
 TILE, LABEL, GAP = 96, 150, 6  # pixels, in the sheet of samples
 
 
@@ -96,15 +102,7 @@ def write_report(
         "arm needs, forward and backward). One line per seed. Documents and noise follow the recipe of the arm: where "
         "arms have different recipes, compare the table, which is measured on the same documents for all.",
         "![Losses by tokens and by FLOPs](curves.png)",
-        *(
-            [
-                "## Samples",
-                "The same prompts and noise for each arm, at its first seed that is finished.",
-                "![Samples](samples.png)",
-            ]
-            if pictures
-            else []
-        ),
+        *(SAMPLES_SECTION if pictures else []),
         *left_out(failed, skipped_of(jobs)),
     ]
     path = folder / "README.md"
@@ -270,9 +268,9 @@ def samples(jobs: Sequence[Job], path: Path) -> bool:
     """Draw a row of pictures for each arm below the prompts; return False if no arm drew pictures."""
     rows = {}
     for job in jobs:
-        asked = read_json(job.folder / "evaluation.json").get("prompts", []) if job.evaluated else []
+        asked = job.evaluation.get("prompts", [])
         if asked and job.arm not in rows:  # the folder can also contain pictures from training
-            rows[job.arm] = [job.folder / "samples" / f"{i}.png" for i in range(len(asked))]
+            rows[job.arm] = [job.folder / SAMPLES / f"{i}.png" for i in range(len(asked))]
             prompts = asked
     if not rows:
         return False

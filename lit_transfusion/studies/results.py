@@ -16,7 +16,8 @@ import numpy as np
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_transfusion.studies.runner import Job, read_json
+from lit_transfusion.run_folder import metrics_files
+from lit_transfusion.studies.runner import Job
 from lit_transfusion.studies.study import Claim, Study
 
 SIGNIFICANCE = 0.05  # a finding is resolved if its p value is below this
@@ -97,25 +98,19 @@ class Finding(NamedTuple):
 
 def measured_of(job: Job) -> Measured:
     """The numbers of a run; empty if it was not evaluated."""
-    evaluation = read_json(job.folder / "evaluation.json") if job.evaluated else {}
+    evaluation = job.evaluation
     columns = next(iter(evaluation.get("metrics", {}).values()), {})
     return Measured(columns, evaluation.get("each", {}), evaluation.get("baselines", {}))
 
 
 def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
     """Metric → the reason why it was not measured."""
-    return {
-        name: reason
-        for job in jobs
-        if job.evaluated
-        for name, reason in read_json(job.folder / "evaluation.json").get("skipped", {}).items()
-    }
+    return {name: reason for job in jobs for name, reason in job.evaluation.get("skipped", {}).items()}
 
 
 def baselines_of(jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
     """Numbers without a model: baseline → column → number. They are the same for all runs."""
-    measured = [read_json(job.folder / "evaluation.json").get("baselines", {}) for job in jobs if job.evaluated]
-    return next(filter(None, measured), {})
+    return next(filter(None, (job.evaluation.get("baselines") for job in jobs)), {})
 
 
 def by_arm(jobs: Sequence[Job]) -> Results:
@@ -234,7 +229,7 @@ def is_at_floor(results: Results, study: Study, claim: Claim) -> bool:
 def curve_of(job: Job) -> Curve:
     """Read the losses from the metrics files of all starts; where they overlap, use the later start."""
     points: dict[int, tuple[float, float]] = {}
-    for path in sorted(job.folder.glob("metrics/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
+    for path in metrics_files(job.folder):
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if row.get("val/loss_image") and row.get("val/loss_text"):

@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
+from lit_transfusion import run_folder
 from lit_transfusion.allowed_imports import OPTION, foreign_modules
 from lit_transfusion.errors import InputError
 from lit_transfusion.file_lock import locked
 from lit_transfusion.progress import Progress
-from lit_transfusion.run_folder import CHECKPOINTS, CONFIG, FINISHED, last_checkpoint, read_json
 from lit_transfusion.studies.plan import ArmPlan, fit_arguments
 from lit_transfusion.studies.study import Study
 
@@ -40,17 +40,22 @@ class Job(NamedTuple):
 
     @property
     def trained(self) -> bool:
-        return read_json(self.folder / FINISHED).get("step") == self.max_steps
+        return run_folder.read_json(self.folder / run_folder.FINISHED).get("step") == self.max_steps
 
     @property
     def evaluated(self) -> bool:
-        asked = self.folder / "evaluate.yaml"
+        asked = self.folder / run_folder.EVALUATED
         same = asked.is_file() and asked.read_text(encoding="utf-8") == self.evaluate
-        return self.trained and same and (self.folder / "evaluation.json").is_file()
+        return self.trained and same and (self.folder / run_folder.EVALUATION).is_file()
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What `evaluate` measured; empty if the run is not evaluated."""
+        return run_folder.read_json(self.folder / run_folder.EVALUATION) if self.evaluated else {}
 
     @property
     def log(self) -> Path:
-        return self.folder / "log.txt"
+        return self.folder / run_folder.LOG
 
 
 class Outcome(NamedTuple):
@@ -79,7 +84,7 @@ def make_jobs(study: Study, plans: Sequence[ArmPlan], overrides: list[str], seed
 
 def check_earlier(job: Job) -> None:
     """Raise InputError if the folder contains a run with another config."""
-    path = job.folder / "planned.yaml"
+    path = job.folder / run_folder.PLANNED
     if not path.is_file():
         return
     earlier, now = path.read_text(encoding="utf-8").splitlines(), job.planned.splitlines()
@@ -110,25 +115,23 @@ def run_job(
         waiting: Called before waiting for another process.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    with locked(
-        job.folder / "lock", waiting
-    ) as lock:  # the commands inherit the lock and keep it if this process is killed
-        (job.folder / "planned.yaml").write_text(job.planned, encoding="utf-8")
+    with locked(job.folder / run_folder.JOB_LOCK, waiting) as lock:  # inherited: held even if this process ends
+        (job.folder / run_folder.PLANNED).write_text(job.planned, encoding="utf-8")
         if not job.trained:
-            resume = ["--ckpt_path", "last"] if last_checkpoint(job.folder) else []
+            resume = ["--ckpt_path", "last"] if run_folder.last_checkpoint(job.folder) else []
             if not resume:
                 # From a start without a checkpoint. With it, `fit` would move the folder, and our lock, aside.
-                (job.folder / CONFIG).unlink(missing_ok=True)
+                (job.folder / run_folder.CONFIG).unlink(missing_ok=True)
             if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock, started):
                 return error
             if not job.trained:
                 return f"fit ended before step {job.max_steps} (see {job.log})"
         if not job.evaluated:
-            options = job.folder / "evaluate.yaml"
+            options = job.folder / run_folder.EVALUATED
             options.unlink(missing_ok=True)
-            asked = job.folder / "asked.yaml"
+            asked = job.folder / run_folder.ASKED
             asked.write_text(job.evaluate, encoding="utf-8")
-            checkpoint = str(last_checkpoint(job.folder) or job.folder / CHECKPOINTS)
+            checkpoint = str(run_folder.last_checkpoint(job.folder) or job.folder / run_folder.CHECKPOINTS)
             words = ["evaluate", "--config", str(asked), "--ckpt", checkpoint, "--output", str(job.folder)]
             # The user passed the study's config, so its modules are allowed.
             words += [word for name in foreign_modules(yaml.safe_load(job.planned)) for word in (OPTION, name)]
@@ -250,7 +253,7 @@ def watch(process: subprocess.Popen, on_step: Callable[[int], None], job: Job) -
 
 def current_step(folder: Path) -> int:
     """The last step in the newest metrics file, or 0 if there is none."""
-    files = sorted(folder.glob("metrics/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    files = run_folder.metrics_files(folder)
     if not files:
         return 0
     header, *lines = files[-1].read_text(encoding="utf-8").splitlines() or [""]

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lit_transfusion.config.compose import read_config
 from lit_transfusion.config.messages import one_line, raising_own_errors
 from lit_transfusion.config.registry import PARTS, import_all
-from lit_transfusion.errors import InputError
+from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.text_reader import read_text, split_lines
@@ -143,8 +143,7 @@ def read_study(path: str | Path) -> Study:
         raise InputError(f"{path}: {one_line(error)}") from None
     if not asked.metrics:
         raise InputError(f"{path}: study.metrics is empty; name at least one metric")
-    if asked.num_examples < 2:
-        raise InputError(f"{path}: study.num_examples {asked.num_examples} is less than 2; use at least 2")
+    check_at_least(f"{path}: study.num_examples", asked.num_examples, 2)
     for arm in arms:
         if Path(arm).name != arm or arm in ("report", "cluster"):
             raise InputError(f"{path}: the arm {arm!r} cannot be the name of a folder beside report/; rename it")

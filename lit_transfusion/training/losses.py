@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_transfusion.diffusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, bucket_of
 from lit_transfusion.model.cross_entropy import SumOfCrossEntropy
+from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, bucket_of
 
 
 class LossTerms(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.data.types import PackedBatch
-from lit_transfusion.diffusion.timestep_buckets import TIMESTEP_BUCKETS
+from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS
 from lit_transfusion.training.losses import LossTerms, means_by_timestep, sums_by_timestep
 
 if TYPE_CHECKING:

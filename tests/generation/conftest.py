@@ -1,10 +1,8 @@
-"""Fixtures for the tests of generation: nets that write more, recorded forward passes, checkpoints."""
+"""Fixtures for the tests of generation: nets that write more, recorded forward passes."""
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
-from lit_transfusion.generation.checkpoint import KEY
 from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.settings import Sampling
 
@@ -61,25 +59,3 @@ def assert_same_outputs():
         assert our_words == their_words
 
     return assert_same_outputs
-
-
-@pytest.fixture(scope="session")
-def save_checkpoint():
-    """Writes a checkpoint: a file, or shards as Lightning's ModelParallelStrategy writes them, with everything except
-    weights and the optimiser in meta.pt. The averaged weights are the weights plus `averages`."""
-
-    def save_checkpoint(path, pipeline, averages=None, sharded=False, **changes):
-        weights = pipeline.net.state_dict()
-        state = {f"net.{name}": weight for name, weight in weights.items()}
-        if averages is not None:
-            state |= {f"ema.{name}": weight + averages for name, weight in weights.items()}
-        rest = {KEY: pipeline.describe(), "global_step": 3} | changes
-        if sharded:
-            moments = {"exp_avg": {"net.head.weight": weights["head.weight"]}, "param_groups": [{"lr": 1.0}]}
-            dcp.save({"state_dict": state, "optimizer_0": moments}, checkpoint_id=path, no_dist=True)
-            torch.save(rest, path / "meta.pt")
-        else:
-            torch.save({"state_dict": state, "optimizer_states": [{"lr": 1.0}]} | rest, path)
-        return path
-
-    return save_checkpoint

@@ -116,8 +116,8 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tiny, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--seeds", "0"], "seeds 0 is less than 1"),
-        (["--parallel", "0"], "parallel 0 is less than 1"),
+        (["--seeds", "0"], "seeds 0 is invalid: it must be at least 1"),
+        (["--parallel", "0"], "parallel 0 is invalid: it must be at least 1"),
         (["--arms", "none"], "has no arm 'none'; it has causal, both"),
         (["--arms"], "--arms is empty"),
         (["--cluster", "pbs"], "'slurm', 'local'"),

@@ -13,6 +13,7 @@ import pytest
 from tiny_study import write_metrics
 
 from lit_transfusion.errors import InputError
+from lit_transfusion.run_folder import read_json
 from lit_transfusion.studies.plan import ArmPlan
 from lit_transfusion.studies.runner import (
     check_earlier,
@@ -20,7 +21,6 @@ from lit_transfusion.studies.runner import (
     gpu_shares,
     last_line,
     make_jobs,
-    read_json,
     run_here,
     run_job,
 )

@@ -113,7 +113,7 @@ def test_instructions_of_different_kinds_differ():
 @kinds
 def test_parts_share_no_edit_and_each_has_all_objects(kind):
     source = ShapeEdits()
-    train, val = (set(source._edits[part][kind]) for part in ("train", "val"))
+    train, val = (set(source.choices[part][kind]) for part in ("train", "val"))
     assert not train & val and train | val == set(EDITS[kind].every())
     assert {(edit.colour, edit.shape) for edit in train} == {(edit.colour, edit.shape) for edit in val} == set(PAIRS)
     news = {"recolour": set(COLOURS), "reshape": set(SHAPES)}.get(kind, set(RIM))

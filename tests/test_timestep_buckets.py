@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_transfusion.diffusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, bucket_of
+from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, bucket_of
 
 
 @pytest.mark.parametrize("num_timesteps", [8, 20, 1000])

@@ -1,13 +1,15 @@
 """Buckets of timesteps. A mean over all timesteps hides what is learned: large t is layout, small t is detail."""
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TIMESTEP_BUCKETS = 8
 
 
-def bucket_of(timesteps: Tensor, num_timesteps: int) -> Tensor:
+def bucket_of(timesteps: "Tensor", num_timesteps: int) -> "Tensor":
     """Return the index of the bucket of each timestep in [0, num_timesteps)."""
     return timesteps * TIMESTEP_BUCKETS // num_timesteps
 

@@ -157,14 +157,14 @@ def test_captions_are_those_of_training():
 
 def test_splits_share_no_scene():
     source = Shapes(num_examples=600)
-    for number, kind in enumerate(SCENES.values()):
-        train, val = (set(source._scenes[part][number]) for part in ("train", "val"))
+    for name, kind in SCENES.items():
+        train, val = (set(source.choices[part][name]) for part in ("train", "val"))
         assert not train & val and train | val == set(kind.every())
         assert 0.08 < len(val) / len(train | val) < 0.2
         assert {scene.pairs()[0] for scene in train} == {scene.pairs()[0] for scene in val} == set(PAIRS)
     # the fullest caption names all of a single scene
     full = SCENES["single"].wordings[0]
-    of_val = {captions_of(scene, [full])[0] for scene in source._scenes["val"][0]}
+    of_val = {captions_of(scene, [full])[0] for scene in source.choices["val"]["single"]}
     assert not all_captions(source) & of_val
 
 
@@ -249,7 +249,7 @@ def test_prompts_are_new_and_even(n):
 
 
 def test_prompts_are_of_scenes_that_training_never_draws():
-    facts = {frozenset(scene.words().items()) for scene in Shapes()._scenes["train"][0]}
+    facts = {frozenset(scene.words().items()) for scene in Shapes().choices["train"]["single"]}
     for text, colour, shape in single_object_prompts(216):
         (size,) = (size for size in SIZES if size in text)
         place = max((place for place in PLACES if place in text), key=len)
