@@ -54,7 +54,7 @@ def make_pipeline():
     from lit_transfusion.diffusion import DDPM
     from lit_transfusion.generation.pipeline import Pipeline
     from lit_transfusion.latents import Pixels
-    from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion, UNetPatcher
+    from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion, UNetPatcher
 
     patchers = {
         "linear": lambda: LinearPatcher(latent_channels=3, dim=32, patch_size=2),
@@ -65,7 +65,7 @@ def make_pipeline():
 
     def make_pipeline(patcher="linear", mask=None, noise=None):
         torch.manual_seed(0)
-        size = TransformerSize(dim=32, n_layers=2, n_heads=2, multiple_of=16)
+        size = TransformerConfig(dim=32, n_layers=2, n_heads=2, multiple_of=16)
         net = Transfusion(tokenizer.vocab_size, size, patchers[patcher](), mask or Bidirectional())
         return Pipeline(net.eval(), noise or DDPM(), Pixels(), tokenizer, image_size=4)
 

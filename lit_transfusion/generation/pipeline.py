@@ -23,7 +23,7 @@ from lit_transfusion.generation.checkpoint import KEY, is_sharded, read_checkpoi
 from lit_transfusion.generation.model_card import TEMPLATE
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.latents import Codec
-from lit_transfusion.model import Patcher, TransformerSize, Transfusion, Visibility
+from lit_transfusion.model import Patcher, TransformerConfig, Transfusion, Visibility
 from lit_transfusion.model.block_runner import as_it_is
 from lit_transfusion.serialization import build, call, describe
 
@@ -105,8 +105,7 @@ class Pipeline(
     def describe(self) -> dict[str, Any]:
         """Plain data from which `from_description` makes the same pipeline, without its weights."""
         return {
-            "size": asdict(self.net.transformer.size),
-            "rope_theta": self.net.transformer.rope_theta,
+            "size": asdict(self.net.transformer.config),
             "patcher": describe(self.net.patcher),
             "mask": describe(self.net.mask),
             "noise": describe(self.noise),
@@ -119,7 +118,7 @@ class Pipeline(
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "Pipeline":
         """Make a pipeline with random weights from the result of `describe`."""
-        keys = ("size", "rope_theta", "patcher", "mask", "noise", "codec", "tokenizer", "image_size")
+        keys = ("size", "patcher", "mask", "noise", "codec", "tokenizer", "image_size")
         missing = [key for key in keys if key not in description]
         if missing:
             raise InputError(
@@ -128,10 +127,9 @@ class Pipeline(
         tokenizer = Tokenizer(description["tokenizer"])
         net = Transfusion(
             tokenizer.vocab_size,
-            call(TransformerSize, description["size"]),
+            call(TransformerConfig, description["size"]),
             build(description["patcher"], Patcher),
             build(description["mask"], Visibility),
-            description["rope_theta"],
         )
         noise = build(description["noise"], NoiseProcess)
         codec = build(description["codec"], Codec)

@@ -18,7 +18,8 @@ from lit_transfusion.model.visibility import FLEX_BLOCK, block_mask, cuts, dense
 
 log = logging.getLogger(__name__)
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v → output, all (B, heads, L, head_dim)
+# q → output, (B, heads, L, head_dim), from k and v, (B, kv_heads, L, head_dim)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attention(backend: str, lo: Tensor, hi: Tensor, dtype: torch.dtype) -> Attend:
@@ -56,6 +57,7 @@ def eager(lo: Tensor, hi: Tensor) -> Attend:
     hidden = ~dense_mask(lo, hi)[:, None]  # (B, 1, L, L)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = for_all_heads(q, k, v)
         scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, L, L)
         return (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v.float()).to(q.dtype)
 
@@ -69,7 +71,22 @@ def dense(lo: Tensor, hi: Tensor) -> Attend:
 
 def dense_under(mask: Tensor) -> Attend:
     """Call scaled_dot_product_attention with a (B, queries, keys) bool mask, the same for all heads."""
-    return functools.partial(F.scaled_dot_product_attention, attn_mask=mask[:, None])
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, *for_all_heads(q, k, v), attn_mask=mask[:, None])
+
+    return attend
+
+
+def for_all_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat the heads of keys and values for the query heads that share them (grouped-query attention).
+
+    On a CPU, SDPA's own `enable_gqa` leaves the fast kernel.
+    """
+    shared_by = q.shape[1] // k.shape[1]
+    if shared_by == 1:
+        return k, v
+    return k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
 
 
 def split(lo: Tensor, hi: Tensor) -> Attend:
@@ -86,6 +103,7 @@ def split(lo: Tensor, hi: Tensor) -> Attend:
     @torch.compiler.disable  # the lengths change with each batch, so compiled blocks exclude this
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, _, L, _ = q.shape
+        k, v = for_all_heads(q, k, v)
         # (B, heads, L, head_dim) → pieces (heads, length, head_dim); each piece lies within one row
         q, k, v = (x.transpose(0, 1).flatten(1, 2).split(lengths, dim=1) for x in (q, k, v))
         outputs = [
@@ -107,7 +125,12 @@ def flex(lo: Tensor, hi: Tensor) -> Attend:
     kernel: Callable[..., Tensor] = flex_attention
     if lo.is_cuda:
         kernel = _compiled_flex()
-    return functools.partial(kernel, block_mask=block_mask(lo, hi))
+    blocks = block_mask(lo, hi)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return kernel(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+
+    return attend
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor], Attend]] = {f.__name__: f for f in (eager, dense, split, flex)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_transfusion.model.block import Block
 from lit_transfusion.model.transfusion import Transfusion
 
 # Peak FLOP/s of dense bf16 products with float32 sums, without sparsity, from NVIDIA's data sheets. The first name that
@@ -52,10 +53,13 @@ class Flops:
     @classmethod
     def count(cls, net: Transfusion, image_shape: tuple[int, int, int]) -> "Flops":
         """Count the operations of a net, for images of shape (C, H, W)."""
-        blocks, dim = net.transformer.blocks, net.transformer.size.dim
-        linears = (module for module in blocks.modules() if isinstance(module, nn.Linear))
-        token = sum(2 * linear.weight.numel() for linear in linears)
-        return cls(token, 4 * dim * len(blocks), 2 * net.head.weight.numel(), image_flops(net, image_shape))
+        config = net.transformer.config
+        with torch.device("meta"):
+            block = Block(config)  # each position passes one such block per layer, also if patches have their own
+        linears = (module for module in block.modules() if isinstance(module, nn.Linear))
+        token = config.n_layers * sum(2 * linear.weight.numel() for linear in linears)
+        pair = 4 * config.dim * config.n_layers
+        return cls(token, pair, 2 * net.head.weight.numel(), image_flops(net, image_shape))
 
     def training_step(self, tokens: Count, pairs: Count, logits: int, images: int) -> Count:
         """Operations of one forward and backward pass."""

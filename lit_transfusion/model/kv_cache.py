@@ -16,7 +16,7 @@ class KVCache:
     they lie past the end of the document, are never attended to, and are overwritten later.
 
     Args:
-        buffers: (layers, 2, B, heads, S, head_dim) keys and values.
+        buffers: (layers, 2, B, kv_heads, S, head_dim) keys and values.
         image_ids: (B, S) int64; at each patch the position of the first patch of its image, negative elsewhere.
     """
 
@@ -29,13 +29,13 @@ class KVCache:
         cls,
         n_layers: int,
         batch_size: int,
-        n_heads: int,
+        kv_heads: int,
         head_dim: int,
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> "KVCache":
-        buffers = torch.zeros(n_layers, 2, batch_size, n_heads, capacity, head_dim, device=device, dtype=dtype)
+        buffers = torch.zeros(n_layers, 2, batch_size, kv_heads, capacity, head_dim, device=device, dtype=dtype)
         return cls(buffers, torch.full((batch_size, capacity), -1, device=device))
 
     def first(self, batch_size: int, length: int) -> "KVCache":
@@ -83,7 +83,7 @@ class LayerCache:
 
     @torch.compiler.disable  # S grows, so compiled blocks exclude this
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Save the new keys and values, (B, heads, L, head_dim), and attend to all, (B, heads, S, head_dim)."""
+        """Save the new keys and values, (B, kv_heads, L, head_dim), and attend to all, (B, kv_heads, S, head_dim)."""
         for buffer, new in zip(self.buffer, (k, v), strict=True):
             buffer.transpose(1, 2)[self.slots] = new.transpose(1, 2)
         return self.attend(q, self.buffer[0], self.buffer[1])

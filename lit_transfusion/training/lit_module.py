@@ -24,7 +24,7 @@ from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
-from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
+from lit_transfusion.model import SIZES, Patcher, TransformerConfig, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
 from lit_transfusion.training.checkpoint_compat import check_fits, start_from
 from lit_transfusion.training.ema import update_average
@@ -95,7 +95,7 @@ class LitTransfusion(lightning.LightningModule):
         noise: NoiseProcess,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable,
-        size: SizeName | TransformerSize = "nano",
+        size: SizeName | TransformerConfig = "nano",
         image_loss_weight: float = 5.0,
         ema_decay: float | None = 0.999,
         attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",

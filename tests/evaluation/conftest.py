@@ -6,7 +6,7 @@ from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Pixels
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 from lit_transfusion.shapes.source import Shapes
 
 
@@ -19,7 +19,7 @@ def make_subject(make_pipeline):
 
     def make_subject(num_examples=4, **given):
         small = make_pipeline()
-        size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+        size = TransformerConfig(dim=32, n_layers=1, n_heads=2)
         net = Transfusion(small.tokenizer.vocab_size, size, LinearPatcher(dim=32, patch_size=8), Bidirectional())
         pipeline = Pipeline(net.eval(), small.noise, Pixels(), small.tokenizer, image_size=16)
         source = Shapes(image_size=16, num_val_examples=num_examples)

@@ -9,7 +9,7 @@ from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.latents import Pixels
-from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerConfig, Transfusion
 
 patchers = pytest.mark.parametrize("patcher", ["linear", "unet"])
 masks = pytest.mark.parametrize("mask", [Bidirectional(), Causal()], ids=["bidirectional", "causal"])
@@ -37,7 +37,7 @@ def test_a_description_gives_the_same_pipeline(make_pipeline, assert_same_output
 def test_a_description_contains_rope_theta(tokenizer, assert_same_outputs):
     """It is not a weight, so loading the weights would not notice that it is missing."""
     torch.manual_seed(0)
-    size, patcher = TransformerSize(dim=32, n_layers=1, n_heads=2), LinearPatcher(dim=32)
+    size, patcher = TransformerConfig(dim=32, n_layers=1, n_heads=2), LinearPatcher(dim=32)
     net = Transfusion(tokenizer.vocab_size, size, patcher, Bidirectional(), rope_theta=20.0)
     pipeline = Pipeline(net.eval(), DDPM(prediction_type="sample"), Pixels(), tokenizer, image_size=4)
     again = Pipeline.from_description(pipeline.describe())
@@ -73,7 +73,7 @@ def test_a_description_that_lacks_a_key(make_pipeline, key):
 def test_a_size_of_another_version_is_an_error(make_pipeline):
     description = make_pipeline().describe()
     description["size"]["n_experts"] = 8
-    with pytest.raises(InputError, match=r"TransformerSize .*'n_experts'"):
+    with pytest.raises(InputError, match=r"TransformerConfig .*'n_experts'"):
         Pipeline.from_description(description)
 
 
