@@ -105,13 +105,13 @@ class DDPM(NoiseProcess):
                 f"num_inference_steps {num_inference_steps} is not between 1 and {first}; use a number in this range"
             )
         timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
-        sampler = scheduler_of(name, self._scheduler.config, self.clip_sample)
-        sampler.set_timesteps(timesteps=timesteps.tolist())
-        return sampler
+        scheduler = new_scheduler(name, self._scheduler.config, self.clip_sample)
+        scheduler.set_timesteps(timesteps=timesteps.tolist())
+        return scheduler
 
 
-def scheduler_of(name: str, config: Any, clip_sample: bool) -> Scheduler:
-    """The scheduler of diffusers for a sampler, with the settings of a DDPMScheduler.
+def new_scheduler(name: str, config: Any, clip_sample: bool) -> Any:
+    """Make the scheduler of diffusers for a sampler, with the settings of a DDPMScheduler.
 
     DDIM is the first-order DPM-Solver++. diffusers' own DDIMScheduler is wrong where it clips, and stops before the
     clean image where the number of steps does not divide T.

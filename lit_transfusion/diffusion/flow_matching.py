@@ -59,11 +59,12 @@ class FlowMatching(NoiseProcess):
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Draw t, and scale it to [0, min(max_timestep, T)]."""
-        options = {"generator": generator, "device": max_timesteps.device}
+        shape, device = max_timesteps.shape, max_timesteps.device
         if self.timestep_density == "uniform":
-            t = torch.rand(max_timesteps.shape, **options)
+            t = torch.rand(shape, generator=generator, device=device)
         else:
-            t = torch.sigmoid(self.logit_mean + self.logit_std * torch.randn(max_timesteps.shape, **options))
+            normal = torch.randn(shape, generator=generator, device=device)
+            t = torch.sigmoid(self.logit_mean + self.logit_std * normal)
         return shifted(t, self.timestep_shift) * max_timesteps.clamp(max=self.num_train_timesteps)
 
     def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
