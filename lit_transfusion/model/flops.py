@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_transfusion.model.block import Block
 from lit_transfusion.model.transfusion import Transfusion
+from lit_transfusion.model.visibility import run_ends, run_starts
 
 # Peak FLOP/s of dense bf16 products with float32 sums, without sparsity, from NVIDIA's data sheets. The first name that
 # occurs in the device's name is used. Power and clock limits keep most cards below these numbers.
@@ -65,7 +67,15 @@ class Flops:
         """Operations of one forward and backward pass."""
         return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + self.image * images)
 
-    def of_batch(self, lo: Tensor, hi: Tensor, lengths: Tensor, num_targets: int, num_images: int) -> Tensor:
+    def of_batch(
+        self,
+        lo: Tensor,
+        hi: Tensor,
+        lengths: Tensor,
+        num_targets: int,
+        num_images: int,
+        private: Tensor | None = None,
+    ) -> Tensor:
         """Operations of a training step on (B, L) rows, as a scalar on the device of `lo`.
 
         Args:
@@ -74,14 +84,21 @@ class Flops:
             lengths: (B,) number of positions before the padding.
             num_targets: Number of text targets.
             num_images: Number of images.
+            private: (B, L) private images of the patches (see `visibility.py`).
         """
-        return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths), num_targets, num_images)
+        return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths, private), num_targets, num_images)
 
 
-def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor) -> Tensor:
+def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor, private: Tensor | None = None) -> Tensor:
     """Number of (query, visible key) pairs of (B, L) intervals, without padding behind the (B,) lengths; a scalar."""
     padding = torch.arange(lo.shape[1], device=lo.device) >= lengths[:, None]
-    return (hi - lo).masked_fill(padding, 0).sum()
+    pairs = hi - lo
+    if private is not None:  # subtract the private keys of other images
+        is_private = private >= 0
+        before = F.pad(is_private.cumsum(1), (1, 0))  # (B, L + 1) private keys before each position
+        own = torch.minimum(hi, run_ends(private)) - torch.maximum(lo, run_starts(private))
+        pairs = pairs - (before.gather(1, hi) - before.gather(1, lo)) + own * is_private
+    return pairs.masked_fill(padding, 0).sum()
 
 
 def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:

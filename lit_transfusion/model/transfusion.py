@@ -63,6 +63,8 @@ class Transfusion(nn.Module):
         timesteps: Tensor,
         logit_positions: Tensor,
         cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        private: Tensor | None = None,
     ) -> TransfusionOutput:
         """Predict the next tokens, and the target of the noise process for each image.
 
@@ -77,6 +79,10 @@ class Transfusion(nn.Module):
             logit_positions: (T,) int64 indices into the flattened (B · L) positions. Logits are computed only there,
                 because the head is the widest layer of the net.
             cache: The prefix of each row, for decoding. The given positions are added to it.
+            slots: (B, L) int64, the place of each position in the cache; None if it is the position. Two copies of an
+                image have the same positions.
+            private: (B, L) int64, the `image_ids` of patches that only their own image sees, negative elsewhere; None
+                if there are none.
         """
         x = self.embedding(tokens)  # (B, L, D)
         grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
@@ -90,9 +96,9 @@ class Transfusion(nn.Module):
 
         if cache is None:
             lo, hi = self.mask.intervals(document_ids, image_ids)
-            attend = attention(self.attention, lo, hi, x.dtype)  # once, for all layers
+            attend = attention(self.attention, lo, hi, x.dtype, private)  # once, for all layers
         else:
-            attend = cache.open(self.mask, positions, image_ids)
+            attend = cache.open(self.mask, positions if slots is None else slots, image_ids, private)
         coordinates = positions[..., None]  # (B, L, axes)
         if self.transformer.config.rope == "2d":
             coordinates = rows_and_columns(positions, image_ids, grid)
