@@ -4,7 +4,7 @@ Hidden states stay grouped by modality through all blocks, text first, so that e
 rows. Only attention needs the order of the sequence.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,24 +32,11 @@ class Grouping(NamedTuple):
 
     def group(self, x: Tensor) -> Tensor:
         """(B, L, …) → (B · L, …) with text first."""
-        return Permuted.apply(x.flatten(0, 1), self.order, self.inverse)
+        return x.flatten(0, 1).index_select(0, self.order)
 
     def ungroup(self, x: Tensor) -> Tensor:
         """(B · L, …) with text first → (B, L, …)."""
-        return Permuted.apply(x, self.inverse, self.order).unflatten(0, self.shape)
-
-
-class Permuted(torch.autograd.Function):
-    """The rows of x in another order. The gradient of `index_select` would add rows one by one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.index_select(0, *ctx.saved_tensors), None, None
+        return x.index_select(0, self.inverse).unflatten(0, self.shape)
 
 
 class ModalityBlock(nn.Module):
