@@ -8,9 +8,9 @@ from benchmarks.report import Table
 from benchmarks.timing import Timing, interleave, show
 from benchmarks.training import new_net, new_step
 from lit_transfusion.data.packing import collate
-from lit_transfusion.model import SIZES, TransformerSize
+from lit_transfusion.model import SIZES, TransformerConfig
 from lit_transfusion.model.block_runner import block_runner
-from lit_transfusion.model.transformer import llama_hidden_dim
+from lit_transfusion.model.config import llama_hidden_dim
 
 SIDE = 8
 
@@ -20,7 +20,7 @@ def run(quick: bool, device: str = "cpu") -> list[Table]:
     return [beside_transfusion_pytorch(size, quick), beside_llama(size, quick)]
 
 
-def new_theirs(size: TransformerSize) -> torch.nn.Module:
+def new_theirs(size: TransformerConfig) -> torch.nn.Module:
     from transfusion_pytorch import Transfusion
 
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def new_theirs(size: TransformerSize) -> torch.nn.Module:
     )
 
 
-def beside_transfusion_pytorch(size: TransformerSize, quick: bool) -> Table:
+def beside_transfusion_pytorch(size: TransformerConfig, quick: bool) -> Table:
     documents = pairs(6 if quick else 18, SIDE)
     flats = [flat(document) for document in documents]
     length = -(-sum(len(document.tokens) for document in flats) // 32) * 32
@@ -88,7 +88,7 @@ def ratios(theirs: Timing, ours: Timing, factor: float = 1.0) -> str:
     return f"**{factor * theirs.median / ours.median:.2f}x** [{factor * theirs.minimum / ours.minimum:.2f}x]"
 
 
-def beside_llama(size: TransformerSize, quick: bool) -> Table:
+def beside_llama(size: TransformerConfig, quick: bool) -> Table:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     length = 512 if quick else 2048

@@ -170,7 +170,7 @@ def write_with(pipeline: Pipeline, prefix: int, rows: int, count: int) -> Callab
 def new_llama(size):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lit_transfusion.model.transformer import llama_hidden_dim
+    from lit_transfusion.model.config import llama_hidden_dim
 
     torch.manual_seed(0)
     config = LlamaConfig(

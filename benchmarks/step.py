@@ -6,10 +6,10 @@ from benchmarks.batches import packed
 from benchmarks.report import Table
 from benchmarks.timing import gemm_rate, interleave, show
 from benchmarks.training import least_flops, new_net, new_step
-from lit_transfusion.model import SIZES, TransformerSize
+from lit_transfusion.model import SIZES, TransformerConfig
 from lit_transfusion.model.block_runner import block_runner
 
-SMALL = TransformerSize(dim=512, n_layers=8, n_heads=8, multiple_of=64)  # 30M with 8,192 tokens
+SMALL = TransformerConfig(dim=512, n_layers=8, n_heads=8, multiple_of=64)  # 30M with 8,192 tokens
 
 
 def run(quick: bool, device: str = "cpu") -> list[Table]:
@@ -23,7 +23,7 @@ def run(quick: bool, device: str = "cpu") -> list[Table]:
     return [ladder(*case, quick) for case in ([nano] if quick else cases)] + [without_images(quick)]
 
 
-def ladder(name: str, size: TransformerSize, length: int, side: int, quick: bool) -> Table:
+def ladder(name: str, size: TransformerConfig, length: int, side: int, quick: bool) -> Table:
     """Each row has all changes of the rows above it, but for the last two, which are alternatives."""
     batch = packed(length, 1, side)
     steps, losses = {}, {}

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from benchmarks.batches import CHANNELS
 from lit_transfusion.data.types import IGNORE_INDEX, PackedBatch
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 from lit_transfusion.model.flops import Flops
 from lit_transfusion.training.losses import transfusion_loss
 from lit_transfusion.training.optim import decay_groups
 
 
-def new_net(size: TransformerSize, vocab_size: int = 8192, attention: str = "auto", seed: int = 0) -> Transfusion:
+def new_net(size: TransformerConfig, vocab_size: int = 8192, attention: str = "auto", seed: int = 0) -> Transfusion:
     torch.manual_seed(seed)
     patcher = LinearPatcher(CHANNELS, size.dim, patch_size=1)
     return Transfusion(vocab_size, size, patcher, Bidirectional(), attention=attention)

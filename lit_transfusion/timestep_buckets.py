@@ -10,8 +10,8 @@ TIMESTEP_BUCKETS = 8
 
 
 def bucket_of(timesteps: "Tensor", num_timesteps: int) -> "Tensor":
-    """Return the index of the bucket of each timestep in [0, num_timesteps)."""
-    return timesteps * TIMESTEP_BUCKETS // num_timesteps
+    """Return the index of the bucket of each timestep in [0, num_timesteps], int64."""
+    return (timesteps * TIMESTEP_BUCKETS // num_timesteps).long().clamp(max=TIMESTEP_BUCKETS - 1)
 
 
 def bucket_names(num_timesteps: int) -> list[str]:

@@ -54,7 +54,7 @@ def make_pipeline():
     from lit_transfusion.diffusion import DDPM
     from lit_transfusion.generation.pipeline import Pipeline
     from lit_transfusion.latents import Pixels
-    from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion, UNetPatcher
+    from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion, UNetPatcher
 
     patchers = {
         "linear": lambda: LinearPatcher(latent_channels=3, dim=32, patch_size=2),
@@ -65,7 +65,7 @@ def make_pipeline():
 
     def make_pipeline(patcher="linear", mask=None, noise=None):
         torch.manual_seed(0)
-        size = TransformerSize(dim=32, n_layers=2, n_heads=2, multiple_of=16)
+        size = TransformerConfig(dim=32, n_layers=2, n_heads=2, multiple_of=16)
         net = Transfusion(tokenizer.vocab_size, size, patchers[patcher](), mask or Bidirectional())
         return Pipeline(net.eval(), noise or DDPM(), Pixels(), tokenizer, image_size=4)
 
@@ -176,12 +176,12 @@ def make_subject(make_pipeline):
     from lit_transfusion.generation.pipeline import Pipeline
     from lit_transfusion.generation.settings import Sampling
     from lit_transfusion.latents import Pixels
-    from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+    from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
     from lit_transfusion.shapes.source import Shapes
 
     def make_subject(num_examples=4, **given):
         small = make_pipeline()
-        size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+        size = TransformerConfig(dim=32, n_layers=1, n_heads=2)
         net = Transfusion(small.tokenizer.vocab_size, size, LinearPatcher(dim=32, patch_size=8), Bidirectional())
         pipeline = Pipeline(net.eval(), small.noise, Pixels(), small.tokenizer, image_size=16)
         source = Shapes(image_size=16, num_val_examples=num_examples)

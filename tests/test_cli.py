@@ -179,7 +179,7 @@ def test_config_creates_a_model_and_its_data(path, user_files, monkeypatch):
     assert model.net.embedding.num_embeddings == data.tokenizer.vocab_size
     assert model.net.patcher.latent_channels == data.latent_channels
     assert model.net.patcher.patch_size == data.patch_size
-    assert model.net.patcher.dim == model.net.transformer.size.dim
+    assert model.net.patcher.dim == model.net.transformer.config.dim
     assert model.codec is data.codec
     assert model.image_size == data.image_size == data.source.image_size
     assert data.source.split("val")[0] is not None
@@ -293,10 +293,24 @@ def test_widths_of_a_named_size_can_be_changed(printed, folder, size, words, exp
     assert tuple(config["model"]["size"][key] for key in ("dim", "n_layers", "n_heads")) == expected
 
 
-def test_rope_theta_can_be_set(printed):
-    assert printed("fit", "--config", "small.yaml", "--model.rope_theta", "5e5")["model"]["rope_theta"] == 5e5
-    model = lightning_cli.parts_of(["--config", "small.yaml", "--model.rope_theta", "5e5"]).model
-    assert model.net.transformer.rope_theta == model.pipeline.describe()["rope_theta"] == 5e5
+@pytest.mark.parametrize(
+    ("key", "word", "value"),
+    [
+        ("rope_theta", "5e5", 5e5),
+        ("n_kv_heads", "1", 1),
+        ("qk_norm", "true", True),
+        ("norm_order", "post", "post"),
+        ("rope", "2d", "2d"),
+        ("modality_weights", "ffn", "ffn"),
+        ("tie_embeddings", "true", True),
+        ("dropout", "0.1", 0.1),
+    ],
+)
+def test_every_variant_of_the_transformer_can_be_set(printed, key, word, value):
+    options = ["--config", "small.yaml", f"--model.size.{key}", word]
+    assert printed("fit", *options)["model"]["size"][key] == value
+    model = lightning_cli.parts_of(options).model
+    assert getattr(model.net.transformer.config, key) == model.pipeline.describe()["size"][key] == value
 
 
 @pytest.mark.parametrize("seed", ["-1", "true", str(2**32)])
@@ -326,7 +340,7 @@ def test_size_is_a_name_or_widths(folder, monkeypatch, size):
     (folder / "mine.yaml").write_text(yaml.safe_dump({"base": QUICKSTART, "model": {"size": size}}))
     cli.main(["fit", "--config", "mine.yaml"])
     dim = size["dim"] if isinstance(size, dict) else SIZES[size].dim
-    assert Built.model.net.transformer.size.dim == Built.model.net.patcher.dim == dim
+    assert Built.model.net.transformer.config.dim == Built.model.net.patcher.dim == dim
 
 
 def test_own_class_can_be_used(folder, monkeypatch):

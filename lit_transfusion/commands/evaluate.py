@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +34,7 @@ def evaluate(
     num_examples: int = 200,
     guidance_scale: list[float] = [3.0],  # noqa: B006 (never written to)
     num_inference_steps: int = 25,
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
+    sampler: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     output: str | None = None,
@@ -55,7 +55,7 @@ def evaluate(
         num_examples: Number of held-out examples, at least 2.
         guidance_scale: Weight of the prompt against the null prompt; 1 is no guidance. Give several to compare them.
         num_inference_steps: Number of denoising steps (paper: 250 with ddpm).
-        sampler: ddpm, ddim or dpm++.
+        sampler: One of the noise process (DDPM: ddim, ddpm, dpm++; FlowMatching: euler, heun); null: the first.
         seed: Seed for noise.
         batch_size: Number of samples to process together.
         output: Directory for evaluation.json and the first drawn pictures; null writes no files.
@@ -91,7 +91,11 @@ def evaluate(
     result = {
         "ckpt": ckpt,
         "num_examples": len(subject.examples),
-        "sampling": {"sampler": sampler, "num_inference_steps": num_inference_steps, "seed": seed},
+        "sampling": {
+            "sampler": pipeline.noise.known_sampler(sampler),
+            "num_inference_steps": num_inference_steps,
+            "seed": seed,
+        },
         "metrics": {f"{scale:g}": columns for scale, columns in by_scale.items()},
         "baselines": baselines,
         "skipped": skipped,

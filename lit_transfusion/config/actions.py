@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from lit_transfusion.config.compose import Parts, compose, resolved
 from lit_transfusion.config.messages import one_line
 from lit_transfusion.errors import InputError
-from lit_transfusion.model.transformer import SIZES
+from lit_transfusion.model.config import SIZES
 
 # PyYAML writes the text 1e5 without quotes, and OmegaConf reads that as a number. jsonargparse does both to resolve
 # ${...}. Without this resolver, a folder named 1e5 would become 100000.0.

@@ -124,7 +124,11 @@ def collate(
     targets = torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX))
     learned = [i for i, image in enumerate(images) if image.learn]
     return PackedBatch(
-        *map(torch.from_numpy, (tokens, labels, positions, document_ids, image_ids)),
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(positions),
+        document_ids=torch.from_numpy(document_ids),
+        image_ids=torch.from_numpy(image_ids),
         images=torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape),
         max_timesteps=torch.tensor([image.max_timestep for image in images], dtype=torch.int64),
         learned_images=torch.tensor(learned, dtype=torch.int64),

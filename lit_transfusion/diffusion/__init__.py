@@ -1,5 +1,7 @@
 """Noise processes and their samplers."""
 
-from lit_transfusion.diffusion.process import DDPM, SAMPLERS, NoiseProcess, Scheduler
+from lit_transfusion.diffusion.ddpm import DDPM
+from lit_transfusion.diffusion.flow_matching import FlowMatching
+from lit_transfusion.diffusion.process import NoiseProcess, Scheduler
 
-__all__ = ["DDPM", "SAMPLERS", "NoiseProcess", "Scheduler"]
+__all__ = ["DDPM", "FlowMatching", "NoiseProcess", "Scheduler"]

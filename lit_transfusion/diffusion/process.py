@@ -1,50 +1,96 @@
-"""Noise processes: noising in training, and denoising in sampling by the schedulers of diffusers."""
+"""The interface of noise processes, and the weights of their losses.
 
-from typing import Any, Literal, Protocol
+A process mixes a clean image x with noise ε: z = α_t · x + σ_t · ε. Timesteps run from 0 (clean) to T (noise), as in
+diffusers: integers for DDPM, any number in [0, T] for a process in continuous time.
+
+What the net predicts and the space in which its error is measured are separate choices. The velocity is the derivative
+v = α'_t · x + σ'_t · ε along a path with α σ' - σ α' = 1, which holds for all processes here. An error in x is then σ
+times the error in v, and σ / α times the error in ε. So another space for the loss is only a weight of each image.
+"""
+
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from lit_transfusion.errors import InputError
 
+Prediction = Literal[
+    "epsilon", "v_prediction", "sample"
+]  # the noise, the velocity, or the clean image; diffusers' words
+LossWeighting = Literal["none", "min_snr", "sigmoid"]
+
+SMALLEST = 0.05  # smallest α and σ in the weights of losses, which divide by them (Li & He, 2025, JiT)
+
 
 class Denoised(Protocol):
     """The result of a step of a scheduler."""
 
-    prev_sample: Tensor  # (N, C, H, W), at the next timestep
+    @property
+    def prev_sample(self) -> Tensor:
+        """(N, C, H, W), at the next timestep."""
 
 
 class Scheduler(Protocol):
     """The interface of the schedulers of diffusers that sampling uses. Their base class declares none of it."""
 
-    timesteps: Tensor  # int64, descending
+    timesteps: Tensor  # of the calls of the net, descending
     init_noise_sigma: float  # standard deviation of the latents at the first timestep
-
-    def set_timesteps(self, *, timesteps: list[int]) -> None: ...
 
     def step(
         self,
         model_output: Tensor,
-        timestep: int,
+        timestep: float,
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> Denoised: ...
 
 
-SAMPLERS = (
-    "ddpm",  # ancestral, the paper's
-    "ddim",  # deterministic, good from about 25 steps
-    "dpm++",  # deterministic, second order, good from about 15 steps
-)
-
-
 class NoiseProcess:
-    """Base class of noise processes. The training step and the sampler use it; it handles tensors only."""
+    """Base class of noise processes. The training step and the sampler use it; it handles tensors only.
 
-    num_train_timesteps: int
+    Args:
+        num_train_timesteps: T.
+        prediction_type: What the net predicts: the noise (`epsilon`), the velocity (`v_prediction`), or the clean image
+            (`sample`).
+        loss_type: The space of the squared error: one of the same three, or null for that of the prediction.
+        loss_weighting: Weight of each image by its timestep: `none`; `min_snr`, min(SNR, γ) of the error in the clean
+            image (Hang et al., 2023); or `sigmoid`, sigmoid(b - log SNR) of the error in the noise, with the density of
+            log SNR divided out (Hoogeboom et al., 2024). The last two do not depend on `loss_type`.
+        min_snr_gamma: γ of `min_snr`.
+        sigmoid_bias: b of `sigmoid`.
+    """
+
+    samplers: tuple[str, ...]  # the first is the default
+
+    def __init__(
+        self,
+        num_train_timesteps: int,
+        prediction_type: Prediction,
+        loss_type: Prediction | None = None,
+        loss_weighting: LossWeighting = "none",
+        min_snr_gamma: float = 5.0,
+        sigmoid_bias: float = -1.0,
+    ) -> None:
+        if min_snr_gamma <= 0:
+            raise InputError(f"model.noise.min_snr_gamma {min_snr_gamma} is invalid: it must be above 0; 5 is usual")
+        self.num_train_timesteps = num_train_timesteps
+        self.prediction_type = prediction_type
+        self.loss_type = loss_type
+        self.loss_weighting = loss_weighting
+        self.min_snr_gamma = min_snr_gamma
+        self.sigmoid_bias = sigmoid_bias
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Draw (N,) timesteps, one for each image, up to and including (N,) upper bounds (paper, 3.3)."""
+        raise NotImplementedError
+
+    def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return α and σ at (N,) timesteps, (N,) each in float32."""
+        raise NotImplementedError
+
+    def log_snr_slope(self, timesteps: Tensor) -> Tensor:
+        """Return the derivative of log SNR = log(α² / σ²) by t / T at (N,) timesteps, (N,); it is negative."""
         raise NotImplementedError
 
     def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -55,104 +101,42 @@ class NoiseProcess:
         """Return what the net is trained to predict from the noisy images, (N, C, H, W)."""
         raise NotImplementedError
 
-    def sampler(self, name: str, num_inference_steps: int) -> Scheduler:
-        """Return a scheduler of diffusers with its timesteps set, ready for `step`.
+    def sampler(self, name: str | None, num_inference_steps: int) -> Scheduler:
+        """Return a scheduler with its timesteps set, ready for `step`.
+
+        Args:
+            name: One of `samplers`; None for the first.
+            num_inference_steps: Number of steps.
 
         Raises:
             InputError: The sampler is unknown, or cannot make this number of steps.
         """
         raise NotImplementedError
 
+    def weight(self, timesteps: Tensor) -> Tensor:
+        """Return the (N,) weights of the squared errors of predictions at (N,) timesteps."""
+        alpha, sigma = (scale.clamp(min=SMALLEST) for scale in self.coefficients(timesteps))
+        # An error in the clean image, per error in each of the three.
+        errors = {"sample": torch.ones_like(sigma), "v_prediction": sigma, "epsilon": sigma / alpha}
+        predicted = errors[self.prediction_type]
+        if self.loss_weighting == "none":
+            return (predicted / errors[self.loss_type or self.prediction_type]).square()
+        snr = (alpha / sigma).square()
+        if self.loss_weighting == "min_snr":
+            return predicted.square() * snr.clamp(max=self.min_snr_gamma)
+        slope = self.log_snr_slope(timesteps)
+        return predicted.square() * snr * -0.5 * slope * torch.sigmoid(self.sigmoid_bias - snr.log())
 
-class DDPM(NoiseProcess):
-    """Denoising diffusion (Ho et al., 2020). The defaults are the paper's: cosine schedule, 1,000 steps (section 2.2).
+    def known_sampler(self, name: str | None) -> str:
+        """Return the name of a sampler, or of the default one for None.
 
-    Args:
-        num_train_timesteps: T; timesteps are the integers from 0 (almost clean) to T - 1 (noise).
-        beta_schedule: Name in diffusers; `squaredcos_cap_v2` is the cosine schedule of Nichol & Dhariwal.
-        prediction_type: What the net predicts: the noise (`epsilon`, the paper), `v_prediction`, or the clean image
-            (`sample`). In pixel space the last two learn faster.
-        clip_sample: Whether sampling clips its estimate of the clean image to [-1, 1]: for pixels, not for latents.
-        timestep_shift: Training draws t = s · u / (1 + (s - 1) · u) · T with u uniform; 1 is the paper, and
-            larger values draw more noise (Esser et al., 2024). Editing needs large t: at small t the noisy output
-            already shows what the model should take from the input.
-    """
-
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2",
-        prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
-        clip_sample: bool = False,
-        timestep_shift: float = 1.0,
-    ) -> None:
-        if timestep_shift <= 0:
+        Raises:
+            InputError: The sampler is unknown.
+        """
+        if name is None:
+            return self.samplers[0]
+        if name not in self.samplers:
             raise InputError(
-                f"model.noise.timestep_shift {timestep_shift} is invalid: it must be above 0; 1 is the paper's value"
+                f"sampler {name!r} is not one of {type(self).__name__}; use one of {', '.join(self.samplers)}"
             )
-        self.num_train_timesteps = num_train_timesteps
-        self.beta_schedule = beta_schedule
-        self.prediction_type = prediction_type
-        self.clip_sample = clip_sample
-        self.timestep_shift = timestep_shift
-        # Here, since it takes seconds, and the net needs none of it. The short path of the class has no types.
-        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-        self._scheduler = DDPMScheduler(
-            num_train_timesteps=num_train_timesteps,
-            beta_schedule=beta_schedule,
-            prediction_type=prediction_type,
-            clip_sample=clip_sample,
-        )
-
-    def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw from 0 … min(max_timestep, T - 1), both included; uniform if `timestep_shift` is 1."""
-        count = max_timesteps.clamp(max=self.num_train_timesteps - 1) + 1
-        uniform = torch.rand(max_timesteps.shape, generator=generator, device=max_timesteps.device, dtype=torch.float64)
-        shifted = self.timestep_shift * uniform / (1 + (self.timestep_shift - 1) * uniform)
-        return (shifted * count).long()
-
-    def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = √ᾱ_t · x_0 + √(1 - ᾱ_t) · ε (paper, Equation 2)."""
-        return self._scheduler.add_noise(images, noise, timesteps)
-
-    def target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        if self.prediction_type == "epsilon":
-            return noise  # paper, Equation 3
-        if self.prediction_type == "v_prediction":
-            return self._scheduler.get_velocity(images, noise, timesteps)  # √ᾱ_t · ε - √(1 - ᾱ_t) · x_0
-        return images
-
-    def sampler(self, name: str, num_inference_steps: int) -> Scheduler:
-        if name not in SAMPLERS:
-            raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
-        # At T - 1 the input is only noise, and a net that predicts the image or v can start there. The image that
-        # follows from a predicted noise is divided by √ᾱ, which is 0.00005 there. So epsilon starts at 0.98 T, where √ᾱ
-        # is 0.03.
-        first = (
-            round(0.98 * self.num_train_timesteps) if self.prediction_type == "epsilon" else self.num_train_timesteps
-        )
-        if not 1 <= num_inference_steps <= first:
-            raise InputError(
-                f"num_inference_steps {num_inference_steps} is not between 1 and {first}; use a number in this range"
-            )
-        timesteps = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().long() - 1
-        sampler = scheduler_of(name, self._scheduler.config, self.clip_sample)
-        sampler.set_timesteps(timesteps=timesteps.tolist())
-        return sampler
-
-
-def scheduler_of(name: str, config: Any, clip_sample: bool) -> Scheduler:
-    """The scheduler of diffusers for a sampler, with the settings of a DDPMScheduler.
-
-    DDIM is the first-order DPM-Solver++. diffusers' own DDIMScheduler is wrong where it clips, and stops before the
-    clean image where the number of steps does not divide T.
-    """
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
-    # For dpm++, which knows no clip_sample: thresholding at its default, a maximum of 1, is the same clipping.
-    if name == "ddpm":
-        return DDPMScheduler.from_config(config, thresholding=clip_sample)
-    order = 1 if name == "ddim" else 2
-    return DPMSolverMultistepScheduler.from_config(config, thresholding=clip_sample, solver_order=order)
+        return name

@@ -69,7 +69,7 @@ class Decoder:
         ).logits
         self._grow([int(token is not None) for token in token_ids])
 
-    def predict_images(self, noisy_images: Tensor, timestep: int) -> Tensor:
+    def predict_images(self, noisy_images: Tensor, timestep: float) -> Tensor:
         """Predict for noisy images (N, C, H, W), one after each of the first N rows.
 
         The images are not added to the rows, since the next denoising step replaces them.
@@ -110,7 +110,7 @@ class Decoder:
         tokens: Tensor,
         image_ids: Tensor,
         images: Tensor,
-        timestep: int,
+        timestep: float,
         logit_positions: Tensor,
         repeated: bool = False,
     ) -> TransfusionOutput:

@@ -25,13 +25,15 @@ def denoise(
     shape = decoder.pipeline.latent_shape
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(decoder.device)
     latents = latents * scheduler.init_noise_sigma
-    for step, timestep in enumerate(scheduler.timesteps.tolist()):
+    timesteps, done = scheduler.timesteps.tolist(), 0
+    for calls, timestep in enumerate(timesteps, 1):
         if sampling.guides_at(timestep / noise.num_train_timesteps):
             prompted, null = decoder.predict_images(latents.repeat(2, 1, 1, 1), timestep).chunk(2)
             prediction = guide(prompted, null, sampling.guidance_scale, sampling.guidance_rescale)
         else:
             prediction = decoder.predict_images(latents, timestep)
         latents = scheduler.step(prediction, timestep, latents, generator=list(generators)).prev_sample
-        if on_step is not None:
-            on_step(step, latents)
+        before, done = done, calls * sampling.num_inference_steps // len(timesteps)  # a step may be several calls
+        if on_step is not None and done > before:
+            on_step(before, latents)
     return latents

@@ -28,7 +28,7 @@ from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.latents import Codec
-from lit_transfusion.model import Patcher, TransformerSize, Transfusion, Visibility
+from lit_transfusion.model import Patcher, TransformerConfig, Transfusion, Visibility
 from lit_transfusion.model.block_runner import as_it_is
 from lit_transfusion.serialization import build, call, describe
 
@@ -128,8 +128,7 @@ class Pipeline(
     def describe(self) -> dict[str, Any]:
         """Plain data from which `from_description` makes the same pipeline, without its weights."""
         return {
-            "size": asdict(self.net.transformer.size),
-            "rope_theta": self.net.transformer.rope_theta,
+            "size": asdict(self.net.transformer.config),
             "patcher": describe(self.net.patcher),
             "mask": describe(self.net.mask),
             "noise": describe(self.noise),
@@ -142,19 +141,21 @@ class Pipeline(
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "Pipeline":
         """Make a pipeline with random weights from the result of `describe`."""
-        keys = ("size", "rope_theta", "patcher", "mask", "noise", "codec", "tokenizer", "image_size")
+        keys = ("size", "patcher", "mask", "noise", "codec", "tokenizer", "image_size")
         missing = [key for key in keys if key not in description]
         if missing:
             raise InputError(
                 f"the description of the model lacks {', '.join(missing)}; export or train the model again"
             )
         tokenizer = Tokenizer(description["tokenizer"])
+        size = description["size"]
+        if "rope_theta" in description:  # version 0.1 has it there
+            size = {**size, "rope_theta": description["rope_theta"]}
         net = Transfusion(
             tokenizer.vocab_size,
-            call(TransformerSize, description["size"]),
+            call(TransformerConfig, size),
             build(description["patcher"], Patcher),
             build(description["mask"], Visibility),
-            description["rope_theta"],
         )
         noise = build(description["noise"], NoiseProcess)
         codec = build(description["codec"], Codec)
@@ -278,7 +279,7 @@ class Pipeline(
             *args,
             version=__version__,
             parameters=f"{sum(p.numel() for p in self.net.parameters()):,}",
-            size=self.net.transformer.size,
+            size=self.net.transformer.config,
             vocab_size=self.tokenizer.vocab_size,
             image_size=self.image_size,
             patches_per_image=self.patches_per_image,

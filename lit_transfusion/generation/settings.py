@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from lit_transfusion.errors import InputError
 
@@ -12,7 +11,8 @@ class Sampling:
     """Settings for sampling images and text.
 
     Args:
-        sampler: ddpm (ancestral, as in the paper), ddim or dpm++.
+        sampler: One of the noise process (DDPM: ddim, ddpm, dpm++; FlowMatching: euler, heun); null: the first. The
+            paper's is ddpm, the ancestral one.
         num_inference_steps: Number of denoising steps (paper: 250 with ddpm).
         guidance_scale: Weight of the prompt against the null prompt, which has the pictures of the prompt and no text;
             1 is no guidance (paper: 3 in ablations).
@@ -29,7 +29,7 @@ class Sampling:
         negative_prompt: Text to steer away from, used in the null prompt.
     """
 
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    sampler: str | None = None
     num_inference_steps: int = 50
     guidance_scale: float = 3.0
     temperature: float = 0.0

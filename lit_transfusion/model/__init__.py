@@ -1,7 +1,8 @@
 """The net. It depends on torch only."""
 
+from lit_transfusion.model.config import SIZES, TransformerConfig
 from lit_transfusion.model.patchers import LinearPatcher, Patcher, UNetPatcher
-from lit_transfusion.model.transformer import SIZES, Transformer, TransformerSize
+from lit_transfusion.model.transformer import Transformer
 from lit_transfusion.model.transfusion import Transfusion, TransfusionOutput
 from lit_transfusion.model.visibility import Bidirectional, Causal, Visibility
 
@@ -12,7 +13,7 @@ __all__ = [
     "LinearPatcher",
     "Patcher",
     "Transformer",
-    "TransformerSize",
+    "TransformerConfig",
     "Transfusion",
     "TransfusionOutput",
     "UNetPatcher",

@@ -14,23 +14,28 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.model.visibility import FLEX_BLOCK, block_mask, cuts, dense_mask
+from lit_transfusion.model.query_blocks import KeyWindows, query_blocks
+from lit_transfusion.model.visibility import FLEX_BLOCK, block_mask, cuts, dense_mask, sees
 
 log = logging.getLogger(__name__)
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v → output, all (B, heads, L, head_dim)
+# q → output, (B, heads, L, head_dim), from k and v, (B, kv_heads, L, head_dim)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def attention(backend: str, lo: Tensor, hi: Tensor, dtype: torch.dtype) -> Attend:
-    """Return the function that all layers of a forward pass call, for (B, L) intervals.
+def attention(backend: str, lo: Tensor, hi: Tensor, dtype: torch.dtype, private: Tensor | None = None) -> Attend:
+    """Return the function that all layers of a forward pass call.
 
     Args:
         backend: One of BACKENDS, or `auto` for the fastest one on this device.
-        lo: First key that each query sees.
-        hi: One past the last key that each query sees.
+        lo: (B, L) first key that each query sees.
+        hi: (B, L) one past the last.
         dtype: Type of the hidden states. Autocast may still lower it.
+        private: (B, L) private images of the patches (see `visibility.py`).
     """
-    return BACKENDS[fastest(lo.device.type, lo.shape[1], dtype) if backend == "auto" else backend](lo, hi)
+    if backend == "auto":
+        backend = fastest(lo.device.type, lo.shape[1], dtype)
+    return BACKENDS[backend](lo, hi, private)
 
 
 @functools.cache  # so that each choice is logged once
@@ -51,66 +56,96 @@ def fastest(device: str, length: int, dtype: torch.dtype) -> str:
     return backend
 
 
-def eager(lo: Tensor, hi: Tensor) -> Attend:
+def eager(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> Attend:
     """Compute softmax attention step by step in float32. This is the reference for the tests of the other backends."""
-    hidden = ~dense_mask(lo, hi)[:, None]  # (B, 1, L, L)
+    hidden = ~dense_mask(lo, hi, private)[:, None]  # (B, 1, L, L)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = for_all_heads(q, k, v)
         scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, L, L)
         return (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v.float()).to(q.dtype)
 
     return attend
 
 
-def dense(lo: Tensor, hi: Tensor) -> Attend:
+def dense(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> Attend:
     """Call scaled_dot_product_attention with an L × L mask. It runs on every device, but computes hidden pairs too."""
-    return dense_under(dense_mask(lo, hi))
+    return dense_under(dense_mask(lo, hi, private))
 
 
 def dense_under(mask: Tensor) -> Attend:
     """Call scaled_dot_product_attention with a (B, queries, keys) bool mask, the same for all heads."""
-    return functools.partial(F.scaled_dot_product_attention, attn_mask=mask[:, None])
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, *for_all_heads(q, k, v), attn_mask=mask[:, None])
+
+    return attend
 
 
-def split(lo: Tensor, hi: Tensor) -> Attend:
-    """Call scaled_dot_product_attention on one document at a time. This is the fastest way on a CPU.
+def for_all_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat the heads of keys and values for the query heads that share them (grouped-query attention).
 
-    It uses `torch.split`, not slices: the backward pass of a split is one concatenation, but that of each slice writes
-    a tensor of the full size.
+    On a CPU, SDPA's own `enable_gqa` leaves the fast kernel.
+    """
+    shared_by = q.shape[1] // k.shape[1]
+    if shared_by == 1:
+        return k, v
+    return k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
+
+
+def split(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> Attend:
+    """Call scaled_dot_product_attention on blocks of queries and the keys that they see: the fastest way on a CPU.
+
+    A document is one block, or several if it is long: each of them sees only part of it.
     """
     lengths = cuts(lo, hi)
-    key = torch.arange(lo.shape[1], device=lo.device).expand_as(lo)
-    pieces = zip(*(x.flatten().split(lengths) for x in (key, lo, hi)), strict=True)
-    masks = [(k >= piece_lo[:, None]) & (k < piece_hi[:, None]) for k, piece_lo, piece_hi in pieces]
+    row_start = torch.arange(0, lo.numel(), lo.shape[1], device=lo.device)[:, None]
+    lo, hi = (lo + row_start).flatten(), (hi + row_start).flatten()  # in rows that are laid end to end
+    private = None if private is None else private.flatten()
+    blocks = query_blocks(lo, hi, lengths)
+    key = torch.arange(len(lo), device=lo.device)
+    masks, first = [], 0
+    for length, (start, stop) in zip(blocks.lengths, blocks.windows, strict=True):
+        queries, keys = slice(first, first + length), slice(start, stop)
+        of_block = (None, None) if private is None else (private[queries], private[keys])
+        masks.append(sees(lo[queries, None], hi[queries, None], key[keys], *of_block))
+        first += length
 
     @torch.compiler.disable  # the lengths change with each batch, so compiled blocks exclude this
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, _, L, _ = q.shape
-        # (B, heads, L, head_dim) → pieces (heads, length, head_dim); each piece lies within one row
-        q, k, v = (x.transpose(0, 1).flatten(1, 2).split(lengths, dim=1) for x in (q, k, v))
+        k, v = for_all_heads(q, k, v)
+        q, k, v = (x.transpose(0, 1).flatten(1, 2) for x in (q, k, v))  # (heads, B · L, head_dim)
+        parts = q.split(blocks.lengths, dim=1), KeyWindows.apply(k, blocks), KeyWindows.apply(v, blocks)
         outputs = [
             F.scaled_dot_product_attention(q_i[None], k_i[None], v_i[None], attn_mask=mask)[0]
-            for q_i, k_i, v_i, mask in zip(q, k, v, masks, strict=True)
+            for q_i, k_i, v_i, mask in zip(*parts, masks, strict=True)
         ]
         return torch.cat(outputs, dim=1).unflatten(1, (B, L)).transpose(0, 1)
 
     return attend
 
 
-def flex(lo: Tensor, hi: Tensor) -> Attend:
+def flex(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> Attend:
     """Call FlexAttention on the visible blocks. This is the fastest way on a GPU; on a CPU it has no backward pass."""
-    if lo.shape[1] % FLEX_BLOCK:
+    length = lo.shape[1]
+    if length % FLEX_BLOCK:
         raise InputError(
-            f"attention: flex requires rows of a multiple of {FLEX_BLOCK} positions, not {lo.shape[1]}; change "
+            f"attention: flex requires rows of a multiple of {FLEX_BLOCK} positions, not {length}; change "
             "data.sequence_length, or use another backend"
         )
     kernel: Callable[..., Tensor] = flex_attention
     if lo.is_cuda:
         kernel = _compiled_flex()
-    return functools.partial(kernel, block_mask=block_mask(lo, hi))
+    blocks = block_mask(lo, hi, private)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return kernel(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+
+    return attend
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor], Attend]] = {f.__name__: f for f in (eager, dense, split, flex)}
+BACKENDS: dict[str, Callable[..., Attend]] = {f.__name__: f for f in (eager, dense, split, flex)}
 
 
 @functools.cache

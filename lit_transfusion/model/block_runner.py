@@ -14,7 +14,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-RunBlock = Callable[..., Tensor]  # (block, x, rope, attend) → x
+RunBlock = Callable[..., Tensor]  # (block, x, attend, rope) → x
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
 # What "selective" saves: the results of matrix products and of attention. Everything else is cheap to recompute.
@@ -32,7 +32,12 @@ def as_it_is(block: nn.Module, *inputs: object) -> Tensor:
     return block(*inputs)
 
 
-def block_runner(compile: bool = False, activation_checkpointing: ActivationCheckpointing = "none") -> RunBlock:
+def block_runner(
+    compile: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
+    dropout: float = 0.0,
+    grouped: bool = False,
+) -> RunBlock:
     """Return a function for the `run_block` of a Transformer. Results are the same up to rounding.
 
     Args:
@@ -41,14 +46,16 @@ def block_runner(compile: bool = False, activation_checkpointing: ActivationChec
             leaves nothing to compile.)
         activation_checkpointing: What the backward pass recomputes to save memory: nothing ("none"), everything except
             matrix products and attention ("selective"), or the whole block ("full").
+        dropout: That of the blocks. Without it they draw no random numbers, whose state then need not be saved.
+        grouped: Whether positions are grouped by modality. The sizes of the groups change from batch to batch, so
+            compilation must not depend on them.
     """
     run: RunBlock = as_it_is
-    # A block draws no random numbers, so their state need not be saved.
-    recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=dropout > 0)
     if activation_checkpointing == "selective":  # inside the compiled function, since it decides per operation
         run = functools.partial(recomputed, run, context_fn=selective_contexts)
     if compile:
-        run = torch.compile(run, dynamic=False)
+        run = torch.compile(run, dynamic=None if grouped else False)
     if activation_checkpointing == "full":
         run = functools.partial(recomputed, run)
     return run

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_transfusion.model.block import Block
 from lit_transfusion.model.transfusion import Transfusion
+from lit_transfusion.model.visibility import run_ends, run_starts
 
 # Peak FLOP/s of dense bf16 products with float32 sums, without sparsity, from NVIDIA's data sheets. The first name that
 # occurs in the device's name is used. Power and clock limits keep most cards below these numbers.
@@ -52,16 +55,27 @@ class Flops:
     @classmethod
     def count(cls, net: Transfusion, image_shape: tuple[int, int, int]) -> "Flops":
         """Count the operations of a net, for images of shape (C, H, W)."""
-        blocks, dim = net.transformer.blocks, net.transformer.size.dim
-        linears = (module for module in blocks.modules() if isinstance(module, nn.Linear))
-        token = sum(2 * linear.weight.numel() for linear in linears)
-        return cls(token, 4 * dim * len(blocks), 2 * net.head.weight.numel(), image_flops(net, image_shape))
+        config = net.transformer.config
+        with torch.device("meta"):
+            block = Block(config)  # each position passes one such block per layer, also if patches have their own
+        linears = (module for module in block.modules() if isinstance(module, nn.Linear))
+        token = config.n_layers * sum(2 * linear.weight.numel() for linear in linears)
+        pair = 4 * config.dim * config.n_layers
+        return cls(token, pair, 2 * net.head.weight.numel(), image_flops(net, image_shape))
 
     def training_step(self, tokens: Count, pairs: Count, logits: int, images: int) -> Count:
         """Operations of one forward and backward pass."""
         return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + self.image * images)
 
-    def of_batch(self, lo: Tensor, hi: Tensor, lengths: Tensor, num_targets: int, num_images: int) -> Tensor:
+    def of_batch(
+        self,
+        lo: Tensor,
+        hi: Tensor,
+        lengths: Tensor,
+        num_targets: int,
+        num_images: int,
+        private: Tensor | None = None,
+    ) -> Tensor:
         """Operations of a training step on (B, L) rows, as a scalar on the device of `lo`.
 
         Args:
@@ -70,14 +84,21 @@ class Flops:
             lengths: (B,) number of positions before the padding.
             num_targets: Number of text targets.
             num_images: Number of images.
+            private: (B, L) private images of the patches (see `visibility.py`).
         """
-        return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths), num_targets, num_images)
+        return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths, private), num_targets, num_images)
 
 
-def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor) -> Tensor:
+def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor, private: Tensor | None = None) -> Tensor:
     """Number of (query, visible key) pairs of (B, L) intervals, without padding behind the (B,) lengths; a scalar."""
     padding = torch.arange(lo.shape[1], device=lo.device) >= lengths[:, None]
-    return (hi - lo).masked_fill(padding, 0).sum()
+    pairs = hi - lo
+    if private is not None:  # subtract the private keys of other images
+        is_private = private >= 0
+        before = F.pad(is_private.cumsum(1), (1, 0))  # (B, L + 1) private keys before each position
+        own = torch.minimum(hi, run_ends(private)) - torch.maximum(lo, run_starts(private))
+        pairs = pairs - (before.gather(1, hi) - before.gather(1, lo)) + own * is_private
+    return pairs.masked_fill(padding, 0).sum()
 
 
 def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_transfusion.model.attention import attention
+from lit_transfusion.model.config import TransformerConfig
 from lit_transfusion.model.kv_cache import KVCache
 from lit_transfusion.model.patchers import Patcher
-from lit_transfusion.model.transformer import Transformer, TransformerSize, init_linear
+from lit_transfusion.model.rotary import rows_and_columns
+from lit_transfusion.model.transformer import Transformer, init_linear
 from lit_transfusion.model.visibility import Visibility
 
 
@@ -23,32 +25,32 @@ class Transfusion(nn.Module):
 
     Args:
         vocab_size: V, including the markers BOI and EOI.
-        size: Widths and depths of the Transformer.
-        patcher: Converts images to patch vectors and back; its `dim` must be that of `size`.
+        config: Widths, depth and variants of the Transformer.
+        patcher: Converts images to patch vectors and back; its `dim` must be that of `config`.
         mask: The visibility rule: which positions attend to which.
-        rope_theta: Base of the rotary position embedding.
         attention: Attention backend: auto, eager, dense, split or flex (see `attention.py`).
     """
 
     def __init__(
         self,
         vocab_size: int,
-        size: TransformerSize,
+        config: TransformerConfig,
         patcher: Patcher,
         mask: Visibility,
-        rope_theta: float = 10_000.0,
         attention: str = "auto",
     ) -> None:
         super().__init__()
-        if patcher.dim != size.dim:
-            raise ValueError(f"the patcher's dim is {patcher.dim}, the Transformer's {size.dim}; they must be equal")
+        if patcher.dim != config.dim:
+            raise ValueError(f"the patcher's dim is {patcher.dim}, the Transformer's {config.dim}; they must be equal")
         self.mask = mask
         self.attention = attention
-        self.embedding = nn.Embedding(vocab_size, size.dim)
-        self.time_embedding = TimestepEmbedding(size.dim)
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.time_embedding = TimestepEmbedding(config.dim)
         self.patcher = patcher
-        self.transformer = Transformer(size, rope_theta)
-        self.head = nn.Linear(size.dim, vocab_size, bias=False)
+        self.transformer = Transformer(config)
+        self.head = nn.Linear(config.dim, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
         self.reset_parameters()
 
     def forward(
@@ -61,6 +63,8 @@ class Transfusion(nn.Module):
         timesteps: Tensor,
         logit_positions: Tensor,
         cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        private: Tensor | None = None,
     ) -> TransfusionOutput:
         """Predict the next tokens, and the target of the noise process for each image.
 
@@ -75,8 +79,13 @@ class Transfusion(nn.Module):
             logit_positions: (T,) int64 indices into the flattened (B · L) positions. Logits are computed only there,
                 because the head is the widest layer of the net.
             cache: The prefix of each row, for decoding. The given positions are added to it.
+            slots: (B, L) int64, the place of each position in the cache; None if it is the position. Two copies of an
+                image have the same positions.
+            private: (B, L) int64, the `image_ids` of patches that only their own image sees, negative elsewhere; None
+                if there are none.
         """
         x = self.embedding(tokens)  # (B, L, D)
+        grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
         text_only = cache is not None and len(images) == 0  # decoding needs no gradients: skip the image path
         if not text_only:
             t_emb = self.time_embedding(timesteps)  # (N, D)
@@ -87,25 +96,27 @@ class Transfusion(nn.Module):
 
         if cache is None:
             lo, hi = self.mask.intervals(document_ids, image_ids)
-            attend = attention(self.attention, lo, hi, x.dtype)  # once, for all layers
+            attend = attention(self.attention, lo, hi, x.dtype, private)  # once, for all layers
         else:
-            attend = cache.open(self.mask, positions, image_ids)
-        hidden = self.transformer(x, positions, attend, cache).flatten(0, 1)  # (B · L, D)
+            attend = cache.open(self.mask, positions if slots is None else slots, image_ids, private)
+        coordinates = positions[..., None]  # (B, L, axes)
+        if self.transformer.config.rope == "2d":
+            coordinates = rows_and_columns(positions, image_ids, grid)
+        hidden = self.transformer(x, coordinates, image_ids >= 0, attend, cache).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)
         if text_only:
             return TransfusionOutput(logits, images)
-        grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
         hidden = hidden.index_select(0, at_patches).view_as(patches)  # (N, P, D)
         return TransfusionOutput(logits, self.patcher.unpatchify(hidden, t_emb, skips, grid))
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Create an empty cache of `batch_size` rows with `capacity` positions each."""
-        size, device = self.transformer.size, self.head.weight.device
+        config, device = self.transformer.config, self.head.weight.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.head.weight.dtype  # of keys and values
-        head_dim = size.dim // size.n_heads
-        return KVCache.empty(size.n_layers, batch_size, size.n_heads, head_dim, capacity, device, dtype)
+        shape = (config.n_layers, batch_size, config.kv_heads, config.head_dim)
+        return KVCache.empty(*shape, capacity, device, dtype)
 
     def reset_parameters(self) -> None:
         """Initialise all weights except the patcher's (see `Transformer.reset_parameters` for the reasons)."""

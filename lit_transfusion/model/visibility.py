@@ -1,13 +1,16 @@
 """Visibility rules (attention masks): which keys each query attends to.
 
 Every query of a Transfusion sequence sees one interval of keys [lo, hi): `lo` is the start of its document; `hi` is
-q + 1 for text and the end of the image for a patch (paper, 3.3 and Figure 4). These two integers per position define
-the whole mask, and all other forms are computed from them:
+q + 1 for text and the end of the image for a patch (paper, 3.3 and Figure 4). An image may also be private: then only
+its own patches see it, such as a noised copy beside a clean one (BAGEL). These three integers per position define the
+whole mask, and all other forms are computed from them:
 
     lo, hi = Bidirectional().intervals(document_ids, image_ids)
     dense_mask(lo, hi)    # (B, L, L) bool: tests, small inputs, pictures
     block_mask(lo, hi)    # FlexAttention, computed without L × L values
     cuts(lo, hi)          # lengths of the pieces that do not see each other
+
+`private` is None if no image is private; else it is the image's number at its private patches, and negative elsewhere.
 
 A new rule is a class with one method; its name is then a value of `model.mask` in YAML.
 """
@@ -60,37 +63,63 @@ def run_ends(ids: Tensor) -> Tensor:
     return ids.shape[1] - run_starts(ids.flip(1)).flip(1)
 
 
-def dense_mask(lo: Tensor, hi: Tensor) -> Tensor:
+def dense_mask(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> Tensor:
     """Map (B, L) intervals to (B, L, L) bool, True where the query (second axis) sees the key (last axis)."""
     key = torch.arange(lo.shape[1], device=lo.device)
-    return (key >= lo[..., None]) & (key < hi[..., None])
+    return sees(lo[..., None], hi[..., None], key, private, private)
 
 
-def mask_mod(lo: Tensor, hi: Tensor) -> MaskMod:
+def sees(lo: Tensor, hi: Tensor, key: Tensor, private: Tensor | None, keys_private: Tensor | None) -> Tensor:
+    """Return whether queries see keys, (…, Q, K) bool.
+
+    Args:
+        lo: (…, Q, 1) first key that each query sees.
+        hi: (…, Q, 1) one past the last.
+        key: (K,) indices of the keys.
+        private: (…, Q) private images of the queries; None if no image is private.
+        keys_private: (…, K) private images of the keys.
+    """
+    seen = (key >= lo) & (key < hi)
+    if private is None or keys_private is None:
+        return seen
+    keys_private = keys_private[..., None, :]
+    return seen & ((keys_private < 0) | (keys_private == private[..., None]))
+
+
+def mask_mod(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> MaskMod:
     """Map (B, L) intervals to the predicate that FlexAttention evaluates inside a partly visible block."""
 
-    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def in_interval(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k >= lo[b, q]) & (k < hi[b, q])
 
-    return visible
+    if private is None:
+        return in_interval
+
+    def not_hidden(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return in_interval(b, h, q, k) & ((private[b, k] < 0) | (private[b, k] == private[b, q]))
+
+    return not_hidden
 
 
-def block_mask(lo: Tensor, hi: Tensor) -> BlockMask:
+def block_mask(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> BlockMask:
     """Map (B, L) intervals to a BlockMask, in O((L / 128)²). L must be a multiple of 128.
 
     Every interval contains its query, so the intervals of neighbouring queries overlap. A block of queries therefore
-    also sees one interval: [min lo, max hi) by at least one query, and [max lo, min hi) by all of them.
+    also sees one interval: [min lo, max hi) by at least one query, and [max lo, min hi) by all of them. A block with
+    private keys is never seen by all.
     """
     lo_blocks, hi_blocks = lo.unflatten(1, (-1, FLEX_BLOCK)), hi.unflatten(1, (-1, FLEX_BLOCK))
     first = torch.arange(0, lo.shape[1], FLEX_BLOCK, device=lo.device)  # first key of each key block
     last = first + FLEX_BLOCK
     some = (lo_blocks.amin(2)[..., None] < last) & (hi_blocks.amax(2)[..., None] > first)  # (B, q blocks, k blocks)
     full = (lo_blocks.amax(2)[..., None] <= first) & (hi_blocks.amin(2)[..., None] >= last)
+    if private is not None:
+        full &= (private < 0).unflatten(1, (-1, FLEX_BLOCK)).all(2)[:, None]
     return BlockMask.from_kv_blocks(
         *_packed_indices(some & ~full),
         *_packed_indices(full),
         BLOCK_SIZE=FLEX_BLOCK,
-        mask_mod=mask_mod(lo, hi),
+        mask_mod=mask_mod(lo, hi, private),
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def score_edits(
     ckpt: str,
     num_samples: int = 200,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     num_inference_steps: int = 25,
     guidance_scale: float = 1.0,
     seed: int = 0,
@@ -30,7 +30,7 @@ def score_edits(
     Args:
         ckpt: Checkpoint of a run on the `ShapeEdits` source.
         num_samples: Number of edits, in equal shares of recolour, reshape, move, add and remove.
-        sampler: ddpm, ddim or dpm++.
+        sampler: One of the noise process (DDPM: ddim, ddpm, dpm++; FlowMatching: euler, heun); null: the first.
         num_inference_steps: Number of denoising steps.
         guidance_scale: Weight of the instruction against no instruction; 1 is no guidance.
         seed: Seed for noise.

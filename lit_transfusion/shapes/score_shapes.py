@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def score_shapes(
     ckpt: str,
     num_samples: int = 64,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     num_inference_steps: int = 25,
     guidance_scale: float = 3.0,
     seed: int = 0,
@@ -32,7 +32,7 @@ def score_shapes(
     Args:
         ckpt: Checkpoint of a run on the `Shapes` source, or a folder that `export` wrote.
         num_samples: Number of prompts and of pictures, at most 216.
-        sampler: ddpm, ddim or dpm++.
+        sampler: One of the noise process (DDPM: ddim, ddpm, dpm++; FlowMatching: euler, heun); null: the first.
         num_inference_steps: Number of denoising steps.
         guidance_scale: Weight of the prompt against the null prompt; 1 is no guidance.
         seed: Seed for noise.

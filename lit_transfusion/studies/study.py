@@ -14,7 +14,7 @@ arms:
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -57,7 +57,7 @@ class Questions:
         num_examples: Number of held-out examples, at least 2.
         guidance_scale: Weight of the prompt in classifier-free guidance (paper, 4.3: 3).
         num_inference_steps: Number of denoising steps.
-        sampler: ddpm, ddim or dpm++.
+        sampler: One of the noise process (DDPM: ddim, ddpm, dpm++; FlowMatching: euler, heun); null: the first.
         claims: The claims to test.
         paper: Arm → column → the paper's number, shown next to ours. Its data and model sizes are different, so only
             the order of the arms can be compared.
@@ -68,7 +68,7 @@ class Questions:
     num_examples: int = 200
     guidance_scale: float = 3.0
     num_inference_steps: int = 25
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    sampler: str | None = None
     claims: list[Claim] = field(default_factory=list)
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
 

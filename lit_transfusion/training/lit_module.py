@@ -21,7 +21,7 @@ from lit_transfusion.generation.engine import draw, write
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
-from lit_transfusion.model import SIZES, Patcher, TransformerSize, Transfusion, Visibility
+from lit_transfusion.model import SIZES, Patcher, TransformerConfig, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
 from lit_transfusion.training.checkpoint_compat import check_fits, start_from
 from lit_transfusion.training.ema import update_average
@@ -59,12 +59,11 @@ class LitTransfusion(lightning.LightningModule):
         noise: The noise process.
         optimizer: Called with the parameter groups; weight decay is applied to matrices only.
         scheduler: Called with the optimiser; stepped after each optimiser step.
-        size: Size of the Transformer: a name (0.16B to 7B are the paper's Table 2), its widths, or a name and, later in
-            YAML or on the command line, the widths that differ from it (--model.size.n_layers 6).
+        size: The Transformer: the name of a size (0.16B to 7B are the paper's Table 2), all its fields, or a name and,
+            later in YAML or on the command line, the fields that differ from it (--model.size.n_layers 6).
         image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4).
         ema_decay: Decay of the moving average of the weights, which validation and sampling use; null for no average.
         attention: Attention backend: auto, eager, dense, split or flex.
-        rope_theta: Base of the rotary position embedding; larger for longer documents.
         compile: Compile the Transformer's blocks. It takes half a minute; then a GPU is much faster and a CPU some
             percent.
         activation_checkpointing: What the backward pass recomputes to save memory: none, selective (all except matrix
@@ -88,11 +87,10 @@ class LitTransfusion(lightning.LightningModule):
         noise: NoiseProcess,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable,
-        size: SizeName | TransformerSize = "nano",
+        size: SizeName | TransformerConfig = "nano",
         image_loss_weight: float = 5.0,
         ema_decay: float | None = 0.999,
         attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",
-        rope_theta: float = 10_000.0,
         compile: bool = False,
         activation_checkpointing: ActivationCheckpointing = "none",
         seed: int = 0,
@@ -117,11 +115,13 @@ class LitTransfusion(lightning.LightningModule):
         self.skip_nonfinite = skip_nonfinite
         self.skipped_steps = 0
         size = SIZES[size] if isinstance(size, str) else size
-        self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, rope_theta, attention)
+        self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, attention)
         if init_from is not None:
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
-        self.net.transformer.run_block = block_runner(compile, activation_checkpointing)
+        self.net.transformer.run_block = block_runner(
+            compile, activation_checkpointing, size.dropout, grouped=size.modality_weights != "none"
+        )
         self.can_be_sharded = not (compile and activation_checkpointing == "selective")  # see fsdp.shard_nets
         self.pipeline.describe()  # a part that a checkpoint cannot contain should fail now, not at the first checkpoint
 
@@ -152,7 +152,8 @@ class LitTransfusion(lightning.LightningModule):
             counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
         compared, timesteps = self.compare(net, batch, generator)
-        return transfusion_loss(*compared, self.image_loss_weight, counts), timesteps
+        *pairs, weights = compared
+        return transfusion_loss(*pairs, self.image_loss_weight, counts, weights), timesteps
 
     def compare(self, net: Transfusion, batch: PackedBatch, generator: torch.Generator) -> tuple[Compared, Tensor]:
         """Return outputs and targets of a batch, and the timesteps (M,); see `run_with_noise`."""

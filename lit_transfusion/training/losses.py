@@ -15,7 +15,7 @@ class LossTerms(NamedTuple):
     total: Tensor  # L_LM + λ · L_DDPM, scalar
     text: Tensor  # L_LM in nats per token, scalar
     image: Tensor  # L_DDPM, scalar
-    per_image: Tensor  # (M,) L_DDPM of each learned image
+    per_image: Tensor  # (M,) L_DDPM of each learned image, weighted
 
 
 def transfusion_loss(
@@ -25,6 +25,7 @@ def transfusion_loss(
     image_target: Tensor,
     image_loss_weight: float,
     counts: Tensor | None = None,
+    image_weights: Tensor | None = None,
 ) -> LossTerms:
     """Compute the mean cross-entropy over text targets, plus λ times the mean squared error over images.
 
@@ -41,12 +42,15 @@ def transfusion_loss(
         counts: (2,) number of text targets and number of images by which sums are divided. An optimiser step uses the
             totals of all its micro-batches on all ranks; the sum of their losses is then that of one large batch,
             however it is split. None divides by T and M.
+        image_weights: (M,) weights of the errors of the images (`NoiseProcess.weight`); None for 1, as in the paper.
     """
     if counts is None:
         counts = torch.tensor([len(targets), len(image_target)])
     num_targets, num_images = counts.clamp(min=1).unbind()
     text = SumOfCrossEntropy.apply(logits, targets) / num_targets
     per_image = (image_prediction.float() - image_target.float()).square().flatten(1).mean(1)  # (M,)
+    if image_weights is not None:
+        per_image = per_image * image_weights
     image = per_image.sum() / num_images
     return LossTerms(text + image_loss_weight * image, text, image, per_image)
 

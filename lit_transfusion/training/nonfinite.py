@@ -75,7 +75,7 @@ def nonfinite_documents(module: Any, pieces: list[list[list[tuple[int, int, int]
     """Compute the losses again, and return names of the documents on this rank whose losses are not finite."""
     names = []
     for number, batch in enumerate(module.step.batches):
-        (logits, targets, prediction, target), _ = module.compare(module.net, batch, module.generator(number))
+        (logits, targets, prediction, target, _), _ = module.compare(module.net, batch, module.generator(number))
         tokens = F.cross_entropy(logits.float(), targets, reduction="none")  # (T,)
         images = (prediction.float() - target.float()).flatten(1).square().mean(1)  # (M,)
         wrong_images = batch.learned_images[~images.isfinite()]

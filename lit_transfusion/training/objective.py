@@ -19,6 +19,7 @@ class Compared(NamedTuple):
     targets: Tensor  # (T,) token ids
     image_prediction: Tensor  # (M, C, H, W), of the learned images
     image_target: Tensor  # (M, C, H, W)
+    image_weights: Tensor  # (M,) of their squared errors
 
 
 def run_with_noise(
@@ -47,13 +48,15 @@ def run_with_noise(
         timesteps,
         logit_positions=batch.target_positions,
     )
+    learned_timesteps = timesteps.index_select(0, batch.learned_images)
     compared = Compared(
         output.logits,
         batch.labels.flatten().index_select(0, batch.target_positions),
         output.image_prediction.index_select(0, batch.learned_images),
         noise.target(latents, added, timesteps).index_select(0, batch.learned_images),
+        noise.weight(learned_timesteps),
     )
-    return compared, timesteps.index_select(0, batch.learned_images)
+    return compared, learned_timesteps
 
 
 def sample_latents(images: Tensor, codec: Codec, image_size: int, generator: torch.Generator) -> Tensor:

@@ -88,7 +88,7 @@ def test_equals_the_losses_of_training(pipeline, prediction_type):
         pipeline.noise,
         partial(torch.optim.AdamW, lr=1e-3),
         partial(WarmupCosine, warmup_steps=1, total_steps=2, final_lr=0.0),
-        pipeline.net.transformer.size,
+        pipeline.net.transformer.config,
         ema_decay=None,
     )
     module.net.load_state_dict(pipeline.net.state_dict())

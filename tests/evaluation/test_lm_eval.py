@@ -319,7 +319,7 @@ def test_shape_language_runs(lm_eval, make_pipeline):
     scenes = [scene for kind in (Single, Count, Relation) for scene in held_out_scenes(kind)]
     tokenizer = Tokenizer.train((c for scene in scenes for c in captions_of(scene, scene.wordings)), 300)
     other = make_pipeline()
-    size = other.net.transformer.size
+    size = other.net.transformer.config
     net = Transfusion(tokenizer.vocab_size, size, other.net.patcher, other.net.mask).eval()
     torch.nn.init.zeros_(net.head.weight)
     pipeline = Pipeline(net, other.noise, other.codec, tokenizer, image_size=4)

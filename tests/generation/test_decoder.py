@@ -117,7 +117,7 @@ def test_slots_beyond_the_end_of_a_row_are_never_seen(make_pipeline, read):
         decoder.read_tokens([20, None, None, 21])
     for row, length in enumerate(decoders[1].lengths):
         decoders[1].cache.buffers[:, :, row, :, length:] = 1e3
-        decoders[1].cache.image_ids[row, length:] = 1000
+        decoders[1].cache.ids[:, row, length:] = 1000
     for decoder in decoders:
         decoder.read_tokens([22, 23, None, 24])
     for row in (0, 1, 3):
@@ -142,7 +142,7 @@ def test_each_image_of_a_row_has_its_own_id(make_pipeline, read):
     """For users' own masks: in the cache, the id of an image is the position of its first patch."""
     decoder = read(make_pipeline(), PROMPTS)
     decoder.predict_images(torch.stack([picture(row) for row in range(4)]), 500)
-    ids = [sorted(set(row.tolist())) for row in decoder.cache.image_ids]
+    ids = [sorted(set(row.tolist())) for row in decoder.cache.ids[0]]
     assert ids == [[-1, 4], [-1, 1], [-1, 3, 10, 15], [-1, 2, 9]]
 
 

@@ -10,7 +10,7 @@ from slow_decoder import SlowDecoder, assert_same, read_all
 from lit_transfusion.data.grammar import caption_first, null_prompt, unconditional
 from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
-from lit_transfusion.diffusion import DDPM, SAMPLERS
+from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.engine import Images, draw, generate, write
 from lit_transfusion.generation.prompts import prompt_document
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  
 P = 4
 PROMPTS = ["a red circle and a blue square", "two", ""]
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-samplers = pytest.mark.parametrize("sampler", list(SAMPLERS))
+samplers = pytest.mark.parametrize("sampler", DDPM.samplers)
 patchers = pytest.mark.parametrize("patcher", ["linear", "unet"])
 masks = pytest.mark.parametrize("mask", [Bidirectional(), Causal()], ids=["bidirectional", "causal"])
 guidances = pytest.mark.parametrize(

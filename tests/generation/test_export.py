@@ -22,7 +22,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.generation import pipeline as pipeline_module
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.latents import VAE, Pixels
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.model"}
 NOISE = DDPM(num_train_timesteps=50, beta_schedule="linear", prediction_type="v_prediction", clip_sample=True)
@@ -86,7 +86,7 @@ def test_contents_of_the_files(exported, make_pipeline):
     pipeline = make_pipeline()
     config = json.loads((exported / "config.json").read_text())
     assert config["lit_transfusion_version"] == lit_transfusion.__version__
-    assert config["size"] == asdict(pipeline.net.transformer.size)
+    assert config["size"] == asdict(pipeline.net.transformer.config)
     assert (exported / "tokenizer.model").read_bytes() == pipeline.tokenizer.model
     with safe_open(exported / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -112,7 +112,7 @@ def test_device(exported):
 
 def test_shared_weights_are_written_once_and_shared_again(own_package, tokenizer, assert_same_outputs, tmp_path):
     torch.manual_seed(0)
-    size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+    size = TransformerConfig(dim=32, n_layers=1, n_heads=2)
     net = Transfusion(tokenizer.vocab_size, size, own_package.Tied(dim=32), Bidirectional())
     pipeline = Pipeline(net.eval(), NOISE, Pixels(), tokenizer, image_size=4)
     pipeline.save_pretrained(tmp_path)
@@ -135,7 +135,7 @@ def with_vae(tokenizer, tmp_path):
         block_out_channels=(4, 8), norm_num_groups=2, latent_channels=5, scaling_factor=0.3, **blocks
     )
     autoencoder.save_pretrained(tmp_path / "private" / "vae")
-    size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+    size = TransformerConfig(dim=32, n_layers=1, n_heads=2)
     net = Transfusion(tokenizer.vocab_size, size, LinearPatcher(5, dim=32, patch_size=2), Bidirectional())
     codec = VAE(str(tmp_path / "private"), subfolder="vae", sample_posterior=False)
     return Pipeline(net.eval(), NOISE, codec, tokenizer, image_size=8)
@@ -367,7 +367,7 @@ def test_a_config_of_something_else(exported, content):
     [
         ({"patcher": "linear"}, "'linear' .*Patcher"),
         ({"mask": {"class_path": "lit_transfusion.model.Causal", "init_args": {"size": 3}}}, "Causal .*size"),
-        ({"size": 3}, "TransformerSize "),
+        ({"size": 3}, "TransformerConfig "),
         ({"size": {"dim": 64, "n_layers": 1, "n_heads": 2}}, ".*dim.* 32.* 64"),
     ],
 )

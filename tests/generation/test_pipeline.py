@@ -9,7 +9,7 @@ from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.latents import Pixels
-from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerConfig, Transfusion
 
 patchers = pytest.mark.parametrize("patcher", ["linear", "unet"])
 masks = pytest.mark.parametrize("mask", [Bidirectional(), Causal()], ids=["bidirectional", "causal"])
@@ -34,15 +34,37 @@ def test_a_description_gives_the_same_pipeline(make_pipeline, assert_same_output
     assert again.describe() == description
 
 
-def test_a_description_contains_rope_theta(tokenizer, assert_same_outputs):
-    """It is not a weight, so loading the weights would not notice that it is missing."""
+CHANGES = [
+    {"rope_theta": 20.0},
+    {"rope": "2d", "norm_eps": 0.1},
+    {"norm_order": "post", "qk_norm": True, "n_kv_heads": 1},
+    {"modality_weights": "ffn", "tie_embeddings": True},
+    {"modality_weights": "all", "dropout": 0.1},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_a_description_contains_the_whole_configuration(tokenizer, assert_same_outputs, changes):
+    """Most of it is not in the shapes of weights, so loading them would not notice that it is missing."""
     torch.manual_seed(0)
-    size, patcher = TransformerSize(dim=32, n_layers=1, n_heads=2), LinearPatcher(dim=32)
-    net = Transfusion(tokenizer.vocab_size, size, patcher, Bidirectional(), rope_theta=20.0)
+    config, patcher = TransformerConfig(dim=32, n_layers=1, n_heads=2, **changes), LinearPatcher(dim=32)
+    net = Transfusion(tokenizer.vocab_size, config, patcher, Bidirectional())
     pipeline = Pipeline(net.eval(), DDPM(prediction_type="sample"), Pixels(), tokenizer, image_size=4)
     again = Pipeline.from_description(pipeline.describe())
     again.net.load_state_dict(net.state_dict())
     assert_same_outputs(pipeline, again)
+
+
+def test_a_description_of_version_0_1(make_pipeline, assert_same_outputs):
+    """It has the widths only, and `rope_theta` beside them."""
+    pipeline = make_pipeline()
+    description = pipeline.describe()
+    widths = {name: description["size"][name] for name in ("dim", "n_layers", "n_heads", "hidden_dim", "multiple_of")}
+    again = Pipeline.from_description(description | {"size": widths, "rope_theta": 1e4})
+    again.net.load_state_dict(pipeline.net.state_dict())
+    assert_same_outputs(pipeline, again)
+    older = Pipeline.from_description(description | {"size": widths, "rope_theta": 20.0})
+    assert older.net.transformer.config.rope_theta == 20.0
 
 
 def test_sizes_of_images(make_pipeline):
@@ -62,7 +84,7 @@ def test_a_description_calls_only_parts(make_pipeline, tmp_path, part, class_pat
         Pipeline.from_description(description)
 
 
-@pytest.mark.parametrize("key", ["size", "rope_theta", "patcher", "mask", "noise", "codec", "tokenizer", "image_size"])
+@pytest.mark.parametrize("key", ["size", "patcher", "mask", "noise", "codec", "tokenizer", "image_size"])
 def test_a_description_that_lacks_a_key(make_pipeline, key):
     description = make_pipeline().describe()
     del description[key]
@@ -73,7 +95,7 @@ def test_a_description_that_lacks_a_key(make_pipeline, key):
 def test_a_size_of_another_version_is_an_error(make_pipeline):
     description = make_pipeline().describe()
     description["size"]["n_experts"] = 8
-    with pytest.raises(InputError, match=r"TransformerSize .*'n_experts'"):
+    with pytest.raises(InputError, match=r"TransformerConfig .*'n_experts'"):
         Pipeline.from_description(description)
 
 

@@ -1,6 +1,7 @@
 """Tests that plain, compiled and checkpointed blocks agree, and that a block is compiled once."""
 
 import functools
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_transfusion.model import Bidirectional, Transformer, TransformerSize
+from lit_transfusion.model import Bidirectional, Transformer, TransformerConfig
 from lit_transfusion.model.attention import attention
 from lit_transfusion.model.block_runner import as_it_is, block_runner
 
-SIZE = TransformerSize(dim=16, n_layers=2, n_heads=2, hidden_dim=24)
+SIZE = TransformerConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=24)
 LAYOUTS = ["tAAAAt|tBBt|tt", "tt|tAAAAtBBBBt", "AAAAAAAAAAAA", "t|t|t|t|tBBt|ttt"]
 row = st.lists(st.sampled_from(["t", "ttt", "AAAA", "BB", "|"]), max_size=5).map("".join)
 
@@ -22,14 +23,14 @@ def run(net, ids, backend):
     """Return the output and all gradients, for random inputs that are the same each time."""
     x = torch.randn(*ids[0].shape, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     attend = attention(backend, *Bidirectional().intervals(*ids), x.dtype)
-    output = net(x, torch.arange(x.shape[1]).expand(len(x), -1), attend)
+    output = net(x, torch.arange(x.shape[1]).expand(len(x), -1)[..., None], ids[1] >= 0, attend)
     return output, *torch.autograd.grad(output.square().sum(), [x, *net.parameters()])
 
 
-@pytest.fixture
-def net():
+@pytest.fixture(params=["none", "all"])
+def net(request):
     torch.manual_seed(0)
-    net = Transformer(SIZE)
+    net = Transformer(replace(SIZE, modality_weights=request.param))
     net.reset_parameters()
     return net
 
@@ -76,17 +77,32 @@ def test_documents_do_not_affect_each_other(net, lay_out, monkeypatch, backend, 
     ids = lay_out("tAAAAt|tBBt|tt")
     attend = attention(backend, *Bidirectional().intervals(*ids), torch.float32)
     x, positions = torch.randn(1, 12, 16), torch.arange(12)[None]
-    before = net(x, positions, attend)
+    before = net(x, positions[..., None], ids[1] >= 0, attend)
     x[:, :6] *= -30
     x[:, 10:] += 30
-    after = net(x, positions, attend)
+    after = net(x, positions[..., None], ids[1] >= 0, attend)
     assert torch.equal(after[:, 6:10], before[:, 6:10])
     assert not torch.isclose(after[:, :6], before[:, :6]).all()
 
 
+@pytest.mark.parametrize("net", ["none"], indirect=True)
 @pytest.mark.parametrize(("backend", "graphs"), [("dense", 1), ("split", 4)])
 def test_another_packing_does_not_compile_again(net, lay_out, monkeypatch, backend, graphs):
     """The `split` backend is not compiled; the code before and after it has separate graphs."""
+    counts = number_of_graphs(net, lay_out, monkeypatch, backend)
+    assert counts == [graphs] * len(LAYOUTS)
+
+
+@pytest.mark.parametrize("net", ["ffn"], indirect=True)
+def test_groups_of_other_sizes_compile_once_more(net, lay_out, monkeypatch):
+    """The second batch makes the sizes of the groups variables of the compiled block."""
+    first, *others = number_of_graphs(net, lay_out, monkeypatch, "dense", grouped=True)
+    assert first == 1
+    assert others == [2] * len(others)
+
+
+def number_of_graphs(net, lay_out, monkeypatch, backend, **options):
+    """Train on several packings, and return the number of compiled graphs after each one."""
     torch._dynamo.reset()
     compiled = []
 
@@ -95,15 +111,16 @@ def test_another_packing_does_not_compile_again(net, lay_out, monkeypatch, backe
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
-    net.run_block = block_runner(compile=True)
+    net.run_block = block_runner(compile=True, **options)
     counts = []
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for layout in LAYOUTS:
             run(net, lay_out(layout, length=16), backend)
             counts.append(len(compiled))
-    assert counts == [graphs] * len(LAYOUTS)
+    return counts
 
 
+@pytest.mark.parametrize("net", ["none"], indirect=True)
 def test_recomputed_operations(net, lay_out):
     """ "selective" recomputes no product; "full" all but the last of each block, which no other operation reads.
 
@@ -114,7 +131,7 @@ def test_recomputed_operations(net, lay_out):
 
     def flops(backward=True):
         with FlopCounterMode(display=False) as counter:
-            output = net(torch.randn(2, 16, 16), ids[0], attend)
+            output = net(torch.randn(2, 16, 16), ids[0][..., None], ids[1] >= 0, attend)
             if backward:
                 output.sum().backward()
         return counter.get_total_flops()

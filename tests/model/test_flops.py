@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_transfusion.model import LinearPatcher, TransformerSize, Transfusion, UNetPatcher, Visibility
+from lit_transfusion.model import LinearPatcher, TransformerConfig, Transfusion, UNetPatcher, Visibility
 from lit_transfusion.model.flops import Flops, peak_bf16
 
 
@@ -20,7 +20,7 @@ class Everything(Visibility):
 @pytest.mark.parametrize("logits", [0, 5])
 @pytest.mark.parametrize("patcher", [LinearPatcher(3, 32, 2), UNetPatcher(3, 32, 2, channels=16, head_dim=8)])
 def test_formula_equals_the_count_of_torch(patcher, logits, images):
-    size = TransformerSize(dim=32, n_layers=3, n_heads=4, hidden_dim=48)
+    size = TransformerConfig(dim=32, n_layers=3, n_heads=4, hidden_dim=48)
     net = Transfusion(50, size, patcher, Everything(), attention="eager")
     image_ids = torch.full((2, 10), -1)
     image_ids.flatten()[: 4 * images] = torch.arange(images).repeat_interleave(4)

@@ -43,7 +43,7 @@ def run_layers(net, ids, mask, backend):
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(*ids[0].shape, SIZES["nano"].dim, generator=generator, device="cuda").requires_grad_()
     attend = attention(backend, *mask.intervals(*ids), x.dtype)
-    output = net.transformer(x, torch.arange(1024, device="cuda").expand(2, -1), attend)
+    output = net.transformer(x, torch.arange(1024, device="cuda").expand(2, -1)[..., None], ids[1] >= 0, attend)
     return output, *torch.autograd.grad(output.square().mean(), [x, *net.transformer.parameters()])
 
 
@@ -90,9 +90,9 @@ def test_documents_do_not_affect_each_other(layouts, compile):
     attend = attention("flex", *Bidirectional().intervals(*ids), torch.float32)
     positions = torch.arange(1024, device="cuda").expand(2, -1)
     x = torch.randn(2, 1024, SIZES["nano"].dim, device="cuda")
-    before = net.transformer(x, positions, attend)
+    before = net.transformer(x, positions[..., None], ids[1] >= 0, attend)
     x[0, :500] *= -30
-    after = net.transformer(x, positions, attend)
+    after = net.transformer(x, positions[..., None], ids[1] >= 0, attend)
     assert torch.equal(after[0, 500:], before[0, 500:]) and torch.equal(after[1], before[1])
 
 

@@ -2,15 +2,17 @@
 
 import cmath
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lit_transfusion.model import SIZES, Bidirectional, LinearPatcher, Transformer, TransformerSize, Transfusion
+from lit_transfusion.model import SIZES, Bidirectional, LinearPatcher, Transformer, TransformerConfig, Transfusion
 from lit_transfusion.model.attention import BACKENDS
-from lit_transfusion.model.transformer import llama_hidden_dim, rotary_angles, rotate
+from lit_transfusion.model.config import llama_hidden_dim
+from lit_transfusion.model.rotary import rotary_angles, rotate
 
-SMALL = TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=24)
+SMALL = TransformerConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=24)
 
 
 def count(module):
@@ -36,21 +38,21 @@ def test_sizes_have_the_parameter_counts_of_the_paper(name, millions, linear_per
 def test_hidden_dim_follows_the_rule_of_llama():
     assert [llama_hidden_dim(dim, 256) for dim in (768, 4096, 5120)] == [2048, 11008, 13824]
     assert llama_hidden_dim(768, 256) == 8 * 768 // 3  # already a multiple
-    size = TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=20)
+    size = TransformerConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=20)
     assert Transformer(size).blocks[0].feed_forward.down.in_features == 20
 
 
 @pytest.mark.parametrize(("dim", "n_heads"), [(30, 4), (12, 4)])
 def test_heads_must_divide_the_width_into_pairs(dim, n_heads):
     with pytest.raises(ValueError, match=f"dim {dim} is not a multiple of twice the {n_heads} heads"):
-        Transformer(TransformerSize(dim=dim, n_layers=1, n_heads=n_heads))
+        Transformer(TransformerConfig(dim=dim, n_layers=1, n_heads=n_heads))
 
 
 def test_rotation_equals_a_product_of_complex_numbers():
     """Pair i of a vector at position p is rotated by p · θ^(-2i / head_dim)."""
     positions = torch.tensor([[0, 1, 7], [1000, 3, 2]])
     x = torch.randn(2, 4, 3, 8)
-    turned = rotate(x, rotary_angles(positions, head_dim=8, theta=500.0))
+    turned = rotate(x, rotary_angles(positions[..., None], head_dim=8, theta=500.0))
     for i in range(4):
         turns = [[cmath.exp(1j * p * 500.0 ** (-2 * i / 8)) for p in row] for row in positions.tolist()]
         expected = torch.complex(x[..., i], x[..., i + 4]) * torch.tensor(turns)[:, None]
@@ -59,7 +61,7 @@ def test_rotation_equals_a_product_of_complex_numbers():
 
 def test_rotation_keeps_the_norm_and_does_not_change_position_zero():
     x = torch.randn(1, 2, 5, 8)
-    turned = rotate(x, rotary_angles(torch.tensor([[0, 1, 50, 999, 4095]]), 8, 10_000.0))
+    turned = rotate(x, rotary_angles(torch.tensor([[0, 1, 50, 999, 4095]])[..., None], 8, 10_000.0))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     torch.testing.assert_close(turned[:, :, 0], x[:, :, 0])
     assert (turned[:, :, 1:] - x[:, :, 1:]).abs().amax(-1).min() > 0.1
@@ -70,7 +72,7 @@ def test_attention_scores_depend_on_relative_positions_only():
     positions = torch.tensor([[0, 1, 2, 5, 11, 40]])
 
     def scores(positions):
-        rope = rotary_angles(positions, 8, 10_000.0)
+        rope = rotary_angles(positions[..., None], 8, 10_000.0)
         return rotate(q, rope) @ rotate(k, rope).mT
 
     torch.testing.assert_close(scores(positions + 777), scores(positions), atol=1e-3, rtol=1e-3)
@@ -83,17 +85,20 @@ def test_permuting_patches_does_not_just_permute_the_output():
     net = Transformer(SMALL)
     attend = BACKENDS["eager"](torch.zeros(1, 6, dtype=torch.int64), torch.full((1, 6), 6))
     x, order = torch.randn(1, 6, 16), torch.tensor([3, 0, 5, 1, 4, 2])
-    positions = torch.arange(6)[None]
-    output = net(x, positions, attend)
-    assert not torch.allclose(net(x[:, order], positions, attend), output[:, order], atol=1e-2)
-    torch.testing.assert_close(net(x[:, order], positions[:, order], attend), output[:, order])  # if they move, too
+    positions = torch.arange(6)[None, :, None]
+    is_patch = torch.ones(1, 6, dtype=torch.bool)
+    output = net(x, positions, is_patch, attend)
+    assert not torch.allclose(net(x[:, order], positions, is_patch, attend), output[:, order], atol=1e-2)
+    torch.testing.assert_close(
+        net(x[:, order], positions[:, order], is_patch, attend), output[:, order]
+    )  # if they move, too
 
 
 @torch.no_grad()
 def test_block_equals_a_plain_implementation_of_llamas():
     """The reference computes one position, one head and one pair at a time, in float64."""
     torch.manual_seed(0)
-    net = Transformer(SMALL, rope_theta=100.0, norm_eps=1e-3)
+    net = Transformer(replace(SMALL, rope_theta=100.0, norm_eps=1e-3))
     for norm in (net.norm, net.blocks[0].attention_norm, net.blocks[0].feed_forward_norm):
         norm.weight.uniform_(0.5, 1.5)
     x = torch.randn(1, 5, 16)
@@ -134,13 +139,13 @@ def test_block_equals_a_plain_implementation_of_llamas():
         hidden = gate * torch.sigmoid(gate) * (w_up @ normed_vector)
         expected.append(rms_norm(vector + block.feed_forward.down.weight @ hidden, net.norm))
 
-    output = net.float()(x, positions, BACKENDS["eager"](lo, hi))
+    output = net.float()(x, positions[..., None], hi > hi, BACKENDS["eager"](lo, hi))
     torch.testing.assert_close(output[0].double(), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_layers_that_write_into_the_residual_stream_start_smaller():
     """They are smaller by √(2 · n_layers), so that two of them in each layer do not increase its variance."""
-    net = Transformer(TransformerSize(dim=128, n_layers=8, n_heads=2, hidden_dim=128))
+    net = Transformer(TransformerConfig(dim=128, n_layers=8, n_heads=2, hidden_dim=128))
     net.reset_parameters()
     for block in net.blocks:
         attention, feed_forward = block.attention, block.feed_forward

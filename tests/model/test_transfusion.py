@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerSize, Transfusion, UNetPatcher
+from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerConfig, Transfusion, UNetPatcher
 
 V, DIM, P = 23, 32, 4  # images are 4 × 4 pixels in 2 × 2 patches
-SIZE = TransformerSize(dim=DIM, n_layers=2, n_heads=2, multiple_of=16)
+SIZE = TransformerConfig(dim=DIM, n_layers=2, n_heads=2, multiple_of=16)
 PATCHERS = {
     "linear": lambda: LinearPatcher(latent_channels=3, dim=DIM, patch_size=2),
     "unet": lambda: UNetPatcher(latent_channels=3, dim=DIM, patch_size=2, channels=16, head_dim=8),

@@ -25,7 +25,7 @@ from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.latents import VAE, Codec, Pixels
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig
 from lit_transfusion.prepare import encoding, maker
 from lit_transfusion.prepare.command import prepare
 from lit_transfusion.shapes.source import Shapes
@@ -287,7 +287,7 @@ def module(codec, tokenizer):
         DDPM(),
         partial(torch.optim.AdamW, lr=1e-3),
         partial(torch.optim.lr_scheduler.ConstantLR),
-        size=TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
+        size=TransformerConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
         ema_decay=None,
     )
 

@@ -7,7 +7,7 @@ from PIL import Image
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import KEY, Pipeline
 from lit_transfusion.latents import Pixels
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 from lit_transfusion.shapes.score_edits import score_edits, summary
 from lit_transfusion.shapes.score_shapes import baselines, score_shapes
 from lit_transfusion.shapes.scorer import EditScore
@@ -16,7 +16,7 @@ from lit_transfusion.shapes.source import single_object_prompts
 
 def test_command_scores_each_kind_and_saves_a_grid(make_pipeline, tmp_path, capsys):
     small = make_pipeline()
-    size = TransformerSize(dim=32, n_layers=1, n_heads=2)
+    size = TransformerConfig(dim=32, n_layers=1, n_heads=2)
     net = Transfusion(small.tokenizer.vocab_size, size, LinearPatcher(dim=32, patch_size=8), Bidirectional())
     pipeline = Pipeline(net, small.noise, Pixels(), small.tokenizer, image_size=16)
     weights = {f"net.{name}": weight for name, weight in net.state_dict().items()}

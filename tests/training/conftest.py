@@ -17,7 +17,7 @@ from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.latents import Pixels
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.optim import WarmupCosine
 
@@ -39,7 +39,7 @@ def make_module(tokenizer):
             "tokenizer": tokenizer,
             "optimizer": partial(torch.optim.AdamW, lr=lr),
             "scheduler": partial(WarmupCosine, warmup_steps=2, total_steps=20, final_lr=lr / 20),
-            "size": TransformerSize(dim=dim, n_layers=1, n_heads=2, hidden_dim=2 * dim),
+            "size": TransformerConfig(dim=dim, n_layers=1, n_heads=2, hidden_dim=2 * dim),
         } | options
         return LitTransfusion(
             codec=Pixels(),

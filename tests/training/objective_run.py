@@ -19,7 +19,7 @@ from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.latents import Pixels
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig
 from lit_transfusion.training.fsdp import FSDP2Strategy  # noqa: F401  registers fsdp2
 from lit_transfusion.training.lit_module import LitTransfusion
 
@@ -76,7 +76,7 @@ def train(strategy: str, devices: int, micro_batches: int) -> tuple[dict[str, Te
         noise=NoiseOfThePicture(),
         optimizer=partial(torch.optim.SGD, lr=1.0),
         scheduler=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
-        size=TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
+        size=TransformerConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
     )
     before = {name: weight.detach().clone() for name, weight in module.net.named_parameters()}
     trainer = lightning.Trainer(

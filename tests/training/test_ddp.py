@@ -121,7 +121,7 @@ def train_as_rank(rank: int, patcher: type) -> dict:
     from lit_transfusion.data.types import Document, TextSegment
     from lit_transfusion.diffusion import DDPM
     from lit_transfusion.latents import Pixels
-    from lit_transfusion.model import Bidirectional, TransformerSize
+    from lit_transfusion.model import Bidirectional, TransformerConfig
     from lit_transfusion.training.lit_module import LitTransfusion
     from lit_transfusion.training.optim import WarmupCosine, decay_groups
 
@@ -136,7 +136,7 @@ def train_as_rank(rank: int, patcher: type) -> dict:
         noise=DDPM(),
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
         scheduler=WarmupCosine,
-        size=TransformerSize(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
+        size=TransformerConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32),
     )
     net = torch.nn.parallel.DistributedDataParallel(module.net)
     start = {name: weight.clone() for name, weight in module.net.state_dict().items()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerSize, Transfusion, UNetPatcher
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion, UNetPatcher
 from lit_transfusion.training.optim import WarmupCosine, decay_groups
 
 PEAK, FLOOR = 3e-4, 1.5e-5  # the paper's
@@ -77,7 +77,7 @@ def test_schedule_resumes_bit_exactly(stop):
 
 # Groups
 
-SIZE = TransformerSize(dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+SIZE = TransformerConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32)
 PATCHERS = {
     "linear": lambda: LinearPatcher(3, 16, 2),
     "linear with positions": lambda: LinearPatcher(3, 16, 2, positions=4),

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lit_transfusion.commands.playground.streaming import watch_continuation, watch_drawing, watch_edit
 from lit_transfusion.data.images import read_image
-from lit_transfusion.diffusion.process import SAMPLERS
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.engine import generate, write
 from lit_transfusion.generation.pictures import to_pil
@@ -51,7 +50,7 @@ def build_page(pipeline: Pipeline, name: str) -> gr.Blocks:
 
 
 def heading(pipeline: Pipeline, name: str) -> str:
-    net, size = pipeline.net, pipeline.net.transformer.size
+    net, size = pipeline.net, pipeline.net.transformer.config
     facts = [
         f"{sum(p.numel() for p in net.parameters()) / 1e6:,.1f} M parameters",
         f"dim {size.dim}, {size.n_layers} layers, {size.n_heads} heads",
@@ -70,7 +69,7 @@ def draw_tab(pipeline: Pipeline) -> None:
                 gr.Examples([[text] for text in examples], prompt, label="Prompts that the model wrote itself")
             button, stop = buttons("Draw")
             count = gr.Slider(1, 16, 4, step=1, label="Pictures", info="With consecutive seeds")
-            settings = drawing_settings()
+            settings = drawing_settings(pipeline.noise.samplers)
         with gr.Column():
             gallery = gr.Gallery(
                 show_label=False,
@@ -112,7 +111,7 @@ def edit_tab(pipeline: Pipeline) -> None:
             file = upload("Picture")
             instruction = gr.Textbox(label="Instruction", placeholder="How to change it")
             button, stop = buttons("Edit")
-            settings = drawing_settings()
+            settings = drawing_settings(pipeline.noise.samplers)
         with gr.Column():
             changed = gr.Image(label="Changed", format="png", interactive=False, buttons=KEEP)
             note = gr.Markdown()
@@ -131,7 +130,7 @@ def story_tab(pipeline: Pipeline) -> None:
             file = upload("Picture before the prompt (optional)")
             button, stop = buttons("Continue")
             max_images = gr.Slider(0, 8, Sampling.max_images, step=1, label="Pictures", info="At most")
-            settings = {"max_images": max_images} | writing_settings() | drawing_settings()
+            settings = {"max_images": max_images} | writing_settings() | drawing_settings(pipeline.noise.samplers)
         with gr.Column():
             story = gr.HTML()
             note = gr.Markdown()
@@ -187,10 +186,10 @@ def to_sampling(chosen: dict[str, Any]) -> Sampling:
     return Sampling(**chosen | {"seed": chosen["seed"] or 0})
 
 
-def drawing_settings() -> dict[str, Component]:
+def drawing_settings(samplers: tuple[str, ...]) -> dict[str, Component]:
     with gr.Row():
         settings = {
-            "sampler": gr.Dropdown(list(SAMPLERS), value=Sampling.sampler, label="Sampler"),
+            "sampler": gr.Dropdown(list(samplers), value=samplers[0], label="Sampler"),
             "num_inference_steps": gr.Slider(1, 250, Sampling.num_inference_steps, step=1, label="Steps"),
         }
     with gr.Row():

@@ -2,7 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -88,7 +88,7 @@ class ShowSamples(Show):
         num_samples: Number of pictures and of captions in a set.
         prompts: Texts to draw; null uses captions of the validation split. A prompt that does not fit in a row is an
             error before training; captions are cut as in training.
-        sampler: ddpm, ddim or dpm++.
+        sampler: One of the noise process (DDPM: ddim, ddpm, dpm++; FlowMatching: euler, heun); null: the first.
         num_inference_steps: Denoising steps.
         guidance_scale: Scale of classifier-free guidance by the prompt; 1 is no guidance.
         max_new_tokens: Maximum length of a written caption.
@@ -99,7 +99,7 @@ class ShowSamples(Show):
         every_n_steps: int = 500,
         num_samples: int = 16,
         prompts: list[str] | None = None,
-        sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
+        sampler: str | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.0,
         max_new_tokens: int = 40,
@@ -144,7 +144,7 @@ class ShowEdits(Show):
     Args:
         every_n_steps: Optimiser steps from one grid to the next; there is one more grid at the end.
         num_samples: Number of edits in a grid.
-        sampler: ddpm, ddim or dpm++.
+        sampler: One of the noise process (DDPM: ddim, ddpm, dpm++; FlowMatching: euler, heun); null: the first.
         num_inference_steps: Denoising steps.
         guidance_scale: Scale of classifier-free guidance by the instruction; 1 is no guidance.
     """
@@ -153,7 +153,7 @@ class ShowEdits(Show):
         self,
         every_n_steps: int = 500,
         num_samples: int = 15,
-        sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim",
+        sampler: str | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
     ) -> None:
