@@ -564,7 +564,6 @@ def test_command_has_a_function_of_its_name(name):
         (["export", "--ckpt", "none.ckpt", "--output", "model"], ["none.ckpt not found"]),
         (["export", "--ckpt", ".", "--output", "model"], ["no config.json"]),
         (["export", "--ckpt", "none.ckpt", "--output", "model", "--weights", "best"], ["best", "'ema', 'raw'"]),
-        (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--sampler", "euler"], ["euler", "'dpm++'"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--steps", "3"], ["--steps"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--num_images", "0"], ["num_images 0"]),
         (["generate", "--ckpt", "none.ckpt", "--prompt", "a", "--output", "o.x"], ["--output o.x", "picture format"]),
@@ -612,7 +611,11 @@ def test_error_is_one_line_with_key_and_value(error_of, arguments, texts):
         ),
         (
             "trainer: {callbacks+: [{class_path: ShowEdits, init_args: {sampler: euler}}]}",
-            ["mine.yaml", "sampler", "euler", "dpm++"],
+            ["ShowEdits", "sampler", "euler", "dpm++"],
+        ),
+        (
+            "trainer: {callbacks+: [{class_path: ShowSamples, init_args: {num_inference_steps: 1001}}]}",
+            ["ShowSamples", "num_inference_steps 1001"],
         ),
         ("trainer: {default_root_dir: '${nothing}'}", ["nothing"]),
         ("model: {mask: Causal}\nmodel: {size: nano}", ["mine.yaml, line 3", "'model'", "line 2"]),

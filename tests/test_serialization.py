@@ -50,7 +50,8 @@ def test_every_part_of_the_package_is_restored(part, base):
 def test_description_has_the_form_of_yaml():
     assert describe(LinearPatcher(dim=48))["class_path"] == "lit_transfusion.model.patchers.linear.LinearPatcher"
     arguments = {"num_train_timesteps": 9, "beta_schedule": "linear", "prediction_type": "sample", "clip_sample": False}
-    arguments |= {"timestep_shift": 1.0}
+    arguments |= {"timestep_shift": 1.0, "loss_type": None, "loss_weighting": "none"}
+    arguments |= {"min_snr_gamma": 5.0, "sigmoid_bias": -1.0}
     assert describe(DDPM(9, "linear", "sample"))["init_args"] == arguments
     assert describe(PARTS[1][0])["init_args"] == {
         "latent_channels": 5,

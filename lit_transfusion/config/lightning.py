@@ -23,6 +23,7 @@ from lit_transfusion.config.compose import compose, read, resolved, with_interpo
 from lit_transfusion.config.messages import naming_likely_options, raising_own_errors
 from lit_transfusion.config.registry import PARTS, TRAINING_PARTS, import_all
 from lit_transfusion.data.datamodule import TransfusionData
+from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import check_resumable
 from lit_transfusion.hardware import has_bf16
@@ -146,6 +147,7 @@ class TransfusionCLI(LightningCLI):
     def before_fit(self) -> None:
         check_precision(self.trainer)
         check_strategy(self.trainer.strategy)
+        check_sampling(self.trainer, self.model.noise)
         self._before_any()
 
     def _before_any(self) -> None:
@@ -194,6 +196,17 @@ def check_not_copied(configs: Sequence[Path], folder: Path) -> None:
                 f"--config {path} belongs to the run in {home}, but its trainer.default_root_dir is {named}; add "
                 f"--trainer.default_root_dir {home}, or another directory for a new run"
             )
+
+
+def check_sampling(trainer: lightning.Trainer, noise: NoiseProcess) -> None:
+    """Raise InputError if a callback would draw with a sampler or a number of steps that the noise process lacks."""
+    for callback in trainer.callbacks:
+        sampling = getattr(callback, "sampling", None)
+        if sampling is not None:
+            try:
+                noise.sampler(sampling.sampler, sampling.num_inference_steps)
+            except InputError as error:
+                raise InputError(f"trainer.callbacks: {type(callback).__name__}: {error}") from None
 
 
 def check_places(trainer: lightning.Trainer) -> None:

@@ -2,6 +2,6 @@
 
 from lit_transfusion.diffusion.ddpm import DDPM
 from lit_transfusion.diffusion.flow_matching import FlowMatching
-from lit_transfusion.diffusion.process import NoiseProcess, Scheduler
+from lit_transfusion.diffusion.process import GaussianProcess, NoiseProcess, Scheduler
 
-__all__ = ["DDPM", "FlowMatching", "NoiseProcess", "Scheduler"]
+__all__ = ["DDPM", "FlowMatching", "GaussianProcess", "NoiseProcess", "Scheduler"]

@@ -5,11 +5,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_transfusion.diffusion.process import LossWeighting, NoiseProcess, Prediction, Scheduler
+from lit_transfusion.diffusion.process import GaussianProcess, LossWeighting, Prediction, Scheduler
 from lit_transfusion.errors import InputError
 
 
-class DDPM(NoiseProcess):
+class DDPM(GaussianProcess):
     """Denoising diffusion (Ho et al., 2020). The defaults are the paper's: cosine schedule, 1,000 steps (section 2.2).
 
     Args:
@@ -21,7 +21,7 @@ class DDPM(NoiseProcess):
         loss_type: The space of the squared error: one of the same three, or null for that of the prediction (the
             paper: the noise).
         loss_weighting: Weight of each image by its timestep: `none` (the paper), `min_snr` or `sigmoid` (see
-            `NoiseProcess`).
+            `GaussianProcess`).
         min_snr_gamma: γ of `min_snr`.
         sigmoid_bias: b of `sigmoid`.
         timestep_shift: Training draws t = s · u / (1 + (s - 1) · u) · T with u uniform; 1 is the paper, and

@@ -5,11 +5,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_transfusion.diffusion.process import SMALLEST, LossWeighting, NoiseProcess, Prediction, Scheduler
+from lit_transfusion.diffusion.process import SMALLEST, GaussianProcess, LossWeighting, Prediction, Scheduler
 from lit_transfusion.errors import InputError
 
 
-class FlowMatching(NoiseProcess):
+class FlowMatching(GaussianProcess):
     """z = (1 - t) · x + t · ε with t in [0, 1]; the velocity is ε - x. Timesteps are t · `num_train_timesteps`.
 
     Args:
@@ -19,7 +19,7 @@ class FlowMatching(NoiseProcess):
             (`sample`).
         loss_type: The space of the squared error: one of the same three, or null for that of the prediction. JiT
             predicts the clean image with a loss on the velocity.
-        loss_weighting: Weight of each image by its timestep: `none`, `min_snr` or `sigmoid` (see `NoiseProcess`).
+        loss_weighting: Weight of each image by its timestep: `none`, `min_snr` or `sigmoid` (see `GaussianProcess`).
         min_snr_gamma: γ of `min_snr`.
         sigmoid_bias: b of `sigmoid`.
         timestep_density: How training draws t: `uniform`, or `logit_normal`, the sigmoid of a normal number (Esser et

@@ -1,11 +1,12 @@
 """The interface of noise processes, and the weights of their losses.
 
-A process mixes a clean image x with noise ε: z = α_t · x + σ_t · ε. Timesteps run from 0 (clean) to T (noise), as in
-diffusers: integers for DDPM, any number in [0, T] for a process in continuous time.
+Timesteps run from 0 (clean) to T (noise), as in diffusers: integers for DDPM, any number in [0, T] for a process in
+continuous time.
 
-What the net predicts and the space in which its error is measured are separate choices. The velocity is the derivative
-v = α'_t · x + σ'_t · ε along a path with α σ' - σ α' = 1, which holds for all processes here. An error in x is then σ
-times the error in v, and σ / α times the error in ε. So another space for the loss is only a weight of each image.
+A Gaussian process mixes a clean image x with noise ε: z = α_t · x + σ_t · ε. What the net predicts and the space in
+which its error is measured are separate choices. The velocity is the derivative v = α'_t · x + σ'_t · ε along a path
+with α σ' - σ α' = 1. An error in x is then σ times the error in v, and σ / α times the error in ε. So another space for
+the loss is only a weight of each image.
 """
 
 from typing import Literal, Protocol
@@ -47,7 +48,56 @@ class Scheduler(Protocol):
 
 
 class NoiseProcess:
-    """Base class of noise processes. The training step and the sampler use it; it handles tensors only.
+    """Base class of noise processes. The training step and the sampler use it; it handles tensors only."""
+
+    num_train_timesteps: int  # T
+    samplers: tuple[str, ...] = ("default",)  # the first is the default
+
+    def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw (N,) timesteps, one for each image, up to and including (N,) upper bounds (paper, 3.3)."""
+        raise NotImplementedError
+
+    def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Add noise (N, C, H, W) to clean images (N, C, H, W) at (N,) timesteps."""
+        raise NotImplementedError
+
+    def target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what the net is trained to predict from the noisy images, (N, C, H, W)."""
+        raise NotImplementedError
+
+    def weight(self, timesteps: Tensor) -> Tensor:
+        """Return the (N,) weights of the squared errors of predictions at (N,) timesteps; 1 as in the paper."""
+        return torch.ones(timesteps.shape, device=timesteps.device)
+
+    def sampler(self, name: str | None, num_inference_steps: int) -> Scheduler:
+        """Return a scheduler with its timesteps set, ready for `step`.
+
+        Args:
+            name: One of `samplers`; None for the first.
+            num_inference_steps: Number of steps.
+
+        Raises:
+            InputError: The sampler is unknown, or cannot make this number of steps.
+        """
+        raise NotImplementedError
+
+    def known_sampler(self, name: str | None) -> str:
+        """Return the name of a sampler, or of the default one for None.
+
+        Raises:
+            InputError: The sampler is unknown.
+        """
+        if name is None:
+            return self.samplers[0]
+        if name not in self.samplers:
+            raise InputError(
+                f"sampler {name!r} is not one of {type(self).__name__}; use one of {', '.join(self.samplers)}"
+            )
+        return name
+
+
+class GaussianProcess(NoiseProcess):
+    """A process z = α_t · x + σ_t · ε with α σ' - σ α' = 1 along its path, and the weights of its loss.
 
     Args:
         num_train_timesteps: T.
@@ -60,8 +110,6 @@ class NoiseProcess:
         min_snr_gamma: γ of `min_snr`.
         sigmoid_bias: b of `sigmoid`.
     """
-
-    samplers: tuple[str, ...]  # the first is the default
 
     def __init__(
         self,
@@ -81,10 +129,6 @@ class NoiseProcess:
         self.min_snr_gamma = min_snr_gamma
         self.sigmoid_bias = sigmoid_bias
 
-    def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw (N,) timesteps, one for each image, up to and including (N,) upper bounds (paper, 3.3)."""
-        raise NotImplementedError
-
     def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return α and σ at (N,) timesteps, (N,) each in float32."""
         raise NotImplementedError
@@ -93,28 +137,7 @@ class NoiseProcess:
         """Return the derivative of log SNR = log(α² / σ²) by t / T at (N,) timesteps, (N,); it is negative."""
         raise NotImplementedError
 
-    def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Add noise (N, C, H, W) to clean images (N, C, H, W) at (N,) timesteps."""
-        raise NotImplementedError
-
-    def target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the net is trained to predict from the noisy images, (N, C, H, W)."""
-        raise NotImplementedError
-
-    def sampler(self, name: str | None, num_inference_steps: int) -> Scheduler:
-        """Return a scheduler with its timesteps set, ready for `step`.
-
-        Args:
-            name: One of `samplers`; None for the first.
-            num_inference_steps: Number of steps.
-
-        Raises:
-            InputError: The sampler is unknown, or cannot make this number of steps.
-        """
-        raise NotImplementedError
-
     def weight(self, timesteps: Tensor) -> Tensor:
-        """Return the (N,) weights of the squared errors of predictions at (N,) timesteps."""
         alpha, sigma = (scale.clamp(min=SMALLEST) for scale in self.coefficients(timesteps))
         # An error in the clean image, per error in each of the three.
         errors = {"sample": torch.ones_like(sigma), "v_prediction": sigma, "epsilon": sigma / alpha}
@@ -126,17 +149,3 @@ class NoiseProcess:
             return predicted.square() * snr.clamp(max=self.min_snr_gamma)
         slope = self.log_snr_slope(timesteps)
         return predicted.square() * snr * -0.5 * slope * torch.sigmoid(self.sigmoid_bias - snr.log())
-
-    def known_sampler(self, name: str | None) -> str:
-        """Return the name of a sampler, or of the default one for None.
-
-        Raises:
-            InputError: The sampler is unknown.
-        """
-        if name is None:
-            return self.samplers[0]
-        if name not in self.samplers:
-            raise InputError(
-                f"sampler {name!r} is not one of {type(self).__name__}; use one of {', '.join(self.samplers)}"
-            )
-        return name

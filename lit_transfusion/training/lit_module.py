@@ -181,6 +181,8 @@ class LitTransfusion(lightning.LightningModule):
     def generator(self, number: int) -> torch.Generator:
         """Return the generator of a micro-batch. It depends on step and rank only, so a resumed run draws the same."""
         seed = hash_of(self.seed, self.global_step, number, self.global_rank)
+        if self.net.transformer.config.dropout:
+            torch.manual_seed(seed)  # dropout has no generator of its own
         return torch.Generator(self.device).manual_seed(seed)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -448,7 +448,7 @@ def test_a_forced_image_needs_max_images(pipeline):
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        (Sampling("euler"), r"sampler 'euler'.*ddpm, ddim, dpm\+\+"),
+        (Sampling("euler"), r"sampler 'euler'.*ddim, ddpm, dpm\+\+"),
         (Sampling(num_inference_steps=0), "num_inference_steps 0 .*1000"),
     ],
 )

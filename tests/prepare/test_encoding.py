@@ -30,6 +30,7 @@ from lit_transfusion.prepare import encoding, maker
 from lit_transfusion.prepare.command import prepare
 from lit_transfusion.shapes.source import Shapes
 from lit_transfusion.training.lit_module import LitTransfusion
+from lit_transfusion.training.objective import sample_latents
 
 REPOSITORY = Path(__file__).parents[2]
 COUNT, SIZE = 20, 16
@@ -305,10 +306,13 @@ def test_training_on_saved_latents_equals_encoding_in_training(prepared, codec, 
     for ours, theirs in zip(kept, fresh, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.image_ids, theirs.image_ids)
         assert ours.images.shape == (len(theirs.images), 10, 4, 4) and len(theirs.images) > 0
-        found, expected = module.latents_of(ours.images, generator()), codec.encode(theirs.images, generator())
+        found, expected = (
+            sample_latents(ours.images, codec, SIZE, generator()),
+            codec.encode(theirs.images, generator()),
+        )
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, **FLOAT16)
-        assert not torch.allclose(found, module.latents_of(ours.images, generator(1)), atol=0.01)
+        assert not torch.allclose(found, sample_latents(ours.images, codec, SIZE, generator(1)), atol=0.01)
         losses = [module.losses(module.net, batch, generator())[0].total for batch in (ours, theirs)]
         torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
 

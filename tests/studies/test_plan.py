@@ -79,9 +79,13 @@ def test_invalid_arm_is_an_error(make_study, arms, overrides, texts):
         assert text in str(caught.value)
 
 
-def test_invalid_sampling_is_an_error_before_training(make_study):
-    study = make_study(study={"num_inference_steps": 5000}).only(["both"])
-    with pytest.raises(InputError, match="num_inference_steps 5000"):
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [({"num_inference_steps": 5000}, "num_inference_steps 5000"), ({"sampler": "euler"}, "'euler'.*DDPM.*ddim, ddpm")],
+)
+def test_invalid_sampling_is_an_error_before_training(make_study, asked, words):
+    study = make_study(study=asked).only(["both"])
+    with pytest.raises(InputError, match=f"arm both.*{words}"):
         plan(study, [], timed=False)
 
 

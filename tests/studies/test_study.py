@@ -71,7 +71,6 @@ def test_unknown_arms_are_an_error(make_study, arms, text):
         ),
         ({"study": {"nothing": 1}}, ["'nothing'"]),
         ({"study": {"num_examples": 1}}, ["num_examples 1"]),
-        ({"study": {"sampler": "euler"}}, ["euler", "ddim"]),
         ({"study": {"guidance_scale": -1}}, ["guidance_scale -1"]),
         ({"study": {"claims": [{"says": "x"}]}}, ["claims", "column, better, worse"]),
         ({"study": {"claims": [CLAIM | {"column": "fid"}]}}, ["'fid'", "perplexity", "geneval"]),

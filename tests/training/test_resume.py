@@ -353,6 +353,17 @@ def test_new_run_moves_an_earlier_one_aside(whole, folder):
     assert newest(aside)["global_step"] == STEPS and newest(folder)["global_step"] == 1
 
 
+def test_resumed_run_with_dropout_and_flow_matching_equals_an_uninterrupted_one(folder, tmp_path):
+    """Dropout draws from the global generator, and flow matching draws timesteps that are not whole numbers."""
+    options = "--model.size.dropout", "0.3", "--model.size.modality_weights", "ffn", "--model.noise", "FlowMatching"
+    uninterrupted = fit(tmp_path / "uninterrupted", *options)
+    before = fit(folder, *options, stop=(3, "callbacks"))
+    torch.rand(5)  # another state of the global generator
+    after = fit(folder, *options, "--ckpt_path", "last")
+    assert_same(before + after, uninterrupted)
+    assert_same_end(folder, tmp_path / "uninterrupted")
+
+
 def test_resumed_run_on_texts_and_pictures_equals_an_uninterrupted_one(folder, tmp_path):
     """It is stopped during an epoch of each source, and within a text of several documents."""
     for number in range(12):

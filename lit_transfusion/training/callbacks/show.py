@@ -40,10 +40,6 @@ class Show(lightning.Callback):
         """Return the pictures to show, by name. `source` is the validation split."""
         raise NotImplementedError
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self.sampling is not None:
-            pl_module.noise.sampler(self.sampling.sampler, self.sampling.num_inference_steps)
-
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.last_step = trainer.global_step  # nothing has been learned since then
 

@@ -1,9 +1,6 @@
 """Tests of when pictures are shown if gradients are accumulated, and of settings that are errors before training."""
 
-import pytest
-
-from lit_transfusion.errors import InputError
-from lit_transfusion.training.callbacks import Show, ShowEdits, ShowSamples
+from lit_transfusion.training.callbacks import Show
 
 
 class Times(Show):
@@ -26,13 +23,3 @@ def test_shows_each_nth_step_once_and_not_before_the_first_step(make_module, mak
     assert each.steps == [1, 2, 3, 4, 5]
     assert second.steps == [2, 4, 5]
     assert none_but_the_last.steps == [5]
-
-
-@pytest.mark.parametrize("kind", [ShowSamples, ShowEdits])
-def test_number_of_steps_that_is_too_large_is_an_error_before_training(
-    make_module, make_batch, make_trainer, loader, kind
-):
-    trainer = make_trainer(callbacks=[kind(num_inference_steps=1001)])
-    with pytest.raises(InputError, match="num_inference_steps 1001"):
-        trainer.fit(make_module(), loader(make_batch()))
-    assert trainer.global_step == 0
