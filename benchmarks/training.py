@@ -76,4 +76,4 @@ def least_flops(net: Transfusion, batch: PackedBatch) -> float:
     """The minimum FLOPs of a step on this batch (see `lit_transfusion/model/flops.py`)."""
     lo, hi = net.mask.intervals(batch.document_ids, batch.image_ids)
     flops = Flops.count(net, tuple(batch.images.shape[1:]))
-    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images)))
+    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images), batch.private))

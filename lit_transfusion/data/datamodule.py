@@ -182,10 +182,11 @@ class TransfusionData(lightning.LightningDataModule):
             )
         self._check_encodings()
         num_images = self.source.images_per_example
-        room = room_for_text(self.sequence_length, self.patches_per_image, num_images)
+        patches = self.patches_per_image * self.recipe.copies_per_image
+        room = room_for_text(self.sequence_length, patches, num_images)
         if room < 1:
             raise InputError(
-                f"data.sequence_length {self.sequence_length} is too short for {num_images} x {self.patches_per_image} "
+                f"data.sequence_length {self.sequence_length} is too short for {num_images} x {patches} "
                 f"patches with their markers and one text token; use at least {self.sequence_length - room + 1}"
             )
 

@@ -33,6 +33,7 @@ class DocumentSet(Dataset):
         if isinstance(example, Skipped):
             return example
         generator = torch.Generator().manual_seed(hash_of(self.seed, *key))
-        room = room_for_text(self.length, self.patches_per_image, example.num_images)
+        patches = self.patches_per_image * self.recipe.copies_per_image
+        room = room_for_text(self.length, patches, example.num_images)
         documents = self.recipe.documents(example, self.tokenizer, room, generator)
         return [flatten(document, self.tokenizer, self.patches_per_image) for document in documents]

@@ -49,11 +49,21 @@ def caption_first(caption: Tokens, image: Tensor, tokenizer: Tokenizer, cut: boo
 
 
 def image_first(
-    caption: Tokens, image: Tensor, tokenizer: Tokenizer, max_timestep: int = NO_LIMIT, cut: bool = False
+    caption: Tokens,
+    image: Tensor,
+    tokenizer: Tokenizer,
+    max_timestep: int = NO_LIMIT,
+    cut: bool = False,
+    clean_copy: bool = False,
 ) -> Document:
-    """Make BOS [image] caption EOS. There is no EOS after a caption that was cut."""
+    """Make BOS [image] caption EOS. There is no EOS after a caption that was cut.
+
+    With a clean copy, the caption sees the image without noise.
+    """
     text = TextSegment(caption if cut else (*caption, tokenizer.eos))
-    return Document((TextSegment((tokenizer.bos,)), ImageSegment(image, max_timestep), text), cut)
+    return Document(
+        (TextSegment((tokenizer.bos,)), ImageSegment(image, max_timestep, clean_copy=clean_copy), text), cut
+    )
 
 
 def unconditional(image: Tensor, tokenizer: Tokenizer, given: Sequence[ImageSegment] = ()) -> Document:

@@ -27,6 +27,8 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
 
     Learned (paper, 3.2 and footnote 8): text tokens, and BOI after learned text. Not learned: patches; EOI, because
     the decoder appends it; the position whose input is BOI. The position whose input is EOI predicts the text after it.
+    An image with a clean copy has its patches twice between BOI and EOI: noised, then clean. The clean ones have the
+    same positions and no loss, and what follows sees only them.
     An empty text segment before an image decides for its BOI only: after a prompt, a learned empty segment makes the
     BOI learned and the prompt not; after learned text, an empty segment that is not learned excludes the BOI.
     """
@@ -37,10 +39,13 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
     learn_boi = False  # at the start of a document nothing precedes BOI that could predict it
     for segment in document.segments:
         if isinstance(segment, ImageSegment):
-            tokens += [tokenizer.boi, *[tokenizer.pad] * patches_per_image, tokenizer.eoi]
-            learn += [learn_boi, *[False] * (patches_per_image + 1)]
-            image_ids += [TEXT, *[len(images)] * patches_per_image, TEXT]
-            images.append(segment)
+            copies = [segment, clean_copy(segment)] if segment.clean_copy else [segment]
+            number = len(copies) * patches_per_image
+            tokens += [tokenizer.boi, *[tokenizer.pad] * number, tokenizer.eoi]
+            learn += [learn_boi, *[False] * (number + 1)]
+            ids = [len(images) + copy for copy in range(len(copies)) for _ in range(patches_per_image)]
+            image_ids += [TEXT, *ids, TEXT]
+            images += copies
         else:
             tokens += segment.token_ids
             learn += [segment.learn] * len(segment.token_ids)
@@ -48,6 +53,11 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
             learn_boi = segment.learn
     labels = [t if learned else IGNORE_INDEX for t, learned in zip(tokens[1:], learn[1:], strict=True)]
     return FlatDocument(tokens, [*labels, IGNORE_INDEX], image_ids, images, document.cut)
+
+
+def clean_copy(image: ImageSegment) -> ImageSegment:
+    """The clean copy of an image: at timestep 0, as the sampler shows a finished image, and without a loss."""
+    return ImageSegment(image.latents, max_timestep=0, learn=False)
 
 
 def room_for_text(length: int, patches_per_image: int, num_images: int) -> int:
@@ -101,7 +111,7 @@ def collate(
     `image_shape` (C, H, W) is the shape of the empty image tensor if there are no images.
     """
     shape = len(rows), length
-    tokens, labels, image_ids = (np.full(shape, value) for value in (pad, IGNORE_INDEX, TEXT))
+    tokens, labels, image_ids, private = (np.full(shape, value) for value in (pad, IGNORE_INDEX, TEXT, TEXT))
     positions, document_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     images: list[ImageSegment] = []
     lengths = []
@@ -111,10 +121,14 @@ def collate(
             start, end = end, end + len(document.tokens)
             tokens[i, start:end] = document.tokens
             labels[i, start:end] = document.labels
-            positions[i, start:end] = range(end - start)
             document_ids[i, start:end] = number
             own = np.array(document.image_ids)
             image_ids[i, start:end] = np.where(own < 0, TEXT, own + len(images))
+            is_private = np.isin(own, [n for n, image in enumerate(document.images) if image.clean_copy])
+            private[i, start:end] = np.where(is_private, image_ids[i, start:end], TEXT)
+            # Noised copies take no positions: a clean copy starts where its noised one does.
+            earlier = np.maximum.accumulate(np.where(is_private, 0, is_private.cumsum()))
+            positions[i, start:end] = np.arange(end - start) - earlier
             images += document.images
         lengths.append(end)
         # Padding is attended to like text. One long document of padding would cost more than the real documents.
@@ -129,6 +143,7 @@ def collate(
         positions=torch.from_numpy(positions),
         document_ids=torch.from_numpy(document_ids),
         image_ids=torch.from_numpy(image_ids),
+        private_ids=torch.from_numpy(private if (private != TEXT).any() else private[:0]),
         images=torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape),
         max_timesteps=torch.tensor([image.max_timestep for image in images], dtype=torch.int64),
         learned_images=torch.tensor(learned, dtype=torch.int64),

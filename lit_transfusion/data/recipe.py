@@ -30,6 +30,9 @@ class Recipe:
             picture forgets to write captions there. The paper does not mention this.
         mirror: Share of the pictures that are mirrored (left and right exchanged); of an edit, both pictures or none.
             Captions do not change, so their "left" and "right" become wrong.
+        clean_copies: Whether an image with a loss, before a caption or an instruction, has a clean copy: the text sees that,
+            and the noised image is only learned (Deng et al., 2025, BAGEL). The patches are then twice in the row. In
+            the paper, the text sees the noised image.
     """
 
     caption_first: float = 0.8
@@ -40,11 +43,17 @@ class Recipe:
     learn_input: bool = False
     learn_instruction: bool = False
     mirror: float = 0.0
+    clean_copies: bool = False
 
     def __post_init__(self) -> None:
         for name in ("caption_first", "caption_dropout", "instruction_dropout", "mirror"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"data.recipe.{name} {getattr(self, name)} is invalid; use a share from 0 to 1")
+
+    @property
+    def copies_per_image(self) -> int:
+        """The most times that the patches of an image are in a row."""
+        return 2 if self.clean_copies else 1
 
     def documents(
         self,
@@ -90,7 +99,7 @@ class Recipe:
                 return unconditional(example.image, tokenizer)
             return caption_first(caption, example.image, tokenizer, cut)
         cap = noise_cap(self.image_first_max_timestep)
-        return image_first(caption, example.image, tokenizer, cap, cut)
+        return image_first(caption, example.image, tokenizer, cap, cut, self.clean_copies)
 
     def _edited(
         self, example: EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
@@ -98,7 +107,12 @@ class Recipe:
         """Make the document BOS [input] instruction [output] EOS, with one of the instructions or none."""
         dropout = float(torch.rand((), generator=generator))
         choice = int(torch.randint(len(example.instructions), (), generator=generator))
-        given = ImageSegment(example.input_image, noise_cap(self.input_max_timestep), learn=self.learn_input)
+        given = ImageSegment(
+            example.input_image,
+            noise_cap(self.input_max_timestep),
+            learn=self.learn_input,
+            clean_copy=self.learn_input and self.clean_copies,
+        )
         if dropout < self.instruction_dropout:
             return unconditional(example.output_image, tokenizer, [given])
         instruction = tokenizer.encode(example.instructions[choice])

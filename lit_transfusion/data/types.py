@@ -108,6 +108,7 @@ class ImageSegment(NamedTuple):
     latents: Tensor  # (C, H, W) latents; before the codec runs, pixels or its moments (K, h, w)
     max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
     learn: bool = True  # False: a prompt, no diffusion loss on this image
+    clean_copy: bool = False  # True: packing adds a clean copy, and what follows sees only that
 
 
 class Document(NamedTuple):
@@ -126,9 +127,10 @@ class PackedBatch(NamedTuple):
 
     tokens: Tensor  # (B, L) int64; the pad token at patches
     labels: Tensor  # (B, L) int64; the next token, IGNORE_INDEX where none is learned
-    positions: Tensor  # (B, L) int64; restart at 0 in each document
+    positions: Tensor  # (B, L) int64; restart at 0 in each document; two copies of an image have the same
     document_ids: Tensor  # (B, L) int64; rising along a row; padding is several short documents
     image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
+    private_ids: Tensor  # (B, L) int64; `image_ids` at patches with a clean copy, else TEXT; (0, L) if there are none
     images: Tensor  # (N, C, H, W) clean, in row-major order over the batch; pixels or moments as in ImageSegment
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
     learned_images: Tensor  # (M,) int64; indices of the images with a diffusion loss
@@ -137,3 +139,8 @@ class PackedBatch(NamedTuple):
     )
     lengths: Tensor  # (B,) int64; positions of each row that contain documents; the rest is padding
     step_counts: Tensor  # (2,) int64; sums of T and M over this process's batches of the same optimiser step
+
+    @property
+    def private(self) -> Tensor | None:
+        """`private_ids`, or None if no image is private: masks then need not compare them."""
+        return self.private_ids if len(self.private_ids) else None

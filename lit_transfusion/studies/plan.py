@@ -119,7 +119,7 @@ def config_text(parts: TransfusionCLI) -> str:
 
 def operations(flops: Flops, model: LitTransfusion, batch: PackedBatch) -> float:
     lo, hi = model.net.mask.intervals(batch.document_ids, batch.image_ids)
-    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images)))
+    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images), batch.private))
 
 
 def time_step(model: LitTransfusion, batch: PackedBatch) -> float:

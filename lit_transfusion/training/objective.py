@@ -47,6 +47,7 @@ def run_with_noise(
         noise.add_noise(latents, added, timesteps),
         timesteps,
         logit_positions=batch.target_positions,
+        private=batch.private,
     )
     learned_timesteps = timesteps.index_select(0, batch.learned_images)
     compared = Compared(

@@ -47,7 +47,9 @@ class Throughput(lightning.Callback):
         self.tokens += batch.lengths.sum()
         self.positions += batch.tokens.numel()
         self.images += len(batch.images)
-        self.operations += self.flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images))
+        self.operations += self.flops.of_batch(
+            lo, hi, batch.lengths, len(batch.target_positions), len(batch.images), batch.private
+        )
         last = (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0
         if last:
             self.operations = float(self.operations)  # on a GPU, waits until all steps are done
