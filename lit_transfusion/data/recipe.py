@@ -30,9 +30,9 @@ class Recipe:
             picture forgets to write captions there. The paper does not mention this.
         mirror: Share of the pictures that are mirrored (left and right exchanged); of an edit, both pictures or none.
             Captions do not change, so their "left" and "right" become wrong.
-        clean_copies: Whether an image with a loss, before a caption or an instruction, has a clean copy: the text sees that,
-            and the noised image is only learned (Deng et al., 2025, BAGEL). The patches are then twice in the row. In
-            the paper, the text sees the noised image.
+        clean_copies: Whether an image with a loss, before a caption or an instruction, has a clean copy. The text sees
+            that, and the noised image is only learned (Deng et al., 2025, BAGEL). The patches are then twice in the
+            row. In the paper, the text sees the noised image.
     """
 
     caption_first: float = 0.8
