@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from lit_transfusion.config.compose import Parts, compose, resolved
 from lit_transfusion.config.messages import one_line
 from lit_transfusion.errors import InputError
-from lit_transfusion.model.config import SIZES
 
 # PyYAML writes the text 1e5 without quotes, and OmegaConf reads that as a number. jsonargparse does both to resolve
 # ${...}. Without this resolver, a folder named 1e5 would become 100000.0.
@@ -38,20 +37,27 @@ def with_widths(content: dict[str, Any]) -> dict[str, Any]:
     """Replace the name of a size by its widths, so that a later part can change one of them."""
     model = content.get("model")
     name = model.get("size") if isinstance(model, dict) else None
-    if not isinstance(name, str) or name not in SIZES:
-        return content
-    return {**content, "model": {**model, "size": asdict(SIZES[name])}}
+    widths = widths_of(name) if isinstance(name, str) else None
+    return content if widths is None else {**content, "model": {**model, "size": widths}}
 
 
 def words_with_widths(words: Sequence[str]) -> list[str]:
     """Replace the name of a size on the command line: --model.size NAME or --model.size=NAME."""
-    joined = re.sub(r"(^|\0)--model\.size[\0=]([^\0]*)", widths_of_name, "\0".join(words))
+
+    def with_name_replaced(option: re.Match[str]) -> str:
+        start, name = option.groups()
+        widths = widths_of(name)
+        return option[0] if widths is None else f"{start}--model.size={json.dumps(widths)}"
+
+    joined = re.sub(r"(^|\0)--model\.size[\0=]([^\0]*)", with_name_replaced, "\0".join(words))
     return joined.split("\0") if words else []
 
 
-def widths_of_name(option: re.Match[str]) -> str:
-    start, name = option.groups()
-    return f"{start}--model.size={json.dumps(asdict(SIZES[name]))}" if name in SIZES else option[0]
+def widths_of(name: str) -> dict[str, Any] | None:
+    """The fields of a named size, or None if there is no such size."""
+    from lit_transfusion.model.config import SIZES  # here, since it imports torch
+
+    return asdict(SIZES[name]) if name in SIZES else None
 
 
 class ConfigFile(ComposedFile):

@@ -2,17 +2,17 @@
 
 | form | function | learned |
 |---|---|---|
-| BOS text EOS | `text_documents` | the text and EOS |
-| BOS caption [image] EOS | `caption_first` | everything |
-| BOS [image] caption EOS | `image_first` | everything |
-| BOS [image] EOS | `unconditional` | the image |
-| BOS [input] instruction [output] EOS | `edit` | the output with its BOI, and EOS |
-| BOS [input] [output] EOS | `unconditional` | the output |
-| BOS texts and images in any order | `prompt` | (for sampling) |
-| BOS [images] negative prompt | `null_prompt` | nothing; the prompt of guidance |
-| BOS context continuation | `continuation` | the continuation |
+| `BOS text EOS` | `text_documents` | the text and EOS |
+| `BOS caption [image] EOS` | `caption_first` | everything |
+| `BOS [image] caption EOS` | `image_first` | everything |
+| `BOS [image] EOS` | `unconditional` | the image |
+| `BOS [input] instruction [output] EOS` | `edit` | the output with its BOI, and EOS |
+| `BOS [input] [output] EOS` | `unconditional` | the output |
+| `BOS texts and images in any order` | `prompt` | (for sampling) |
+| `BOS [images] negative prompt` | `null_prompt` | nothing; the prompt of guidance |
+| `BOS context continuation` | `continuation` | the continuation |
 
-[image] is BOI, patches and EOI. `data/packing.py` puts these markers and derives the labels: BOS, EOI and patches are
+`[image]` is BOI, patches and EOI. `data/packing.py` puts these markers and derives the labels: BOS, EOI and patches are
 never text targets. After a text that was cut, neither BOI nor EOS is learned, because the text does not end there.
 """
 
@@ -43,7 +43,7 @@ def text_documents(text: Tokens, tokenizer: Tokenizer, max_text_tokens: int, com
 
 
 def caption_first(caption: Tokens, image: Tensor, tokenizer: Tokenizer, cut: bool = False) -> Document:
-    """Make BOS caption [image] EOS. The BOI after a caption that was cut is not learned."""
+    """Make `BOS caption [image] EOS`. The BOI after a caption that was cut is not learned."""
     text = [TextSegment((tokenizer.bos, *caption)), *[NOT_LEARNED] * cut]
     return Document((*text, ImageSegment(image), TextSegment((tokenizer.eos,))), cut)
 
@@ -56,7 +56,7 @@ def image_first(
     cut: bool = False,
     clean_copy: bool = False,
 ) -> Document:
-    """Make BOS [image] caption EOS. There is no EOS after a caption that was cut.
+    """Make `BOS [image] caption EOS`. There is no EOS after a caption that was cut.
 
     With a clean copy, the caption sees the image without noise.
     """
@@ -67,7 +67,7 @@ def image_first(
 
 
 def unconditional(image: Tensor, tokenizer: Tokenizer, given: Sequence[ImageSegment] = ()) -> Document:
-    """Make BOS [given images] [image] EOS, for guidance. Of the text nothing is learned."""
+    """Make `BOS [given images] [image] EOS`, for guidance. Of the text nothing is learned."""
     end = TextSegment((tokenizer.eos,), learn=False)
     return extended(null_prompt(tokenizer, given), ImageSegment(image), end)
 
@@ -80,7 +80,7 @@ def edit(
     learn_instruction: bool = False,
     cut: bool = False,
 ) -> Document:
-    """Make BOS [input] instruction [output] EOS.
+    """Make `BOS [input] instruction [output] EOS`.
 
     The BOI of the output is learned even if the instruction is not, so that the net starts the output itself. It is not
     learned after an instruction that was cut.
@@ -105,7 +105,7 @@ def prompt(parts: Sequence[Tokens | ImageSegment], tokenizer: Tokenizer, learn: 
 
 
 def null_prompt(tokenizer: Tokenizer, images: Sequence[ImageSegment] = (), negative: Tokens = ()) -> Document:
-    """Make BOS [images] negative prompt, the null prompt of guidance for the next image of a document.
+    """Make `BOS [images] negative prompt`, the null prompt of guidance for the next image of a document.
 
     It has all images of the document so far, given or drawn, and none of its text. So guidance strengthens the text but
     not the images, as in training (`unconditional`).
