@@ -76,7 +76,8 @@ class Pipeline(
         Compilation takes time first, so it is for many samples on a GPU. It is not faster on a CPU.
         """
         self.net.transformer.run_cached_block = torch.compile(as_it_is, dynamic=True)
-        self.cuda_graphs = True
+        # Grouping by modality reads the sizes of the groups from the device, which a graph cannot.
+        self.cuda_graphs = self.net.transformer.config.modality_weights == "none"
 
     def generate(self, *prompt: str | Image.Image, images: str = "chosen", **sampling: Any) -> list[str | Image.Image]:
         """Continue a prompt of texts and pictures, in any order, with texts and pictures.

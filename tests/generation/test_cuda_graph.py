@@ -14,8 +14,11 @@ from lit_transfusion.generation import cuda_graph, decoder
 from lit_transfusion.generation.cuda_graph import Graphed
 from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.engine import Images, generate
+from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import prompt_document
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.latents import Pixels
+from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers under NumPy 2
 P = 4
@@ -62,6 +65,16 @@ def test_compiled_decoding_is_decoding(make_pipeline, talkative, monkeypatch, pa
         for sample, expectation in zip(samples, expected, strict=True):
             assert_same(sample, (pieces_of(expectation), expectation.stop_reason.value))
     assert all(sample.images for sample in expected)
+
+
+@pytest.mark.parametrize(("modality_weights", "captured"), [("none", True), ("ffn", False)])
+def test_passes_with_weights_by_modality_are_not_captured(tokenizer, modality_weights, captured):
+    """The sizes of the groups of positions are read from the device."""
+    config = TransformerConfig(dim=32, n_layers=1, n_heads=2, modality_weights=modality_weights)
+    net = Transfusion(tokenizer.vocab_size, config, LinearPatcher(dim=32), Bidirectional())
+    pipeline = Pipeline(net, DDPM(), Pixels(), tokenizer, image_size=4)
+    pipeline.compile()
+    assert pipeline.cuda_graphs == captured
 
 
 @pytest.mark.slow
