@@ -27,7 +27,7 @@ def run(net, ids, backend):
     return output, *torch.autograd.grad(output.square().sum(), [x, *net.parameters()])
 
 
-@pytest.fixture(params=["none", "all"])
+@pytest.fixture(params=["none", pytest.param("all", marks=pytest.mark.slow)])
 def net(request):
     torch.manual_seed(0)
     net = Transformer(replace(SIZE, modality_weights=request.param))
