@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_transfusion.diffusion.process import GaussianProcess, LossWeighting, Prediction, Scheduler
+from lit_transfusion.diffusion.process import GaussianProcess, LossWeighting, Prediction, Scheduler, shifted
 from lit_transfusion.errors import InputError
 
 
@@ -47,14 +47,17 @@ class DDPM(GaussianProcess):
         min_snr_gamma: float = 5.0,
         sigmoid_bias: float = -1.0,
     ) -> None:
-        super().__init__(num_train_timesteps, prediction_type, loss_type, loss_weighting, min_snr_gamma, sigmoid_bias)
-        if timestep_shift <= 0:
-            raise InputError(
-                f"model.noise.timestep_shift {timestep_shift} is invalid: it must be above 0; 1 is the paper's value"
-            )
+        super().__init__(
+            num_train_timesteps,
+            clip_sample,
+            timestep_shift,
+            prediction_type,
+            loss_type,
+            loss_weighting,
+            min_snr_gamma,
+            sigmoid_bias,
+        )
         self.beta_schedule = beta_schedule
-        self.clip_sample = clip_sample
-        self.timestep_shift = timestep_shift
         # Here, since it takes seconds, and the net needs none of it. The short path of the class has no types.
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -69,8 +72,7 @@ class DDPM(GaussianProcess):
         """Draw from 0 … min(max_timestep, T - 1), both included; uniform if `timestep_shift` is 1."""
         count = max_timesteps.clamp(max=self.num_train_timesteps - 1) + 1
         uniform = torch.rand(max_timesteps.shape, generator=generator, device=max_timesteps.device, dtype=torch.float64)
-        shifted = self.timestep_shift * uniform / (1 + (self.timestep_shift - 1) * uniform)
-        return (shifted * count).long()
+        return (shifted(uniform, self.timestep_shift) * count).long()
 
     def add_noise(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = √ᾱ_t · x_0 + √(1 - ᾱ_t) · ε (paper, Equation 2)."""

@@ -5,7 +5,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_transfusion.diffusion.process import SMALLEST, GaussianProcess, LossWeighting, Prediction, Scheduler
+from lit_transfusion.diffusion.process import (
+    SMALLEST,
+    GaussianProcess,
+    LossWeighting,
+    Prediction,
+    Scheduler,
+    check_positive,
+    shifted,
+)
 from lit_transfusion.errors import InputError
 
 
@@ -47,15 +55,20 @@ class FlowMatching(GaussianProcess):
         timestep_shift: float = 1.0,
         clip_sample: bool = False,
     ) -> None:
-        super().__init__(num_train_timesteps, prediction_type, loss_type, loss_weighting, min_snr_gamma, sigmoid_bias)
-        for name, value in (("timestep_shift", timestep_shift), ("logit_std", logit_std)):
-            if value <= 0:
-                raise InputError(f"model.noise.{name} {value} is invalid: it must be above 0; 1 is usual")
+        super().__init__(
+            num_train_timesteps,
+            clip_sample,
+            timestep_shift,
+            prediction_type,
+            loss_type,
+            loss_weighting,
+            min_snr_gamma,
+            sigmoid_bias,
+        )
+        check_positive("logit_std", logit_std, 1)
         self.timestep_density = timestep_density
         self.logit_mean = logit_mean
         self.logit_std = logit_std
-        self.timestep_shift = timestep_shift
-        self.clip_sample = clip_sample
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Draw t, and scale it to [0, min(max_timestep, T)]."""
@@ -105,11 +118,6 @@ class FlowMatching(GaussianProcess):
         if self.clip_sample:
             clean = clean.clamp(-1, 1)
         return (noisy_images - clean) / t
-
-
-def shifted(t: Tensor, shift: float) -> Tensor:
-    """Move t in [0, 1] towards 1 if the shift is above 1; 0 and 1 stay (Esser et al., 2024, Equation 23)."""
-    return shift * t / (1 + (shift - 1) * t)
 
 
 class Step(NamedTuple):

@@ -101,6 +101,8 @@ class GaussianProcess(NoiseProcess):
 
     Args:
         num_train_timesteps: T.
+        clip_sample: Whether sampling clips its estimate of the clean image to [-1, 1].
+        timestep_shift: s of `shifted`, above 0.
         prediction_type: What the net predicts: the noise (`epsilon`), the velocity (`v_prediction`), or the clean image
             (`sample`).
         loss_type: The space of the squared error: one of the same three, or null for that of the prediction.
@@ -114,15 +116,19 @@ class GaussianProcess(NoiseProcess):
     def __init__(
         self,
         num_train_timesteps: int,
+        clip_sample: bool,
+        timestep_shift: float,
         prediction_type: Prediction,
-        loss_type: Prediction | None = None,
-        loss_weighting: LossWeighting = "none",
-        min_snr_gamma: float = 5.0,
-        sigmoid_bias: float = -1.0,
+        loss_type: Prediction | None,
+        loss_weighting: LossWeighting,
+        min_snr_gamma: float,
+        sigmoid_bias: float,
     ) -> None:
-        if min_snr_gamma <= 0:
-            raise InputError(f"model.noise.min_snr_gamma {min_snr_gamma} is invalid: it must be above 0; 5 is usual")
+        check_positive("timestep_shift", timestep_shift, 1)
+        check_positive("min_snr_gamma", min_snr_gamma, 5)
         self.num_train_timesteps = num_train_timesteps
+        self.clip_sample = clip_sample
+        self.timestep_shift = timestep_shift
         self.prediction_type = prediction_type
         self.loss_type = loss_type
         self.loss_weighting = loss_weighting
@@ -138,14 +144,27 @@ class GaussianProcess(NoiseProcess):
         raise NotImplementedError
 
     def weight(self, timesteps: Tensor) -> Tensor:
+        loss_type = self.loss_type or self.prediction_type
+        if self.loss_weighting == "none" and loss_type == self.prediction_type:
+            return super().weight(timesteps)
         alpha, sigma = (scale.clamp(min=SMALLEST) for scale in self.coefficients(timesteps))
         # An error in the clean image, per error in each of the three.
         errors = {"sample": torch.ones_like(sigma), "v_prediction": sigma, "epsilon": sigma / alpha}
         predicted = errors[self.prediction_type]
         if self.loss_weighting == "none":
-            return (predicted / errors[self.loss_type or self.prediction_type]).square()
+            return (predicted / errors[loss_type]).square()
         snr = (alpha / sigma).square()
         if self.loss_weighting == "min_snr":
             return predicted.square() * snr.clamp(max=self.min_snr_gamma)
         slope = self.log_snr_slope(timesteps)
         return predicted.square() * snr * -0.5 * slope * torch.sigmoid(self.sigmoid_bias - snr.log())
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Move t in [0, 1] towards 1 if the shift is above 1; 0 and 1 stay (Esser et al., 2024, Equation 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def check_positive(name: str, value: float, usual: float) -> None:
+    if value <= 0:
+        raise InputError(f"model.noise.{name} {value} is invalid: it must be above 0; {usual} is usual")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -23,6 +23,7 @@ from lit_transfusion.data.types import ImageSegment, TextSegment
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY, is_sharded, read_checkpoint
+from lit_transfusion.generation.exported_folder import CONFIG, TOKENIZER, WEIGHTS, download_model, read_config
 from lit_transfusion.generation.model_card import TEMPLATE
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.settings import Sampling
@@ -32,7 +33,6 @@ from lit_transfusion.model import Patcher, TransformerConfig, Transfusion, Visib
 from lit_transfusion.model.block_runner import as_it_is
 from lit_transfusion.serialization import build, call, describe
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.ckpt)")
 
 
@@ -77,7 +77,7 @@ class Pipeline(
         """
         self.net.transformer.run_cached_block = torch.compile(as_it_is, dynamic=True)
         # Grouping by modality reads the sizes of the groups from the device, which a graph cannot.
-        self.cuda_graphs = self.net.transformer.config.modality_weights == "none"
+        self.cuda_graphs = not self.net.transformer.config.groups_modalities
 
     def generate(self, *prompt: str | Image.Image, images: str = "chosen", **sampling: Any) -> list[str | Image.Image]:
         """Continue a prompt of texts and pictures, in any order, with texts and pictures.
@@ -314,41 +314,6 @@ def open_pipeline(
     if compile:
         pipeline.compile()
     return pipeline
-
-
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """Read config.json, with the codec's relative paths made absolute."""
-    if not (folder / CONFIG).is_file():
-        last = folder / "checkpoints" / "last.ckpt"
-        hint = f"; for this run, use {last}" if last.exists() else "; use a checkpoint or an exported folder"
-        raise InputError(f"{name} is not an exported model: it contains no {CONFIG}{hint}")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        arguments = config["codec"]["init_args"].items()
-    except ValueError as error:
-        raise InputError(f"{name}/{CONFIG} is not valid JSON ({error}); export the model again") from None
-    except (AttributeError, KeyError, TypeError):
-        raise InputError(
-            f"{name}/{CONFIG} does not describe a model of lit_transfusion: it has no codec; export the model again"
-        ) from None
-    config["codec"]["init_args"] = {
-        key: str(folder / value) if isinstance(value, str) and value.startswith("./") else value
-        for key, value in arguments
-    }
-    return config
-
-
-def download_model(name: str, **download: Any) -> Path:
-    """Download the files of a model from the hub, and return their folder in the hub's cache."""
-    files = [CONFIG, WEIGHTS, TOKENIZER, "codec/*"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=files, **download))
-    except Exception as error:  # errors of the hub, the network or the disk
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
-        raise InputError(
-            f"{name} not found: it is not a file or folder on this machine, and no model of this name could be "
-            f"downloaded from the Hugging Face hub ({reason}); check the name"
-        ) from None
 
 
 def second_line(error: RuntimeError) -> str:

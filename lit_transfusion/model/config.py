@@ -76,6 +76,11 @@ class TransformerConfig:
         return self.n_kv_heads or self.n_heads
 
     @property
+    def groups_modalities(self) -> bool:
+        """Whether positions are grouped by modality, since patches have weights of their own."""
+        return self.modality_weights != "none"
+
+    @property
     def feed_forward_dim(self) -> int:
         """Width of the feed-forward layer."""
         return self.hidden_dim or llama_hidden_dim(self.dim, self.multiple_of)

@@ -32,12 +32,12 @@ def query_blocks(lo: Tensor, hi: Tensor, documents: list[int]) -> QueryBlocks:
         if length > LONGEST:
             blocks.long_documents.append((start, stop))
         for first in range(start, stop, LONGEST):
-            blocks.lengths.append(min(LONGEST, stop - first))
+            end = min(first + LONGEST, stop)
+            seen = (int(lo[first:end].amin()), int(hi[first:end].amax())) if length > LONGEST else (start, stop)
+            blocks.lengths.append(end - first)
+            blocks.windows.append(seen)
             blocks.is_document.append(length <= LONGEST)
         start = stop
-    firsts = torch.stack([bounds.amin() for bounds in lo.split(blocks.lengths)]).tolist()
-    stops = torch.stack([bounds.amax() for bounds in hi.split(blocks.lengths)]).tolist()
-    blocks.windows.extend(zip(firsts, stops, strict=True))
     return blocks
 
 

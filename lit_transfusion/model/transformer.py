@@ -1,4 +1,4 @@
-"""The Transformer: a stack of Llama blocks. It does not depend on images."""
+"""The Transformer: a stack of Llama blocks. Of images it only knows which positions are patches."""
 
 from typing import final
 
@@ -25,7 +25,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        kind = Block if config.modality_weights == "none" else ModalityBlock
+        kind = ModalityBlock if config.groups_modalities else Block
         self.blocks = nn.ModuleList([kind(config) for _ in range(config.n_layers)])
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         if config.modality_weights == "all":
@@ -46,15 +46,17 @@ class Transformer(nn.Module):
             cache: Keys and values of the prefix.
         """
         rope = rotary_angles(coordinates, self.config.head_dim, self.config.rope_theta)
-        grouping = None if self.config.modality_weights == "none" else Grouping.by_modality(is_patch)
-        inputs = (rope,) if grouping is None else (rope, grouping)
-        x = x if grouping is None else grouping.group(x)
+        inputs: tuple[object, ...] = (rope,)
+        if self.config.groups_modalities:
+            grouping = Grouping.by_modality(is_patch)
+            x, inputs = grouping.group(x), (rope, grouping)
         for layer, block in enumerate(self.blocks):
             if cache is None:
                 x = self.run_block(block, x, attend, *inputs)
             else:
                 x = self.run_cached_block(block, x, cache.layer(layer, attend), *inputs)
-        x = x if grouping is None else grouping.ungroup(x)
+        if self.config.groups_modalities:
+            x = grouping.ungroup(x)
         if self.config.modality_weights == "all":
             return torch.where(is_patch[..., None], self.patch_norm(x), self.norm(x))
         return self.norm(x)

@@ -120,7 +120,7 @@ class LitTransfusion(lightning.LightningModule):
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
         self.net.transformer.run_block = block_runner(
-            compile, activation_checkpointing, size.dropout, grouped=size.modality_weights != "none"
+            compile, activation_checkpointing, size.dropout, grouped=size.groups_modalities
         )
         self.can_be_sharded = not (compile and activation_checkpointing == "selective")  # see fsdp.shard_nets
         self.pipeline.describe()  # a part that a checkpoint cannot contain should fail now, not at the first checkpoint
