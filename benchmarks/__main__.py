@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.report import environment, save
 
-NAMES = ["attention", "mask", "step", "packing", "loss", "recompile", "sample", "data", "peers", "gpu"]
+NAMES = ["attention", "mask", "step", "variants", "packing", "loss", "recompile", "sample", "data", "peers", "gpu"]
 
 
 def main() -> None:

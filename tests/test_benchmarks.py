@@ -41,6 +41,12 @@ def test_loss_runs(command, capsys):
 
 
 @pytest.mark.slow
+def test_variants_run(command, capsys):
+    command("variants", "--quick")
+    assert "| modality_weights all | " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_shards_are_read_faster_than_their_input(command, tmp_path):
     """Pictures are read faster than from a folder of files; latents faster than an autoencoder encodes."""
     output = tmp_path / "numbers.json"

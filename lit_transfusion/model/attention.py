@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.model.query_blocks import KeyWindows, query_blocks
-from lit_transfusion.model.visibility import FLEX_BLOCK, block_mask, cuts, dense_mask, sees
+from lit_transfusion.model.query_blocks import key_windows, query_blocks
+from lit_transfusion.model.visibility import FLEX_BLOCK, block_mask, cuts, dense_mask, not_hidden
 
 log = logging.getLogger(__name__)
 
@@ -101,22 +101,23 @@ def split(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> Attend:
     lengths = cuts(lo, hi)
     row_start = torch.arange(0, lo.numel(), lo.shape[1], device=lo.device)[:, None]
     lo, hi = (lo + row_start).flatten(), (hi + row_start).flatten()  # in rows that are laid end to end
-    private = None if private is None else private.flatten()
     blocks = query_blocks(lo, hi, lengths)
     key = torch.arange(len(lo), device=lo.device)
-    masks, first = [], 0
-    for length, (start, stop) in zip(blocks.lengths, blocks.windows, strict=True):
-        queries, keys = slice(first, first + length), slice(start, stop)
-        of_block = (None, None) if private is None else (private[queries], private[keys])
-        masks.append(sees(lo[queries, None], hi[queries, None], key[keys], *of_block))
-        first += length
+    bounds = zip(lo.split(blocks.lengths), hi.split(blocks.lengths), blocks.windows, strict=True)
+    masks = [
+        (key[start:stop] >= first[:, None]) & (key[start:stop] < last[:, None]) for first, last, (start, stop) in bounds
+    ]
+    if private is not None:
+        owners = zip(private.flatten().split(blocks.lengths), blocks.windows, strict=True)
+        for mask, (own, (start, stop)) in zip(masks, owners, strict=True):
+            mask &= not_hidden(own, private.flatten()[start:stop])
 
     @torch.compiler.disable  # the lengths change with each batch, so compiled blocks exclude this
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, _, L, _ = q.shape
         k, v = for_all_heads(q, k, v)
         q, k, v = (x.transpose(0, 1).flatten(1, 2) for x in (q, k, v))  # (heads, B · L, head_dim)
-        parts = q.split(blocks.lengths, dim=1), KeyWindows.apply(k, blocks), KeyWindows.apply(v, blocks)
+        parts = q.split(blocks.lengths, dim=1), key_windows(k, blocks), key_windows(v, blocks)
         outputs = [
             F.scaled_dot_product_attention(q_i[None], k_i[None], v_i[None], attn_mask=mask)[0]
             for q_i, k_i, v_i, mask in zip(*parts, masks, strict=True)

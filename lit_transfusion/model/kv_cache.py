@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.model.attention import Attend, dense_under
-from lit_transfusion.model.visibility import Visibility, run_starts, sees
+from lit_transfusion.model.visibility import Visibility, not_hidden, run_starts
 
 
 class KVCache:
@@ -70,7 +70,8 @@ class KVCache:
         intervals = mask.intervals(torch.zeros_like(cached_ids), cached_ids)
         lo, hi = (bound.gather(1, slots)[..., None] for bound in intervals)  # (B, L, 1)
         key = torch.arange(cached_ids.shape[1], device=slots.device)
-        return dense_under(sees(lo, hi, key, cached_private.gather(1, slots), cached_private))  # (B, L, S)
+        seen = (key >= lo) & (key < hi) & not_hidden(cached_private.gather(1, slots), cached_private)  # (B, L, S)
+        return dense_under(seen)
 
     def layer(self, index: int, attend: Attend) -> "LayerCache":
         """Return the `attend` of one layer, over the cached and the new positions."""

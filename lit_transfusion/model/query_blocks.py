@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LONGEST = 256  # queries of a block
+BLOCK = 256  # queries of a block of a long document
+LONGEST = 2 * BLOCK  # of a document in one block: each of two blocks would see most of its keys
 
 
 class QueryBlocks(NamedTuple):
@@ -13,39 +14,34 @@ class QueryBlocks(NamedTuple):
 
     lengths: list[int]  # queries of each block; their sum is B · L
     windows: list[tuple[int, int]]  # first key that each block sees, and one past the last
-    is_document: list[bool]  # whether a block is a whole document, so that its window overlaps no other
-    long_documents: list[tuple[int, int]]  # first and last positions of the documents of several blocks
+    divided: bool  # whether a document has several blocks, so that windows overlap
 
 
 def query_blocks(lo: Tensor, hi: Tensor, documents: list[int]) -> QueryBlocks:
-    """Divide queries at the boundaries of documents, and every LONGEST positions in a longer document.
+    """Divide queries at the boundaries of documents, and every BLOCK positions in a document longer than LONGEST.
 
     Args:
         lo: (B · L,) first key that each query sees.
         hi: (B · L,) one past the last key that each query sees.
         documents: Lengths of the pieces that do not see each other (`visibility.cuts`).
     """
-    blocks = QueryBlocks([], [], [], [])
-    start = 0
-    for length in documents:
-        stop = start + length
-        if length > LONGEST:
-            blocks.long_documents.append((start, stop))
-        for first in range(start, stop, LONGEST):
-            end = min(first + LONGEST, stop)
-            seen = (int(lo[first:end].amin()), int(hi[first:end].amax())) if length > LONGEST else (start, stop)
-            blocks.lengths.append(end - first)
-            blocks.windows.append(seen)
-            blocks.is_document.append(length <= LONGEST)
+    lengths, windows, start = [], [], 0
+    for document in documents:
+        stop = start + document
+        if document <= LONGEST:
+            lengths.append(document)
+            windows.append((start, stop))
+        else:
+            for first in range(start, stop, BLOCK):
+                queries = slice(first, min(first + BLOCK, stop))
+                lengths.append(queries.stop - first)
+                windows.append((int(lo[queries].amin()), int(hi[queries].amax())))
         start = stop
-    return blocks
+    return QueryBlocks(lengths, windows, max(documents) > LONGEST)
 
 
 class KeyWindows(torch.autograd.Function):
-    """The windows of (heads, B · L, head_dim) keys or values.
-
-    They are the same as slices, but the gradient of each slice would be a tensor of the full size.
-    """
+    """Overlapping windows. They are slices, but the gradient of each slice would be a tensor of the full size."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: QueryBlocks) -> tuple[Tensor, ...]:
@@ -55,13 +51,13 @@ class KeyWindows(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].new_empty(ctx.shape)
-        for start, stop in ctx.blocks.long_documents:
-            total[:, start:stop] = 0
-        parts = zip(ctx.blocks.windows, ctx.blocks.is_document, gradients, strict=True)
-        for (start, stop), is_document, gradient in parts:
-            if is_document:
-                total[:, start:stop] = gradient
-            else:
-                total[:, start:stop] += gradient
+        total = gradients[0].new_zeros(ctx.shape)
+        for (start, stop), gradient in zip(ctx.blocks.windows, gradients, strict=True):
+            total[:, start:stop] += gradient
         return total, None
+
+
+def key_windows(x: Tensor, blocks: QueryBlocks) -> tuple[Tensor, ...]:
+    """Return the window of each block, as views of (heads, B · L, head_dim) keys or values."""
+    # Without overlaps, the gradient of one `torch.split` is one concatenation, which is the fastest.
+    return KeyWindows.apply(x, blocks) if blocks.divided else x.split(blocks.lengths, dim=1)

@@ -66,24 +66,14 @@ def run_ends(ids: Tensor) -> Tensor:
 def dense_mask(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> Tensor:
     """Map (B, L) intervals to (B, L, L) bool, True where the query (second axis) sees the key (last axis)."""
     key = torch.arange(lo.shape[1], device=lo.device)
-    return sees(lo[..., None], hi[..., None], key, private, private)
+    seen = (key >= lo[..., None]) & (key < hi[..., None])
+    return seen if private is None else seen & not_hidden(private, private)
 
 
-def sees(lo: Tensor, hi: Tensor, key: Tensor, private: Tensor | None, keys_private: Tensor | None) -> Tensor:
-    """Return whether queries see keys, (…, Q, K) bool.
-
-    Args:
-        lo: (…, Q, 1) first key that each query sees.
-        hi: (…, Q, 1) one past the last.
-        key: (K,) indices of the keys.
-        private: (…, Q) private images of the queries; None if no image is private.
-        keys_private: (…, K) private images of the keys.
-    """
-    seen = (key >= lo) & (key < hi)
-    if private is None or keys_private is None:
-        return seen
-    keys_private = keys_private[..., None, :]
-    return seen & ((keys_private < 0) | (keys_private == private[..., None]))
+def not_hidden(queries: Tensor, keys: Tensor) -> Tensor:
+    """Map the private images of (…, Q) queries and of (…, K) keys to (…, Q, K) bool, False where a key is hidden."""
+    keys = keys[..., None, :]
+    return (keys < 0) | (keys == queries[..., None])
 
 
 def mask_mod(lo: Tensor, hi: Tensor, private: Tensor | None = None) -> MaskMod:

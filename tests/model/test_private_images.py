@@ -53,14 +53,15 @@ def test_backends_agree_in_outputs_and_gradients(lay_out, rows, mask, every, lon
     *inputs, weight = (torch.randn(*arguments[0].shape, 16, generator=generator) for _ in range(4))
     inputs = [x.unflatten(2, (2, 8)).transpose(1, 2).requires_grad_() for x in inputs]
     results = {}
-    before, blocks_module.LONGEST = blocks_module.LONGEST, longest
+    before = blocks_module.BLOCK, blocks_module.LONGEST
+    blocks_module.BLOCK, blocks_module.LONGEST = longest, longest
     try:
         for name in ("eager", "dense", "split"):
             output = BACKENDS[name](*arguments)(*inputs)
             gradients = torch.autograd.grad(output, inputs, weight.unflatten(2, (2, 8)).transpose(1, 2))
             results[name] = [output.detach(), *gradients]
     finally:
-        blocks_module.LONGEST = before
+        blocks_module.BLOCK, blocks_module.LONGEST = before
     for name in ("dense", "split"):
         torch.testing.assert_close(results[name], results["eager"], atol=1e-5, rtol=1e-4)
 
