@@ -1,11 +1,15 @@
 """Checkpoints in one file and in shards, valid and invalid."""
 
+import io
+import pickle
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, TensorProperties
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.checkpoint import KEY, read_checkpoint
+from lit_transfusion.generation.checkpoint import KEY, _Index, read_checkpoint
 from lit_transfusion.generation.pipeline import Pipeline
 
 forms = pytest.mark.parametrize("sharded", [False, True], ids=["file", "shards"])
@@ -99,6 +103,29 @@ def test_a_checkpoint_that_would_run_code(tmp_path):
     with pytest.raises(InputError, match=r"\.ckpt cannot be read"):
         read_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "touched").exists()
+
+
+class GetAttribute:
+    """Pickled as a call of `getattr`, as Python 3.11.0 to 3.11.3 pickle the member of an Enum."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+def test_an_index_of_any_python_is_read():
+    pickled = pickle.dumps(GetAttribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT"))
+    assert _Index(io.BytesIO(pickled)).load() is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(torch.Size, "count"), (_MEM_FORMAT_ENCODING, "__subclasses__"), (TensorProperties, "mro")]
+)
+def test_an_index_cannot_read_other_attributes(owner, name):
+    with pytest.raises(pickle.UnpicklingError, match=f"{name}.*not allowed"):
+        _Index(io.BytesIO(pickle.dumps(GetAttribute(owner, name)))).load()
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(2)], ids=["dict", "list", "tensor"])
