@@ -23,7 +23,8 @@ def try_to_lock(path):
 
     def acquire():
         with locked(path, waiting.set):
-            acquired.set()
+            pass
+        acquired.set()  # when it is released again, so that the next one need not wait
 
     threading.Thread(target=acquire, daemon=True).start()
     while not waiting.is_set() and not acquired.wait(0.01):

@@ -130,7 +130,10 @@ def test_command_that_is_interrupted_does_not_change_the_checkpoints(run, comman
 
 OVERRIDDEN = [
     ["--config", str(CONFIGS / "quickstart.yaml"), "--trainer.max_steps", "77", "--model.mask", "Causal"],
-    ["--config", str(CONFIGS / "ablate_mask.yaml"), "--arm", "unet_causal", "--data.batch_size", "3"],
+    pytest.param(
+        ["--config", str(CONFIGS / "ablate_mask.yaml"), "--arm", "unet_causal", "--data.batch_size", "3"],
+        marks=pytest.mark.slow,
+    ),
     ["--config", "small.yaml", "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "run"],
 ]
 

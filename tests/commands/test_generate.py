@@ -143,7 +143,10 @@ def test_contact_sheet_shows_denoising(run):
     assert Image.open(more[-1]).width > 3 * few.width and Image.open(more[-1]).height < few.height / 2
 
 
-@pytest.mark.parametrize(("option", "tolerance"), [(["--compile", "true"], 0.01), (["--dtype", "bfloat16"], 0.1)])
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [pytest.param(["--compile", "true"], 0.01, marks=pytest.mark.slow), (["--dtype", "bfloat16"], 0.1)],
+)
 def test_compiled_and_bf16_pictures_are_the_same(run, monkeypatch, option, tolerance):
     """Tolerances are for the range [-1, 1]; 0.01 is one step of the 8-bit file."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

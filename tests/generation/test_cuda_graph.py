@@ -52,7 +52,8 @@ def prompts(pipeline):
 
 
 # The real compiler takes half a minute; with "eager", only the tracer runs, which tests the rest of the code.
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 @pytest.mark.parametrize("patcher", ["linear", "unet"])
 def test_compiled_decoding_is_decoding(make_pipeline, talkative, monkeypatch, patcher, backend):
     torch._dynamo.reset()

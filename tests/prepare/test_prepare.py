@@ -348,7 +348,7 @@ def test_names_that_are_not_utf8(tmp_path):
     assert Shards(str(tmp_path / "out"), 8)[0].captions == ("words",)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_too_many_skips_stop_with_reasons_and_a_higher_limit_resumes(make_pictures, tmp_path, num_workers):
     folder = make_pictures(tmp_path / "in", 16)
     for name in ("x", "y", "z"):

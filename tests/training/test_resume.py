@@ -182,6 +182,7 @@ def test_run_resumed_after_a_crash_starts_at_its_last_checkpoint(whole, folder):
 
 
 @pytest.mark.parametrize("call", ["remove", "symlink"])
+@pytest.mark.slow
 def test_run_killed_while_last_is_replaced_resumes_from_the_newest_checkpoint(whole, folder, monkeypatch, call):
     """Lightning removes the earlier checkpoint and the link last.ckpt, and then creates a new link."""
     original, last = getattr(os, call), "last.ckpt"
@@ -240,6 +241,7 @@ def test_run_stopped_within_a_step_resumes_with_that_step(accumulated, folder, w
     assert_same_end(folder, accumulated[0])
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_validation_within_a_step_resumes_with_that_step(folder, tmp_path):
     """The validation is after the third batch, which is the first of the second step."""
 
@@ -261,6 +263,7 @@ def test_checkpoint_of_a_validation_within_a_step_resumes_with_that_step(folder,
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.slow
 def test_number_of_batches_in_a_step_may_change(folder, first, second):
     """The data resume at the same document, and each step has the new number of batches."""
     fit(folder, "--trainer.accumulate_grad_batches", str(first), stop=(3, "callbacks"))
@@ -286,6 +289,7 @@ def test_resume_with_an_error_does_not_change_the_run(whole, folder, capsys):
 
 
 @pytest.mark.parametrize("stop", [(1, "callbacks"), (3, "killed")])
+@pytest.mark.slow
 def test_last_checkpoint_of_a_resumed_run_is_its_newest(folder, stop):
     """There is no second file such as last-v1.ckpt."""
     fit(folder, stop=stop)
@@ -294,6 +298,7 @@ def test_last_checkpoint_of_a_resumed_run_is_its_newest(folder, stop):
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
 
 
+@pytest.mark.slow
 def test_last_step_is_saved_if_it_is_no_multiple_of_the_interval(folder):
     """Otherwise the evaluation would use weights of an earlier step."""
     fit(folder, "--trainer.max_steps", "5")
@@ -303,6 +308,7 @@ def test_last_step_is_saved_if_it_is_no_multiple_of_the_interval(folder):
     assert [step for step, *_ in again] == [6]
 
 
+@pytest.mark.slow
 def test_run_extended_by_more_steps_equals_one_that_had_them_from_the_start(whole, folder):
     """Its last checkpoint therefore also contains the average of its last step."""
     schedule = "--model.scheduler.total_steps", str(STEPS)
@@ -330,6 +336,7 @@ def test_extended_run_follows_the_longer_schedule(whole, folder):
     assert max(rates) < max(rate for *_, rate in whole[1])
 
 
+@pytest.mark.slow
 def test_one_seed_changes_weights_data_and_noise(folder):
     """Compares with runs that have seed 0 for one of these parts only."""
 
@@ -353,6 +360,7 @@ def test_new_run_moves_an_earlier_one_aside(whole, folder):
     assert newest(aside)["global_step"] == STEPS and newest(folder)["global_step"] == 1
 
 
+@pytest.mark.slow
 def test_resumed_run_with_dropout_and_flow_matching_equals_an_uninterrupted_one(folder, tmp_path):
     """Dropout draws from the global generator, and flow matching draws timesteps that are not whole numbers."""
     options = "--model.size.dropout", "0.3", "--model.size.modality_weights", "ffn", "--model.noise", "FlowMatching"
@@ -364,6 +372,7 @@ def test_resumed_run_with_dropout_and_flow_matching_equals_an_uninterrupted_one(
     assert_same_end(folder, tmp_path / "uninterrupted")
 
 
+@pytest.mark.slow
 def test_resumed_run_on_texts_and_pictures_equals_an_uninterrupted_one(folder, tmp_path):
     """It is stopped during an epoch of each source, and within a text of several documents."""
     for number in range(12):
