@@ -1,6 +1,7 @@
 """A slow decoder without a cache: it reads the whole document again for each token and each denoising step."""
 
 import torch
+from single_shape import run
 
 from lit_transfusion.data.packing import flatten
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
@@ -12,9 +13,10 @@ P = 4  # patches for each image
 
 def read_all(pipeline, document, last_timestep=0):
     """Read a document in one pass without a cache. Returns logits (L, V) and predictions of its images (N, C, H, W)."""
-    piece = flatten(document, pipeline.tokenizer, P)
+    piece = flatten(document, pipeline.tokenizer, lambda image: P)
     tokens, images = torch.tensor([piece.tokens]), [image.latents for image in piece.images]
-    return pipeline.net(
+    return run(
+        pipeline.net,
         tokens,
         torch.arange(tokens.shape[1])[None],
         torch.zeros_like(tokens),

@@ -61,7 +61,7 @@ def built(folder, monkeypatch):
 def losses(parts):
     """Of one batch, after a backward pass that reaches the weights."""
     batch = next(iter(parts.datamodule.train_dataloader()))
-    assert len(batch.images)
+    assert batch.num_images
     terms, _ = parts.model.losses(parts.model.net, batch, torch.Generator().manual_seed(0))
     terms.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in parts.model.net.parameters())

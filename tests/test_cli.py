@@ -207,7 +207,8 @@ def test_edits_start_from_the_quickstart(folder, monkeypatch):
     )
     assert torch.equal(Built.model.net.head.weight, first.net.head.weight) and Built.model is not first
     batch = next(iter(Built.data.train_dataloader()))
-    assert batch.learned_images.tolist() == list(range(1, len(batch.images), 2)) and not batch.max_timesteps[::2].any()
+    (group,) = batch.image_groups
+    assert group.learned.tolist() == list(range(1, batch.num_images, 2)) and not group.max_timesteps[::2].any()
 
 
 @pytest.fixture

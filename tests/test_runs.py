@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -228,7 +229,7 @@ def test_source_of_a_config_may_refer_to_other_values(tmp_path, reader, monkeypa
     source = {"class_path": "Shapes", "init_args": init_args}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"data": {"source": source, "vocab_size": 300}}))
     if reader == "evaluate":
-        loaded = source_of(tmp_path / "mine.yaml", 16)
+        loaded = source_of(tmp_path / "mine.yaml", SimpleNamespace(image_size=16, multiple_of=None))
         assert (len(loaded.split("train")), len(loaded.split("val"))) == (300, 7)
     else:
         options = cli.tool_parser("train_tokenizer").parse_args(["--config", "mine.yaml", "--output", "o.model"])

@@ -113,7 +113,7 @@ def check_before_drawing(pipeline: "Pipeline", benchmark: Benchmark, settings: S
             print(f"{cut} of {len(wanted)} captions are too long for a training row and are cut")
         return
     documents = [prompt_document(pipeline, prompt) for prompt in wanted]
-    check_lengths(pipeline, documents, True, f"prompts {prompts}: the prompt")
+    check_lengths(pipeline, documents, settings, True, f"prompts {prompts}: the prompt")
 
 
 def inputs_of(

@@ -22,6 +22,7 @@ from lit_transfusion.progress import reporting
 
 if TYPE_CHECKING:
     from lit_transfusion.data.sources.base import Source
+    from lit_transfusion.generation.pipeline import Pipeline
 
 Columns = dict[str, float]
 SHOWN = 8  # number of pictures to save
@@ -78,10 +79,10 @@ def evaluate(
     pipeline = open_pipeline(ckpt, device, ema, compile)
     pipeline.noise.sampler(sampler, num_inference_steps)  # reports invalid settings before anything is measured
     if data:
-        source = source_of(Path(data), pipeline.image_size)
+        source = source_of(Path(data), pipeline)
     else:  # the user did not pass this config: it was found next to the checkpoint
         with imports_limited_to([PACKAGE, *named]):
-            source = source_of(config_beside(ckpt), pipeline.image_size, passed=False)
+            source = source_of(config_beside(ckpt), pipeline, passed=False)
     metrics = default_metrics() if metrics is None else metrics
 
     with quiet_backends(), reporting() as on_progress:
@@ -209,12 +210,12 @@ def config_beside(ckpt: str) -> Path:
     return path
 
 
-def source_of(path: Path, image_size: int, passed: bool = True) -> "Source":
-    """Build the source of a run's config, for pictures of this size.
+def source_of(path: Path, pipeline: "Pipeline", passed: bool = True) -> "Source":
+    """Build the source of a run's config, for pictures of the size of a pipeline.
 
     Args:
         path: The config.
-        image_size: Side of the pictures in pixels.
+        pipeline: The model.
         passed: Whether the user named the config; false if it was found next to the checkpoint.
     """
     from jsonargparse import ArgumentError, ArgumentParser
@@ -239,13 +240,15 @@ def source_of(path: Path, image_size: int, passed: bool = True) -> "Source":
     for option in ("vocab_size", "character_coverage"):  # options of the tokenizer, which SourceFile passes on, too
         parser.add_argument(f"--{option}", type=Any)
     parser.add_subclass_arguments(Source, "source")
-    words = ["--config", str(path), "--source.init_args.image_size", str(image_size)]
+    words = ["--config", str(path), "--source.init_args.image_size", str(pipeline.image_size)]
     try:
         with raising_own_errors():
             options = parser.parse_args(words)
         try:
             with raising_own_errors():
                 source = parser.instantiate(options).source.pictures
+                if pipeline.multiple_of is not None:
+                    source.keep_ratio(pipeline.multiple_of)
         except InputError as error:  # such as data that have been moved
             raise InputError(f"{path}, data.source: {error}, or use another config with --data CONFIG.yaml") from None
     except ArgumentError as error:

@@ -12,6 +12,8 @@ from lit_transfusion.progress import reporting
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lit_transfusion.generation.pipeline import Pipeline
+
 
 def generate(
     ckpt: str,
@@ -77,7 +79,7 @@ def generate(
 
     pipeline = open_pipeline(ckpt, device, ema, compile, dtype)
     file = edit or image
-    given = None if file is None else open_picture(file, pipeline.image_size)
+    given = None if file is None else open_picture(file, pipeline)
     documents = [prompt_document(pipeline, request.prompt, given) for request in requests]
     limited = settings
     if interleave:
@@ -87,7 +89,7 @@ def generate(
     else:
         images, limited = Images.FORCED, settings.one_image()
     name = f"prompts {prompts}: the prompt" if prompts else "--instruction" if edit else "--prompt"
-    check_lengths(pipeline, documents, images is Images.FORCED, name)  # check all before the first is drawn
+    check_lengths(pipeline, documents, settings, images is Images.FORCED, name)  # check all before the first is drawn
 
     orders = number_samples(requests, num_images, settings.seed)
     exhibits, frames = [], Frames(pipeline.codec, settings.num_inference_steps)
@@ -163,13 +165,13 @@ def number_samples(requests: list[Request], count: int, seed: int) -> list[tuple
     return [(number, first + i) for number, first in enumerate(firsts) for i in range(count)]
 
 
-def open_picture(path: str, image_size: int) -> "Tensor":
-    """Read a picture as (3, image_size, image_size) in [-1, 1], cropped and resized as in training."""
+def open_picture(path: str, pipeline: "Pipeline") -> "Tensor":
+    """Read a picture as (3, height, width) in [-1, 1], cropped and resized as in training."""
     from lit_transfusion.data.images import read_image
 
     if not Path(path).is_file():
         raise InputError(f"picture {path} not found; check the path")
     try:
-        return read_image(path, image_size)
+        return read_image(path, pipeline.image_size, pipeline.multiple_of)
     except ValueError as error:
         raise InputError(f"picture {path}: {error}") from None

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +21,7 @@ class Exhibit(NamedTuple):
     prompt: str | None
     seed: int
     text: str  # the generated text, with [image] in place of each image
-    pictures: list[Tensor]  # the drawn pictures, (3, S, S) in [-1, 1]
+    pictures: list[Tensor]  # the drawn pictures, (3, height, width) in [-1, 1]
     stop_reason: str
 
     @property
@@ -36,8 +35,7 @@ def exhibit(pipeline: Pipeline, sample: Generated, prompt: str | None, seed: int
         "[image]" if isinstance(segment, ImageSegment) else pipeline.tokenizer.decode(segment.token_ids)
         for segment in sample.added
     ]
-    latents = [image.latents for image in sample.images]
-    pictures = list(pipeline.codec.decode(torch.stack(latents))) if latents else []
+    pictures = pipeline.decode_images(sample.images)
     return Exhibit(prompt, seed, " ".join(word for word in words if word), pictures, sample.stop_reason.value)
 
 
@@ -62,13 +60,13 @@ class Gallery:
             raise InputError(f"--output {self.path} cannot be written: {error.strerror}; use another path") from None
 
     def save_samples(self, exhibits: Sequence[Exhibit], given: Tensor | None, settings: dict[str, Any]) -> list[Path]:
-        """Write all samples and return the paths of the main files. The grid starts with `given`, (3, S, S), if any."""
+        """Write all samples and return the paths of the main files. The grid starts with `given`, if any."""
         tiles = [(picture, shown.whole_text.replace("[image]", "")) for shown in exhibits for picture in shown.pictures]
         paths = []
         if tiles:
             tiles = tiles if given is None else [(given, "(given)"), *tiles]
             pictures, captions = zip(*tiles, strict=True)
-            paths.append(self.save_picture(captioned_grid(torch.stack(pictures), captions), "grid"))
+            paths.append(self.save_picture(captioned_grid(pictures, captions), "grid"))
         if self.is_directory:
             samples = [self._save_sample(number, shown) for number, shown in enumerate(exhibits)]
             paths.append(self.path / "samples.json")

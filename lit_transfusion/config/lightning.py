@@ -76,6 +76,7 @@ class TransfusionCLI(LightningCLI):
         parser.link_arguments("data", "model.codec", compute_fn=lambda data: data.codec, apply_on="instantiate")
         parser.link_arguments("data.latent_channels", "model.patcher.init_args.latent_channels", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size")
+        parser.link_arguments("data.keep_ratio", "model.keep_ratio")
         parser.link_arguments("data.sequence_length", "model.sequence_length")
         parser.link_arguments("data.image_size", "data.source.init_args.image_size")
         parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")

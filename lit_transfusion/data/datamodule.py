@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import lightning
-import torch
 from torch.utils.data import DataLoader
 
 from lit_transfusion.data.document_set import DocumentSet
 from lit_transfusion.data.loader import PackedLoader
-from lit_transfusion.data.packing import room_for_text
+from lit_transfusion.data.packing import SquarePatches, room_for_text
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.tokenizer import Tokenizer
@@ -29,6 +28,8 @@ class TransfusionData(lightning.LightningDataModule):
         codec: Converts pictures to the latents that are diffused, and back.
         recipe: How an example becomes a document: order, noise caps, dropout for guidance.
         image_size: Side of the square pictures, in pixels.
+        keep_ratio: Keep the aspect ratio of each picture, instead of its middle square. Its sides are then multiples of
+            the side of a patch, its area is at most that of the square, and a batch contains many sizes.
         patch_size: Side of a patch, in latent pixels (set by the model's patcher).
         sequence_length: Positions L of a row. Longer rows waste less on padding. An example's images and text must fit.
         batch_size: Rows B of a batch on each device.
@@ -50,6 +51,7 @@ class TransfusionData(lightning.LightningDataModule):
         codec: Codec,
         recipe: Recipe = Recipe(),
         image_size: int = 64,
+        keep_ratio: bool = False,
         patch_size: int = 2,
         sequence_length: int = 1024,
         batch_size: int = 4,
@@ -66,6 +68,7 @@ class TransfusionData(lightning.LightningDataModule):
         self.codec = codec
         self.recipe = recipe
         self.image_size = image_size
+        self.keep_ratio = keep_ratio
         self.patch_size = patch_size
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -77,6 +80,8 @@ class TransfusionData(lightning.LightningDataModule):
         self.seed = seed
         self.max_skipped = max_skipped
         self._check()
+        if keep_ratio:
+            source.keep_ratio(self.patches.side)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -91,15 +96,14 @@ class TransfusionData(lightning.LightningDataModule):
         return self.codec.latent_channels
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape of each image in a batch: pixels (3, S, S), or the codec's moments (K, h, w)."""
-        size = self.image_size
-        return self.codec.moments_shape(size) if self.source.encoding else (3, size, size)
+    def patches(self) -> SquarePatches:
+        """Counts the patches of an image."""
+        return SquarePatches(self.patch_size, self.codec.downscale)
 
     @property
     def patches_per_image(self) -> int:
-        _, height, width = self.codec.latent_shape(self.image_size)
-        return (height // self.patch_size) * (width // self.patch_size)
+        """Number of patches of a square picture; with `keep_ratio`, other pictures have at most this many."""
+        return self.patches.of_size(self.image_size, self.image_size, self.patches.side)
 
     def train_dataloader(self) -> PackedLoader:
         return self._loader(self.source.split("train"), endless=True)
@@ -138,6 +142,7 @@ class TransfusionData(lightning.LightningDataModule):
             source,
             self.recipe,
             self.tokenizer,
+            self.patches,
             self.patches_per_image,
             self.sequence_length,
             self.seed,
@@ -148,7 +153,7 @@ class TransfusionData(lightning.LightningDataModule):
         return PackedLoader(
             documents,
             self.batch_size,
-            self.image_shape,
+            self.codec.latent_shape(self.image_size),
             self.open_rows,
             self.num_workers,
             endless,
@@ -180,6 +185,11 @@ class TransfusionData(lightning.LightningDataModule):
                 f"data.image_size {self.image_size} gives latents of {height}x{width}, "
                 f"which the patcher's patch_size {self.patch_size} does not divide; change one of them"
             )
+        for part in self.source.parts.values():
+            if part.multiple_of is not None and not self.keep_ratio:
+                raise InputError(
+                    "data.source yields pictures of several sizes, but data.keep_ratio is false; set it to true"
+                )
         self._check_encodings()
         num_images = self.source.images_per_example
         patches = self.patches_per_image * self.recipe.copies_per_image
@@ -191,7 +201,7 @@ class TransfusionData(lightning.LightningDataModule):
             )
 
     def _check_encodings(self) -> None:
-        """Check that encoded pictures come from this codec, and that no batch mixes latents with pixels."""
+        """Check that encoded pictures come from this codec."""
         parts = self.source.parts
         encodings = {name: part.encoding for name, part in parts.items() if part.encoding}
         if not encodings:
@@ -204,20 +214,14 @@ class TransfusionData(lightning.LightningDataModule):
                     f"{encoding.path} contains latents of the codec {encoding.identity}, but data.codec is {own}; set "
                     f"data.codec to {encoding.codec}, or {key} to false to encode the pictures again"
                 )
-        for other, part in parts.items():
-            if part.images_per_example and not part.encoding:
-                raise InputError(
-                    f"data.source mixes latents ({name}) with pictures that are not encoded ({other}); set {key} to "
-                    "false, or prepare both with the same --codec"
-                )
 
 
 def collate_examples(examples: Sequence[Example | Skipped]) -> ExampleBatch:
-    """Stack the examples that can be used."""
+    """Collect the examples that can be used."""
     usable = [example for example in examples if isinstance(example, Example)]
     if not usable:
         raise InputError(
             f"none of {len(examples)} held-out pictures can be used (first: {examples[0].name}, {examples[0].reason}); "
             "fix the files"
         )
-    return ExampleBatch(torch.stack([e.image for e in usable]), [e.captions[0] for e in usable])
+    return ExampleBatch([e.image for e in usable], [e.captions[0] for e in usable])

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import Dataset
 
-from lit_transfusion.data.packing import FlatDocument, flatten, room_for_text
+from lit_transfusion.data.packing import FlatDocument, PatchCount, flatten, room_for_text
 from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.data.recipe import Recipe
 from lit_transfusion.data.sources.base import Source
@@ -19,11 +19,19 @@ class DocumentSet(Dataset):
     """
 
     def __init__(
-        self, source: Source, recipe: Recipe, tokenizer: Tokenizer, patches_per_image: int, length: int, seed: int
+        self,
+        source: Source,
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        count_patches: PatchCount,
+        patches_per_image: int,  # of the largest image
+        length: int,
+        seed: int,
     ) -> None:
         self.source = source
         self.recipe = recipe
         self.tokenizer = tokenizer
+        self.count_patches = count_patches
         self.patches_per_image = patches_per_image
         self.length = length
         self.seed = seed
@@ -36,4 +44,4 @@ class DocumentSet(Dataset):
         patches = self.patches_per_image * self.recipe.copies_per_image
         room = room_for_text(self.length, patches, example.num_images)
         documents = self.recipe.documents(example, self.tokenizer, room, generator)
-        return [flatten(document, self.tokenizer, self.patches_per_image) for document in documents]
+        return [flatten(document, self.tokenizer, self.count_patches) for document in documents]

@@ -18,10 +18,8 @@ never text targets. After a text that was cut, neither BOI nor EOS is learned, b
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from lit_transfusion.data.tokenizer import Tokenizer
-from lit_transfusion.data.types import NO_LIMIT, Document, ImageSegment, TextSegment
+from lit_transfusion.data.types import NO_LIMIT, Document, ImageSegment, ImageValue, TextSegment
 
 Tokens = tuple[int, ...]
 
@@ -42,7 +40,7 @@ def text_documents(text: Tokens, tokenizer: Tokenizer, max_text_tokens: int, com
     return [Document((TextSegment(piece),)) for piece in pieces]
 
 
-def caption_first(caption: Tokens, image: Tensor, tokenizer: Tokenizer, cut: bool = False) -> Document:
+def caption_first(caption: Tokens, image: ImageValue, tokenizer: Tokenizer, cut: bool = False) -> Document:
     """Make `BOS caption [image] EOS`. The BOI after a caption that was cut is not learned."""
     text = [TextSegment((tokenizer.bos, *caption)), *[NOT_LEARNED] * cut]
     return Document((*text, ImageSegment(image), TextSegment((tokenizer.eos,))), cut)
@@ -50,7 +48,7 @@ def caption_first(caption: Tokens, image: Tensor, tokenizer: Tokenizer, cut: boo
 
 def image_first(
     caption: Tokens,
-    image: Tensor,
+    image: ImageValue,
     tokenizer: Tokenizer,
     max_timestep: int = NO_LIMIT,
     cut: bool = False,
@@ -66,7 +64,7 @@ def image_first(
     )
 
 
-def unconditional(image: Tensor, tokenizer: Tokenizer, given: Sequence[ImageSegment] = ()) -> Document:
+def unconditional(image: ImageValue, tokenizer: Tokenizer, given: Sequence[ImageSegment] = ()) -> Document:
     """Make `BOS [given images] [image] EOS`, for guidance. Of the text nothing is learned."""
     end = TextSegment((tokenizer.eos,), learn=False)
     return extended(null_prompt(tokenizer, given), ImageSegment(image), end)
@@ -75,7 +73,7 @@ def unconditional(image: Tensor, tokenizer: Tokenizer, given: Sequence[ImageSegm
 def edit(
     given: ImageSegment,
     instruction: Tokens,
-    output: Tensor,
+    output: ImageValue,
     tokenizer: Tokenizer,
     learn_instruction: bool = False,
     cut: bool = False,

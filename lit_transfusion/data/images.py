@@ -1,8 +1,11 @@
-"""Read picture files of any camera, scanner or drawing program as square tensors."""
+"""Read picture files of any camera, scanner or drawing program as tensors: cropped to a square, or nearly uncropped."""
 
 import io
 import re
 import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,15 +25,20 @@ class TooLarge(ValueError):
     """The picture has too many pixels to decode. The message is the reason."""
 
 
-def read_image(file: str | Path | BinaryIO, image_size: int) -> Tensor:
-    """Read the middle square of a picture as float32 (3, image_size, image_size) in [-1, 1]. See `read_pixels`."""
-    return to_unit_range(read_pixels(file, image_size))
+def read_image(file: str | Path | BinaryIO, image_size: int, multiple_of: int | None = None) -> Tensor:
+    """Read a picture as float32 (3, height, width) in [-1, 1]. See `read_pixels`."""
+    return to_unit_range(read_pixels(file, image_size, multiple_of))
 
 
-def read_pixels(file: str | Path | BinaryIO, image_size: int) -> Tensor:
-    """Read the middle square of a picture as uint8 RGB (3, image_size, image_size), upright, transparency on white.
+def read_pixels(file: str | Path | BinaryIO, image_size: int, multiple_of: int | None = None) -> Tensor:
+    """Read a picture as uint8 RGB (3, height, width), upright, with transparency on white.
 
     Only the orientation is read from the metadata. Broken metadata is ignored.
+
+    Args:
+        file: The picture.
+        image_size: Side of the square to which the middle of the picture is resized.
+        multiple_of: If not None, the picture keeps its aspect ratio, see `fitted_size`.
 
     Raises:
         ValueError: The picture cannot be used. The message is a short reason, the same for all pictures of one kind.
@@ -44,7 +52,7 @@ def read_pixels(file: str | Path | BinaryIO, image_size: int) -> Tensor:
                 image = decode_without_metadata(file, image_size, error)
     except Exception as error:
         raise ValueError(reason_of(error)) from error
-    return square(image, image_size)
+    return fit(image, image_size, multiple_of)
 
 
 def decode(file: str | Path | BinaryIO, image_size: int) -> Image.Image:
@@ -56,7 +64,7 @@ def decode(file: str | Path | BinaryIO, image_size: int) -> Image.Image:
     with open_picture(file) as image:
         check_size(image, JPEG_FACTOR if isinstance(image, JpegImageFile) else 1)
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time and memory. Keep twice the
-        # target size or more for the filter in `square`, so that the result hardly differs.
+        # target size or more for the filter in `fit`, so that the result hardly differs.
         image.draft(None, (2 * image_size, 2 * image_size))
         check_size(image)
         image.load()
@@ -119,14 +127,51 @@ def reason_of(error: Exception) -> str:
     return "cannot be read: " + re.sub(r"\d+", "N", " ".join(message.split()))[:100]
 
 
-def square(image: Image.Image, image_size: int) -> Tensor:
-    """Crop the middle square of an RGB picture and resize it to uint8 (3, image_size, image_size)."""
+def fit(image: Image.Image, image_size: int, multiple_of: int | None = None) -> Tensor:
+    """Crop and resize an RGB picture to uint8 (3, height, width), the size that `fitted_size` chooses."""
     from torchvision.transforms.v2 import InterpolationMode  # imported here, since it takes a second
     from torchvision.transforms.v2 import functional as transforms
 
-    image = transforms.center_crop(image, [min(image.size)])
-    image = transforms.resize(image, [image_size], InterpolationMode.LANCZOS)  # antialiased, like Pillow's resize
+    height, width = fitted_size(image.height, image.width, image_size, multiple_of)
+    scale = min(image.height / height, image.width / width)
+    crop = [max(1, min(round(height * scale), image.height)), max(1, min(round(width * scale), image.width))]
+    image = transforms.center_crop(image, crop)
+    image = transforms.resize(image, [height, width], InterpolationMode.LANCZOS)  # antialiased, like Pillow's resize
     return transforms.pil_to_tensor(image)
+
+
+@lru_cache(maxsize=4096)
+def fitted_size(height: int, width: int, image_size: int, multiple_of: int | None = None) -> tuple[int, int]:
+    """Choose the height and width to which a picture is resized, after its margins are cropped.
+
+    Without `multiple_of`, it is a square with sides of `image_size`. With it, the sides are multiples of it, and the
+    area is that of the square or less. Among these sizes, the choice keeps much of the picture (less than one multiple
+    is cropped, if possible) and uses much of the area.
+    """
+    if multiple_of is None:
+        return image_size, image_size
+    most = (image_size // multiple_of) ** 2
+
+    def cost(rows: int, columns: int) -> tuple[float, float]:
+        tall, wide = columns * height / width, rows * width / height  # the whole picture, scaled to the other side
+        cropped = max(tall - rows, wide - columns)  # one of them is at least 0
+        kept = min(rows / tall, columns / wide)
+        return max(cropped - 1, 0.0), -(kept**2) * rows * columns
+
+    grids = []
+    for rows in range(1, most + 1):
+        wide, widest = rows * width / height, most // rows
+        grids += [(rows, min(max(columns, 1), widest)) for columns in (int(wide), int(wide) + 1)]
+    rows, columns = min(grids, key=lambda grid: cost(*grid))
+    return rows * multiple_of, columns * multiple_of
+
+
+def by_size(images: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
+    """Stack the images (…, height, width) of each size: their indices, and (n, …, height, width)."""
+    indices = defaultdict(list)
+    for i, image in enumerate(images):
+        indices[image.shape].append(i)
+    return [(same, torch.stack([images[i] for i in same])) for same in indices.values()]
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

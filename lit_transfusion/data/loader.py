@@ -41,7 +41,7 @@ class PackedLoader:
     Args:
         documents: The documents to pack, and the length L of a row.
         batch_size: Rows B of a batch.
-        image_shape: (C, H, W) of an image.
+        latent_shape: (C, H, W) of the group of images of a batch without images.
         open_rows: Rows that first-fit packing keeps open at the same time.
         num_workers: Processes that make documents; 0 makes them in this process.
         endless: Repeat without end in shuffled order (training), or pass once in order (validation).
@@ -62,7 +62,7 @@ class PackedLoader:
         self,
         documents: DocumentSet,
         batch_size: int,
-        image_shape: tuple[int, int, int],
+        latent_shape: tuple[int, int, int],
         open_rows: int = 16,
         num_workers: int = 0,
         endless: bool = True,
@@ -75,7 +75,7 @@ class PackedLoader:
         self.documents = documents
         self.batch_size = batch_size
         self.length = documents.length
-        self.image_shape = image_shape
+        self.latent_shape = latent_shape
         self.open_rows = open_rows
         self.num_workers = num_workers
         self.endless = endless
@@ -283,4 +283,4 @@ class PackedLoader:
 
     def _collate(self, rows: Rows) -> PackedBatch:
         documents = [[document for _, document in row] for row in rows]
-        return collate(documents, self.length, self.documents.tokenizer.pad, self.image_shape)
+        return collate(documents, self.length, self.documents.tokenizer.pad, self.latent_shape)

@@ -1,15 +1,56 @@
 """Pack documents into rows of equal length, and rows into a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from lit_transfusion.data.tokenizer import Tokenizer
-from lit_transfusion.data.types import IGNORE_INDEX, TEXT, Document, ImageSegment, PackedBatch
+from lit_transfusion.data.types import IGNORE_INDEX, TEXT, Document, ImageGroup, ImageSegment, ImageValue, PackedBatch
+from lit_transfusion.errors import InputError
+from lit_transfusion.latents import Raw
 
 Item = TypeVar("Item")
+PatchCount = Callable[[ImageSegment], int]  # the number of patches of an image
+
+
+@dataclass(frozen=True)
+class SquarePatches:
+    """The `PatchCount` of all patchers, which have square patches.
+
+    Args:
+        patch_size: Side of a patch in latent pixels.
+        downscale: Pixels for each latent pixel along one side.
+    """
+
+    patch_size: int
+    downscale: int = 1
+
+    @property
+    def side(self) -> int:
+        """Side of a patch in pixels."""
+        return self.patch_size * self.downscale
+
+    def __call__(self, image: ImageSegment) -> int:
+        raw = isinstance(image.value, Raw)
+        height, width = tensor_of(image.value).shape[-2:]
+        return self.of_size(height, width, self.side if raw else self.patch_size)
+
+    def of_size(self, height: int, width: int, side: int) -> int:
+        """Number of patches of `side` x `side` in height x width.
+
+        Raises:
+            InputError: They do not divide it.
+        """
+        if height % side or width % side or not height * width:
+            raise InputError(
+                f"an image of {height}x{width} does not consist of whole patches of {side}x{side}; change "
+                "data.image_size or patch_size of model.patcher"
+            )
+        return (height // side) * (width // side)
 
 
 class FlatDocument(NamedTuple):
@@ -22,7 +63,7 @@ class FlatDocument(NamedTuple):
     cut: bool = False  # as in Document
 
 
-def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) -> FlatDocument:
+def flatten(document: Document, tokenizer: Tokenizer, count_patches: PatchCount) -> FlatDocument:
     """Put BOI and EOI around the images, and set the label of each position: the next token, if it is learned.
 
     Learned (paper, 3.2 and footnote 8): text tokens, and BOI after learned text. Not learned: patches; EOI, because
@@ -40,10 +81,10 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
     for segment in document.segments:
         if isinstance(segment, ImageSegment):
             copies = [segment, clean_copy(segment)] if segment.clean_copy else [segment]
-            number = len(copies) * patches_per_image
-            tokens += [tokenizer.boi, *[tokenizer.pad] * number, tokenizer.eoi]
-            learn += [learn_boi, *[False] * (number + 1)]
-            ids = [len(images) + copy for copy in range(len(copies)) for _ in range(patches_per_image)]
+            number = count_patches(segment)
+            tokens += [tokenizer.boi, *[tokenizer.pad] * (len(copies) * number), tokenizer.eoi]
+            learn += [learn_boi, *[False] * (len(copies) * number + 1)]
+            ids = [len(images) + copy for copy in range(len(copies)) for _ in range(number)]
             image_ids += [TEXT, *ids, TEXT]
             images += copies
         else:
@@ -57,11 +98,14 @@ def flatten(document: Document, tokenizer: Tokenizer, patches_per_image: int) ->
 
 def clean_copy(image: ImageSegment) -> ImageSegment:
     """The clean copy of an image: at timestep 0, as the sampler shows a finished image, and without a loss."""
-    return ImageSegment(image.latents, max_timestep=0, learn=False)
+    return ImageSegment(image.value, max_timestep=0, learn=False)
 
 
 def room_for_text(length: int, patches_per_image: int, num_images: int) -> int:
-    """Positions of a row that remain for text, after BOS, EOS and the images with their BOI and EOI."""
+    """Positions of a row that remain for text, after BOS, EOS and the images with their BOI and EOI.
+
+    `patches_per_image` is that of the largest image, so that texts are cut alike whatever the size of the image.
+    """
     return length - 2 - num_images * (patches_per_image + 2)
 
 
@@ -104,11 +148,11 @@ class FirstFit(Generic[Item]):
 
 
 def collate(
-    rows: Sequence[Sequence[FlatDocument]], length: int, pad: int, image_shape: tuple[int, int, int]
+    rows: Sequence[Sequence[FlatDocument]], length: int, pad: int, latent_shape: tuple[int, int, int]
 ) -> PackedBatch:
     """Make a PackedBatch with rows of `length` positions.
 
-    `image_shape` (C, H, W) is the shape of the empty image tensor if there are no images.
+    If there are no images, the batch has one empty group of latents of `latent_shape` (C, H, W).
     """
     shape = len(rows), length
     tokens, labels, image_ids, private = (np.full(shape, value) for value in (pad, IGNORE_INDEX, TEXT, TEXT))
@@ -136,7 +180,7 @@ def collate(
         document_ids[i, end:], positions[i, end:] = np.divmod(np.arange(length - end), longest)
         document_ids[i, end:] += len(row)
     targets = torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX))
-    learned = [i for i, image in enumerate(images) if image.learn]
+    groups = image_groups(images, image_ids) if images else (empty_group(latent_shape),)
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
@@ -144,10 +188,41 @@ def collate(
         document_ids=torch.from_numpy(document_ids),
         image_ids=torch.from_numpy(image_ids),
         private_ids=torch.from_numpy(private if (private != TEXT).any() else private[:0]),
-        images=torch.stack([image.latents for image in images]) if images else torch.zeros(0, *image_shape),
-        max_timesteps=torch.tensor([image.max_timestep for image in images], dtype=torch.int64),
-        learned_images=torch.tensor(learned, dtype=torch.int64),
+        image_groups=groups,
         target_positions=targets,
         lengths=torch.tensor(lengths),
-        step_counts=torch.tensor([len(targets), len(learned)]),
+        step_counts=torch.tensor([len(targets), sum(len(group.learned) for group in groups)]),
     )
+
+
+def empty_group(latent_shape: tuple[int, int, int]) -> ImageGroup:
+    """A group without images, so that training runs the patcher in every batch."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return ImageGroup(torch.zeros(0, *latent_shape), none.view(0, 0), none, none)
+
+
+def image_groups(images: Sequence[ImageSegment], image_ids: np.ndarray) -> tuple[ImageGroup, ...]:
+    """Group images by kind and shape, in the order of their first image. `image_ids` (B, L) are their numbers."""
+    if not images:
+        return ()
+    at = np.flatnonzero(image_ids != TEXT)  # image after image, since they are numbered in row-major order
+    places = np.split(at, np.cumsum(np.bincount(image_ids.ravel()[at]))[:-1])
+    groups = defaultdict(list)
+    for image, patches in zip(images, places, strict=True):
+        groups[type(image.value), tensor_of(image.value).shape].append((image, patches))
+    made = []
+    for (kind, _), members in groups.items():
+        values = torch.stack([tensor_of(image.value) for image, _ in members])
+        made.append(
+            ImageGroup(
+                images=values if issubclass(kind, torch.Tensor) else kind(values),
+                at=torch.from_numpy(np.stack([patches for _, patches in members])),
+                max_timesteps=torch.tensor([image.max_timestep for image, _ in members], dtype=torch.int64),
+                learned=torch.tensor([i for i, (image, _) in enumerate(members) if image.learn], dtype=torch.int64),
+            )
+        )
+    return tuple(made)
+
+
+def tensor_of(value: ImageValue) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else value.tensor

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lit_transfusion.data.grammar import caption_first, edit, image_first, text_documents, unconditional
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import NO_LIMIT, Document, EditExample, Example, ImageSegment, TextExample
 from lit_transfusion.errors import InputError
+from lit_transfusion.latents import Moments, Raw
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,10 @@ class Recipe:
         cut, caption = len(caption) > max_text_tokens, caption[:max_text_tokens]
         if order < self.caption_first:
             if dropout < self.caption_dropout:
-                return unconditional(example.image, tokenizer)
-            return caption_first(caption, example.image, tokenizer, cut)
+                return unconditional(value_of(example.image), tokenizer)
+            return caption_first(caption, value_of(example.image), tokenizer, cut)
         cap = noise_cap(self.image_first_max_timestep)
-        return image_first(caption, example.image, tokenizer, cap, cut, self.clean_copies)
+        return image_first(caption, value_of(example.image), tokenizer, cap, cut, self.clean_copies)
 
     def _edited(
         self, example: EditExample, tokenizer: Tokenizer, max_text_tokens: int, generator: torch.Generator
@@ -108,16 +110,21 @@ class Recipe:
         dropout = float(torch.rand((), generator=generator))
         choice = int(torch.randint(len(example.instructions), (), generator=generator))
         given = ImageSegment(
-            example.input_image,
+            value_of(example.input_image),
             noise_cap(self.input_max_timestep),
             learn=self.learn_input,
             clean_copy=self.learn_input and self.clean_copies,
         )
         if dropout < self.instruction_dropout:
-            return unconditional(example.output_image, tokenizer, [given])
+            return unconditional(value_of(example.output_image), tokenizer, [given])
         instruction = tokenizer.encode(example.instructions[choice])
         cut, instruction = len(instruction) > max_text_tokens, instruction[:max_text_tokens]
-        return edit(given, instruction, example.output_image, tokenizer, self.learn_instruction, cut)
+        return edit(given, instruction, value_of(example.output_image), tokenizer, self.learn_instruction, cut)
+
+
+def value_of(image: Tensor | Moments) -> Raw | Moments:
+    """The image of an example for a document: a tensor contains pixels, which the codec must encode."""
+    return Raw(image) if isinstance(image, Tensor) else image
 
 
 def noise_cap(max_timestep: int | None) -> int:

@@ -1,8 +1,8 @@
 """The types that the packages exchange, and the meaning of all dimension letters.
 
-    B  rows of a batch               N  images in the batch
-    L  positions of a row            P  patches of one image
-    T  positions with a text target  M  images with a diffusion loss
+    B  rows of a batch               N  images of one shape in the batch
+    L  positions of a row            P  patches of each of them
+    T  positions with a text target  M  images of them with a diffusion loss
     D  width of the Transformer      C, H, W  channels, height and width of an image in latent space
     V  vocabulary size
 
@@ -10,9 +10,15 @@ All are NamedTuples: Lightning moves them to a device, and `_replace` makes chan
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from lit_transfusion.latents import Moments, Raw
+
+# An image: latents (C, H, W), or what a codec makes them of. In a batch of N images each has one more dimension, first.
+ImageValue = Tensor | Raw | Moments
 
 IGNORE_INDEX = -100  # the label of a position that has no text target
 TEXT = -1  # the image id of a position that is not a patch
@@ -22,13 +28,17 @@ NO_LIMIT = 1_000_000  # `max_timestep` of an image without a cap; the noise proc
 class Example(NamedTuple):
     """A captioned picture, as a source yields it."""
 
-    image: Tensor  # (3, height, width) float32 in [-1, 1]; or the moments (K, h, w) float16 of a codec
+    image: Tensor | Moments  # (3, height, width) float32 in [-1, 1]; or the moments (K, h, w) float16 of a codec
     captions: tuple[str, ...]  # at least one, none empty
-    mirror_image: Tensor | None = None  # moments of the mirror image; None for pixels
+    mirror_image: Moments | None = None  # of the mirror image; None for pixels
 
     def mirrored(self) -> "Example":
         """A copy with left and right of the picture exchanged."""
-        return self._replace(image=self.image.flip(-1) if self.mirror_image is None else self.mirror_image)
+        if isinstance(self.image, Tensor):
+            return self._replace(image=self.image.flip(-1))
+        if self.mirror_image is None:
+            raise TypeError("the moments of the mirror image are missing")
+        return self._replace(image=self.mirror_image)
 
     @property
     def num_images(self) -> int:
@@ -65,7 +75,7 @@ class TextExample(NamedTuple):
 class ExampleBatch(NamedTuple):
     """Several captioned pictures, as input of prediction."""
 
-    images: Tensor  # (N, 3, S, S) in [-1, 1]
+    images: list[Tensor]  # each (3, height, width) in [-1, 1]
     captions: list[str]  # one for each picture
 
 
@@ -105,10 +115,17 @@ class TextSegment(NamedTuple):
 class ImageSegment(NamedTuple):
     """An image in a document. Packing puts BOI and EOI around it."""
 
-    latents: Tensor  # (C, H, W) latents; before the codec runs, pixels or its moments (K, h, w)
+    value: ImageValue
     max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
     learn: bool = True  # False: a prompt, no diffusion loss on this image
     clean_copy: bool = False  # True: packing adds a clean copy, and what follows sees only that
+
+    @property
+    def latents(self) -> Tensor:
+        """The value of an image of which the codec has made latents, as in generation and evaluation."""
+        if not isinstance(self.value, Tensor):
+            raise TypeError(f"the value is {type(self.value).__name__}, not latents; use Codec.latents")
+        return self.value
 
 
 class Document(NamedTuple):
@@ -122,25 +139,46 @@ class Document(NamedTuple):
         return [segment for segment in self.segments if isinstance(segment, ImageSegment)]
 
 
+class ImageGroup(NamedTuple):
+    """The images of a batch that have the same kind and shape, in row-major order over the batch."""
+
+    images: ImageValue  # of N images
+    at: Tensor  # (N, P) int64; indices of their patches into the flattened (B · L) positions
+    max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
+    learned: Tensor  # (M,) int64; indices of the images with a diffusion loss
+
+
 class PackedBatch(NamedTuple):
-    """Documents packed into rows of equal length."""
+    """Documents packed into rows of equal length. Their images may have several shapes."""
 
     tokens: Tensor  # (B, L) int64; the pad token at patches
     labels: Tensor  # (B, L) int64; the next token, IGNORE_INDEX where none is learned
     positions: Tensor  # (B, L) int64; restart at 0 in each document; two copies of an image have the same
     document_ids: Tensor  # (B, L) int64; rising along a row; padding is several short documents
-    image_ids: Tensor  # (B, L) int64; the index into `images`, TEXT elsewhere
+    image_ids: Tensor  # (B, L) int64; the number of the image in the batch at its patches, TEXT elsewhere
     private_ids: Tensor  # (B, L) int64; `image_ids` at patches with a clean copy, else TEXT; (0, L) if there are none
-    images: Tensor  # (N, C, H, W) clean, in row-major order over the batch; pixels or moments as in ImageSegment
-    max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
-    learned_images: Tensor  # (M,) int64; indices of the images with a diffusion loss
+    image_groups: tuple[ImageGroup, ...]  # at least one, which is empty (N = 0) if there are no images
     target_positions: (
         Tensor  # (T,) int64; indices into the flattened (B · L) labels; found here, as a GPU would have to wait
     )
     lengths: Tensor  # (B,) int64; positions of each row that contain documents; the rest is padding
-    step_counts: Tensor  # (2,) int64; sums of T and M over this process's batches of the same optimiser step
+    step_counts: Tensor  # (2,) int64; sums of T and of all M over this process's batches of the same optimiser step
 
     @property
     def private(self) -> Tensor | None:
         """`private_ids`, or None if no image is private: masks then need not compare them."""
         return self.private_ids if len(self.private_ids) else None
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(group.at) for group in self.image_groups)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
+        """A copy on a device."""
+
+        def moved(part: Any) -> Any:
+            if isinstance(part, Tensor):
+                return part.to(device, non_blocking=non_blocking)
+            return type(part)(*map(moved, part)) if hasattr(part, "_fields") else tuple(map(moved, part))
+
+        return moved(self)

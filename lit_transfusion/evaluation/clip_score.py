@@ -36,7 +36,7 @@ class CLIPScore(Metric):
         clip.to(device)
         total = 0.0
         for rows in subject.batches(len(subject.prompts)):
-            images = list(as_bytes(subject.drawn[rows.start : rows.stop]))
+            images = [as_bytes(picture) for picture in subject.drawn[rows.start : rows.stop]]
             texts = subject.prompts[rows.start : rows.stop]
             inputs = processor(images=images, text=texts, return_tensors="pt", padding=True, truncation=True)
             with torch.inference_mode():

@@ -63,14 +63,17 @@ def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> 
             for words, image in zip(tokens, latents, strict=True)
             for _ in range(TIMESTEP_BUCKETS)
         ]
-        noised = [one_in_each_bucket(pipeline, hash_of(seed, i)) for i in rows]
-        timesteps, noise = (torch.cat(parts) for parts in zip(*noised, strict=True))
+        noised = [
+            one_in_each_bucket(pipeline, image.shape, hash_of(seed, i)) for i, image in zip(rows, latents, strict=True)
+        ]
+        timesteps = torch.cat([one.timesteps for one in noised])
+        noise = [noise for one in noised for noise in one.noise]
         losses.append(image_losses(pipeline, documents, Noised(timesteps, noise), subject.batch_size))
     return torch.cat(losses).unflatten(0, (-1, TIMESTEP_BUCKETS))
 
 
-def one_in_each_bucket(pipeline: "Pipeline", seed: int) -> "Noised":
-    """Draw one timestep from each bucket of [0, T), with noise for each."""
+def one_in_each_bucket(pipeline: "Pipeline", shape: tuple[int, ...], seed: int) -> "Noised":
+    """Draw one timestep from each bucket of [0, T), with noise of this shape (C, H, W) for each."""
     import torch
 
     from lit_transfusion.evaluation.likelihood import Noised
@@ -79,4 +82,4 @@ def one_in_each_bucket(pipeline: "Pipeline", seed: int) -> "Noised":
     edges = torch.arange(TIMESTEP_BUCKETS + 1) * pipeline.noise.num_train_timesteps // TIMESTEP_BUCKETS
     share = torch.rand(TIMESTEP_BUCKETS, generator=generator, dtype=torch.float64)
     timesteps = edges[:-1] + (share * edges.diff()).long()
-    return Noised(timesteps, torch.randn(TIMESTEP_BUCKETS, *pipeline.latent_shape, generator=generator))
+    return Noised(timesteps, torch.randn(TIMESTEP_BUCKETS, *shape, generator=generator))

@@ -19,6 +19,7 @@ from lit_transfusion.data.types import Document, ImageSegment, PackedBatch
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import caption_tokens, prompt_document
+from lit_transfusion.model import NoisyImages, TransfusionOutput
 from lit_transfusion.model.cross_entropy import rows_at_once
 from lit_transfusion.model.visibility import FLEX_BLOCK
 from lit_transfusion.progress import OnProgress, silent
@@ -36,7 +37,7 @@ class Noised(NamedTuple):
     """Timestep and noise for each image of some documents, in reading order."""
 
     timesteps: Tensor  # (N,) int64
-    noise: Tensor  # (N, C, H, W)
+    noise: Sequence[Tensor]  # N times (C, H, W)
 
 
 @torch.inference_mode()
@@ -61,12 +62,12 @@ def text_likelihoods(
     """
     likelihoods = [TextLikelihood(0.0, 0, True)] * len(documents)
     done = 0
-    for places, batch, images, timesteps, _ in batches(pipeline, documents, batch_size, noised):
+    for places, batch, numbers in batches(pipeline, documents, batch_size, noised):
         on_progress("reading", done, len(documents))
         done += len(places)
         if len(batch.target_positions) == 0:
             continue
-        logits = predict(pipeline, batch, images, timesteps, batch.target_positions)[0]  # (T, V)
+        logits = predict(pipeline, batch, numbers, noised, batch.target_positions).logits  # (T, V)
         targets = batch.labels.flatten().index_select(0, batch.target_positions)  # (T,)
         rows = (batch.target_positions // batch.labels.shape[1]).cpu()  # (T,)
         found = log_probabilities(logits, targets).cpu().double()
@@ -103,27 +104,29 @@ def image_losses(
     """
     losses = torch.zeros(len(noised.timesteps))
     done = 0
-    for places, batch, images, timesteps, numbers in batches(pipeline, documents, batch_size, noised):
+    for places, batch, numbers in batches(pipeline, documents, batch_size, noised):
         on_progress("denoising", done, len(documents))
         done += len(places)
         nowhere = batch.target_positions[:0]  # no logits: the head is the widest layer
-        prediction = predict(pipeline, batch, images, timesteps, nowhere)[1]
-        noise = noised.noise[numbers].to(images.device)
-        target = pipeline.noise.target(batch.images, noise, timesteps)
-        losses[numbers] = (prediction.float() - target.float()).square().flatten(1).mean(1).cpu()
+        predictions = predict(pipeline, batch, numbers, noised, nowhere).image_predictions
+        for group, prediction, own in zip(batch.image_groups, predictions, numbers, strict=True):
+            if not len(own):  # no document of the batch has an image
+                continue
+            timesteps, noise = noise_of(noised, own, prediction.device)
+            target = pipeline.noise.target(group.images, noise, timesteps)
+            losses[own] = (prediction.float() - target.float()).square().flatten(1).mean(1).cpu()
     return losses
 
 
 def batches(
     pipeline: Pipeline, documents: Sequence[Document], batch_size: int, noised: Noised | None
-) -> Iterator[tuple[list[int], PackedBatch, Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[list[int], PackedBatch, list[Tensor]]]:
     """Yield batches of documents with similar lengths, one document a row, on the device of the net.
 
-    Each comes with the indices of its documents, its noised images (N, C, H, W), their timesteps (N,), and their
-    indices (N,) among all images.
+    Each comes with the indices of its documents, and for each of its groups the indices (N,) of its images among all.
     """
     device = pipeline.net.head.weight.device
-    flat = [flatten(document, pipeline.tokenizer, pipeline.patches_per_image) for document in documents]
+    flat = [flatten(document, pipeline.tokenizer, pipeline.patches) for document in documents]
     lengths = [len(document.tokens) for document in flat]
     if pipeline.sequence_length is not None and max(lengths, default=0) > pipeline.sequence_length:
         raise InputError(
@@ -142,15 +145,9 @@ def batches(
         length = row_length(lengths[places[-1]], pipeline.net.attention)
         rows = [[flat[place]] for place in places]
         batch = collate(rows, length, pipeline.tokenizer.pad, pipeline.latent_shape)
-        batch = PackedBatch(*(column.to(device) for column in batch))
-        numbers = [i for place in places for i in range(first_image[place], first_image[place + 1])]
-        numbers = torch.tensor(numbers, dtype=torch.int64)
-        if noised is None:
-            images, timesteps = batch.images, torch.zeros(len(numbers), dtype=torch.int64, device=device)
-        else:
-            timesteps = noised.timesteps[numbers].to(device)
-            images = pipeline.noise.add_noise(batch.images, noised.noise[numbers].to(device), timesteps)
-        yield places, batch, images, timesteps, numbers
+        of_batch = [i for place in places for i in range(first_image[place], first_image[place + 1])]
+        own = [batch.image_ids.flatten()[group.at[:, :1].flatten()] for group in batch.image_groups]
+        yield places, batch.to(device), [torch.tensor(of_batch, dtype=torch.int64)[ids] for ids in own]
 
 
 def row_length(longest: int, attention: str) -> int:
@@ -160,18 +157,23 @@ def row_length(longest: int, attention: str) -> int:
 
 
 def predict(
-    pipeline: Pipeline, batch: PackedBatch, images: Tensor, timesteps: Tensor, logit_positions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Run the net on a batch with these noised images. Returns logits (T, V) and the prediction (N, C, H, W)."""
-    return pipeline.net(
-        batch.tokens,
-        batch.positions,
-        batch.document_ids,
-        batch.image_ids,
-        images,
-        timesteps,
-        logit_positions,
-    )
+    pipeline: Pipeline, batch: PackedBatch, numbers: list[Tensor], noised: Noised | None, logit_positions: Tensor
+) -> TransfusionOutput:
+    """Run the net on a batch, with its images noised; without `noised` they are clean, at t = 0."""
+    images = []
+    for group, own in zip(batch.image_groups, numbers, strict=True):
+        values, timesteps = group.images, torch.zeros(len(own), dtype=torch.int64, device=group.at.device)
+        if noised is not None and len(own):
+            timesteps, noise = noise_of(noised, own, group.at.device)
+            values = pipeline.noise.add_noise(values, noise, timesteps)
+        images.append(NoisyImages(values, timesteps, group.at))
+    return pipeline.net(batch.tokens, batch.positions, batch.document_ids, batch.image_ids, images, logit_positions)
+
+
+def noise_of(noised: Noised, numbers: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Timesteps (N,) and noise (N, C, H, W) of the images with these indices (N,), all of one shape."""
+    noise = torch.stack([noised.noise[i] for i in numbers.tolist()])
+    return noised.timesteps[numbers].to(device), noise.to(device)
 
 
 def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
@@ -181,9 +183,9 @@ def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def latents_of(pipeline: Pipeline, pictures: Tensor) -> Tensor:
-    """Encode pictures (N, 3, S, S) in [-1, 1] to (N, C, H, W) like prompts: equal pictures give equal latents."""
-    return torch.stack([prompt_document(pipeline, picture=picture).images[0].latents for picture in pictures])
+def latents_of(pipeline: Pipeline, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Encode pictures (3, height, width) in [-1, 1] to (C, H, W) like prompts: equal pictures give equal latents."""
+    return [prompt_document(pipeline, picture=picture).images[0].latents for picture in pictures]
 
 
 def caption_alone(pipeline: Pipeline, caption: str) -> Document:

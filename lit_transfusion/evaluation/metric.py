@@ -72,11 +72,9 @@ class Subject:
         return examples
 
     @cached_property
-    def pictures(self) -> "Tensor":
-        """The pictures of the examples: (N, 3, S, S) in [-1, 1]."""
-        import torch
-
-        return torch.stack([example.image for example in self.examples])
+    def pictures(self) -> "list[Tensor]":
+        """The pictures of the examples, each (3, height, width) in [-1, 1]."""
+        return [example.image for example in self.examples]
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -84,8 +82,8 @@ class Subject:
         return [Random(i).choice(example.captions) for i, example in enumerate(self.examples)]
 
     @cached_property
-    def drawn(self) -> "Tensor":
-        """A drawn picture for each prompt: (N, 3, S, S) in [-1, 1]."""
+    def drawn(self) -> "list[Tensor]":
+        """A drawn picture for each prompt, each (3, height, width) in [-1, 1]."""
         return self.draw(self.prompts)
 
     @cached_property
@@ -93,16 +91,15 @@ class Subject:
         """A written caption for each picture of the examples."""
         return self.write(self.pictures)
 
-    def draw(self, prompts: Sequence[str]) -> "Tensor":
-        """Draw a picture for each prompt: (N, 3, S, S) in [-1, 1]. Picture i depends only on prompt i and seed + i.
+    def draw(self, prompts: Sequence[str]) -> "list[Tensor]":
+        """Draw a picture (3, height, width) in [-1, 1] for each prompt.
 
-        Prompts that are too long for a training row are cut as in training.
+        Picture i depends only on prompt i and seed + i. Prompts that are too long for a training row are cut as in
+        training.
         """
-        import torch
-
         from lit_transfusion.generation.engine import draw
 
-        drawn = []
+        drawn: list[Tensor] = []
         for rows in self.batches(len(prompts)):
             done = rows.start
 
@@ -112,11 +109,12 @@ class Subject:
 
             seeds = [self.sampling.seed + i for i in rows]
             texts = [prompts[i] for i in rows]
-            drawn.append(draw(self.pipeline, texts, self.sampling, on_step, seeds, cut=True).cpu())
-        return torch.cat(drawn)
+            pictures = draw(self.pipeline, texts, self.sampling, on_step, seeds, cut=True)
+            drawn += [picture.cpu() for picture in pictures]
+        return drawn
 
-    def write(self, pictures: "Tensor") -> list[str]:
-        """Write a caption for each picture (N, 3, S, S) in [-1, 1]."""
+    def write(self, pictures: "Sequence[Tensor]") -> list[str]:
+        """Write a caption for each picture (3, height, width) in [-1, 1]."""
         from lit_transfusion.generation.engine import write
 
         written = []

@@ -3,14 +3,16 @@
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.packing import FlatDocument
-from lit_transfusion.data.types import TEXT, ImageSegment
+from lit_transfusion.data.packing import FlatDocument, image_groups
+from lit_transfusion.data.types import TEXT, ImageGroup, ImageSegment
 from lit_transfusion.generation.cuda_graph import Graphed
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.model import Transfusion, TransfusionOutput
+from lit_transfusion.latents import Codec
+from lit_transfusion.model import NoisyImages, Transfusion
 from lit_transfusion.model.kv_cache import KVCache
 
 BUCKET = 256  # captured passes use a multiple of this many cache slots, so that growing rows need few graphs
@@ -49,10 +51,9 @@ class Decoder:
         self.logits = self._forward(
             torch.tensor(tokens, device=self.device),
             torch.tensor(image_ids, device=self.device),
-            self._stack(images),
-            timestep=0,
+            [clean(group, self.pipeline.codec, self.device) for group in image_groups(images, np.array(image_ids))],
             logit_positions=last,
-        ).logits
+        )[0]
         self._grow(added)
 
     def read_tokens(self, token_ids: Sequence[int | None]) -> None:
@@ -62,11 +63,10 @@ class Decoder:
         self.logits = self._forward(
             tokens,
             torch.full_like(tokens, TEXT),
-            self._stack([]),
-            timestep=0,
+            [],
             logit_positions=torch.arange(len(tokens), device=self.device),
             repeated=True,
-        ).logits
+        )[0]
         self._grow([int(token is not None) for token in token_ids])
 
     def predict_images(self, noisy_images: Tensor, timestep: float) -> Tensor:
@@ -74,16 +74,18 @@ class Decoder:
 
         The images are not added to the rows, since the next denoising step replaces them.
         """
-        shape = len(noisy_images), self.pipeline.patches_per_image
+        rows, columns = self.pipeline.net.patcher.grid(noisy_images)
+        shape = len(noisy_images), rows * columns
         image_ids = torch.arange(shape[0], device=self.device)[:, None].expand(shape)
+        at = torch.arange(image_ids.numel(), device=self.device).view(shape)
+        timesteps = torch.full(shape[:1], timestep, device=self.device)
         return self._forward(
             torch.zeros_like(image_ids),
             image_ids,
-            noisy_images,
-            timestep,
+            [NoisyImages(noisy_images, timesteps, at)],
             logit_positions=torch.zeros(0, dtype=torch.int64, device=self.device),
             repeated=True,
-        ).image_prediction
+        )[1]
 
     def branch(self, rows: Sequence[int], null: "Decoder | None", room: int) -> "Decoder":
         """Copy `rows`, then the same number of rows of `null`, into a new decoder with room for `room` more positions.
@@ -109,12 +111,11 @@ class Decoder:
         self,
         tokens: Tensor,
         image_ids: Tensor,
-        images: Tensor,
-        timestep: float,
+        images: Sequence[NoisyImages],
         logit_positions: Tensor,
         repeated: bool = False,
-    ) -> TransfusionOutput:
-        """Run the net on (B, L) new positions that follow each of the first B rows.
+    ) -> tuple[Tensor, ...]:
+        """Run the net on (B, L) new positions that follow each of the first B rows; see `cached_forward`.
 
         `repeated` passes come many times with the same shapes, and may be captured.
         """
@@ -124,37 +125,48 @@ class Decoder:
         if end > self.capacity:
             raise ValueError(f"the cache has {self.capacity} positions, but {end} are needed; use a larger capacity")
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(L, device=self.device)
-        timesteps = torch.full((len(images),), timestep, device=self.device)
-        images = images.to(self.cache.buffers.dtype)
-        inputs = tokens, positions, torch.zeros_like(tokens), image_ids, images, timesteps, logit_positions
+        dtype = self.cache.buffers.dtype
+        images = [group._replace(values=group.values.to(dtype)) for group in images]
+        inputs = tokens, positions, image_ids, logit_positions, *(part for group in images for part in group)
         if not (repeated and self.pipeline.cuda_graphs):
-            return in_float32(self.pipeline.net(*inputs, self.cache.first(B, end)))
+            return cached_forward(self.pipeline.net, self.cache, end, *inputs)
         slots = whole_buckets(end)  # the last ones may be empty; no position attends to them
         if slots not in self.graphed:
             self.graphed[slots] = Graphed(functools.partial(cached_forward, self.pipeline.net, self.cache, slots))
-        return in_float32(self.graphed[slots](*inputs))
+        return self.graphed[slots](*inputs)
 
     def _grow(self, added: Sequence[int]) -> None:
         for row, count in enumerate(added):
             self.lengths[row] += count
 
-    def _stack(self, images: Sequence[ImageSegment]) -> Tensor:
-        if not images:
-            return torch.zeros(0, *self.pipeline.latent_shape, device=self.device)
-        return torch.stack([image.latents for image in images]).to(self.device)
 
+def cached_forward(
+    net: Transfusion,
+    cache: KVCache,
+    slots: int,
+    tokens: Tensor,
+    positions: Tensor,
+    image_ids: Tensor,
+    logit_positions: Tensor,
+    *images: Tensor,
+) -> tuple[Tensor, ...]:
+    """Run a forward pass with the first rows and slots of the cache. Returns logits, then the prediction of each group.
 
-def cached_forward(net: Transfusion, cache: KVCache, slots: int, tokens: Tensor, *inputs: Tensor) -> TransfusionOutput:
-    """Run a forward pass with the first rows and slots of the cache.
-
-    It is not a method, because a reference from the decoder to itself would keep its cache in memory for longer.
+    Results are float32, in which samplers compute. `images` are the tensors of the groups one after another, since a
+    CUDA graph has tensors as inputs and outputs. This is not a method, because a reference from the decoder to itself
+    would keep its cache in memory for longer.
     """
-    return net(tokens, *inputs, cache.first(len(tokens), slots))
+    groups = list(map(NoisyImages, images[::3], images[1::3], images[2::3]))
+    documents = torch.zeros_like(tokens)
+    cached = cache.first(len(tokens), slots)
+    output = net(tokens, positions, documents, image_ids, groups, logit_positions, cached)
+    return tuple(part.float() for part in (output.logits, *output.image_predictions))
 
 
-def in_float32(output: Sequence[Tensor]) -> TransfusionOutput:
-    """Cast to float32, in which samplers compute."""
-    return TransfusionOutput(*(tensor.float() for tensor in output))
+def clean(group: ImageGroup, codec: Codec, device: torch.device) -> NoisyImages:
+    """Images without noise, at t = 0."""
+    timesteps = torch.zeros(len(group.at), dtype=torch.int64, device=device)
+    return NoisyImages(codec.latents(group.images).to(device), timesteps, group.at.to(device))
 
 
 def whole_buckets(slots: int) -> int:

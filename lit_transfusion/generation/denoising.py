@@ -13,16 +13,21 @@ OnStep = Callable[[int, Tensor], None]  # called after each denoising step with 
 
 
 def denoise(
-    decoder: Decoder, generators: Sequence[torch.Generator], sampling: Sampling, on_step: OnStep | None
+    decoder: Decoder,
+    shape: tuple[int, int, int],
+    generators: Sequence[torch.Generator],
+    sampling: Sampling,
+    on_step: OnStep | None,
 ) -> Tensor:
-    """Draw one image after each of the first N rows, with one generator for each. Returns clean latents (N, C, H, W).
+    """Draw one image of shape (C, H, W) after each of the first N rows, with one generator for each.
+
+    Returns clean latents (N, C, H, W).
 
     With guidance, the next N rows of the decoder are the null prompts, and both halves are computed as one batch. At
     timesteps without guidance, only the first N rows are computed.
     """
     noise = decoder.pipeline.noise
     scheduler = noise.sampler(sampling.sampler, sampling.num_inference_steps)
-    shape = decoder.pipeline.latent_shape
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(decoder.device)
     latents = latents * scheduler.init_noise_sigma
     timesteps, done = scheduler.timesteps.tolist(), 0

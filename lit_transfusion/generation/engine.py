@@ -1,14 +1,15 @@
 """Decoding: language-model mode writes text until BOI, diffusion mode draws the image (paper, 3.4).
 
-    drawn = draw(pipeline, ["a red circle"])            # (1, 3, S, S), an image for each prompt
+    drawn = draw(pipeline, ["a red circle"])            # a picture (3, height, width) for each prompt
     edited = edit(pipeline, pictures, ["make it blue"])  # each picture, changed as its instruction says
     captions = write(pipeline, pictures)                # a text for each picture
     generated = generate(pipeline, prompt_documents)    # text and images, as the model chooses
 
 The samples of a batch alternate between two modes. First all samples in text mode write until each has reached BOI or
-its end; then all samples at BOI draw their image, and so on. A forward pass therefore contains either one token or one
-image for each of its rows, no row is padded for another, and denoising, which is most of the work, is done for as many
-rows together as possible. No row sees another, so the order of the work does not change the results.
+its end; then all samples at BOI draw their image (those of one size together), and so on. A forward pass therefore
+contains either one token or one image for each of its rows, no row is padded for another, and denoising, which is most
+of the work, is done for as many rows together as possible. No row sees another, so the order of the work does not
+change the results.
 """
 
 import functools
@@ -28,7 +29,7 @@ from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.denoising import OnStep, denoise
 from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.pipeline import Pipeline
-from lit_transfusion.generation.prompts import check_lengths, image_length, prompt_document
+from lit_transfusion.generation.prompts import check_lengths, image_length, prompt_document, shape_to_draw
 from lit_transfusion.generation.sample_state import Generated, SampleState
 from lit_transfusion.generation.settings import Sampling
 
@@ -52,8 +53,8 @@ def draw(
     on_step: OnStep | None = None,
     seeds: Sequence[int] | None = None,
     cut: bool = False,
-) -> Tensor:
-    """Draw one picture for each prompt, with BOI placed directly after it. Returns (B, 3, S, S) in [-1, 1].
+) -> list[Tensor]:
+    """Draw one picture for each prompt, with BOI placed directly after it: each (3, height, width) in [-1, 1].
 
     A prompt that is longer than a row of training allows is an error. With `cut`, for captions from data, it is cut.
     """
@@ -63,14 +64,14 @@ def draw(
 
 def edit(
     pipeline: Pipeline,
-    images: Tensor,
+    images: Sequence[Tensor],
     instructions: Sequence[str],
     sampling: Sampling = Sampling(),
     on_step: OnStep | None = None,
     seeds: Sequence[int] | None = None,
     cut: bool = False,
-) -> Tensor:
-    """Change each picture (B, 3, S, S) in [-1, 1] as its instruction says. Returns pictures (B, 3, S, S).
+) -> list[Tensor]:
+    """Change each picture (3, height, width) in [-1, 1] as its instruction says. A result has the size of its picture.
 
     BOI is placed after each instruction. Guidance strengthens the instruction: the null prompt is the picture without
     an instruction, or with the negative one. `cut` is for instructions from data; see `draw`.
@@ -85,17 +86,16 @@ def draw_after(
     sampling: Sampling,
     on_step: OnStep | None,
     seeds: Sequence[int] | None,
-) -> Tensor:
-    """Draw one picture after each document, and nothing else: (B, 3, S, S) in [-1, 1]. See `generate`."""
+) -> list[Tensor]:
+    """Draw one picture after each document, and nothing else: (3, height, width) in [-1, 1]. See `generate`."""
     generated = generate(pipeline, documents, sampling.one_image(), on_step, Images.FORCED, seeds)
-    latents = [image.latents for sample in generated for image in sample.images]
-    return pipeline.codec.decode(torch.stack(latents) if latents else torch.zeros(0, *pipeline.latent_shape))
+    return pipeline.decode_images([image for sample in generated for image in sample.images])
 
 
 def write(
-    pipeline: Pipeline, images: Tensor, sampling: Sampling = Sampling(), seeds: Sequence[int] | None = None
+    pipeline: Pipeline, images: Sequence[Tensor], sampling: Sampling = Sampling(), seeds: Sequence[int] | None = None
 ) -> list[str]:
-    """Write one caption for each picture (B, 3, S, S) in [-1, 1]: text until EOS, without another image."""
+    """Write one caption for each picture (3, height, width) in [-1, 1]: text until EOS, without another image."""
     documents = [prompt_document(pipeline, picture=image) for image in images]
     generated = generate(pipeline, documents, sampling, images=Images.NEVER, seeds=seeds)
     return [pipeline.tokenizer.decode(sample.token_ids) for sample in generated]
@@ -154,16 +154,16 @@ def generate(
 
     at_boi = images is Images.FORCED
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
-    rooms = check_lengths(pipeline, prompts, at_boi)
+    shapes = [shape_to_draw(pipeline, prompt, sampling) for prompt in prompts]
+    lengths = [image_length(pipeline, shape) for shape in shapes]
+    rooms = check_lengths(pipeline, prompts, sampling, at_boi)
     if null_prompts:  # they grow by the same images
-        rooms = list(map(min, rooms, check_lengths(pipeline, null_prompts, at_boi, "negative_prompt")))
+        rooms = list(map(min, rooms, check_lengths(pipeline, null_prompts, sampling, at_boi, "negative_prompt")))
     samples = [
-        SampleState(
-            prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, image_length(pipeline), room
-        )
-        for prompt, seed, room in zip(prompts, seeds, rooms, strict=True)
+        SampleState(prompt, torch.Generator().manual_seed(seed), tokenizer, sampling, at_boi, shape, length, room)
+        for prompt, seed, shape, length, room in zip(prompts, seeds, shapes, lengths, rooms, strict=True)
     ]
-    room = sampling.max_new_tokens + sampling.max_images * image_length(pipeline)
+    room = sampling.max_new_tokens + sampling.max_images * max(lengths)
     decoder = read_prompts(pipeline, prompts, at_boi, room)
     never = [tokenizer.bos, tokenizer.eoi]  # placed by this code, never by the model
     if images is Images.NEVER:
@@ -176,7 +176,9 @@ def generate(
         if writing := [row for row, sample in enumerate(rows) if sample.writes]:
             write_token(decoder, rows, writing, never, sampling)
         else:
-            drawing = [row for row, sample in enumerate(rows) if sample.at_boi]
+            at_boi_now = [row for row, sample in enumerate(rows) if sample.at_boi]
+            shape = rows[at_boi_now[0]].latent_shape
+            drawing = [row for row in at_boi_now if rows[row].latent_shape == shape]
             draw_image(decoder, rows, drawing, sampling, on_step)
     return [sample.finished() for sample in samples]
 
@@ -203,27 +205,32 @@ def draw_image(
     sampling: Sampling,
     on_step: OnStep | None,
 ) -> None:
-    """Diffusion mode: draw one image and EOI in each row of `drawing`. Later positions see the clean image."""
+    """Diffusion mode: draw one image and EOI in each row of `drawing`, all of one size.
+
+    Later positions see the clean image.
+    """
     pipeline, null = decoder.pipeline, None
     if sampling.guided:
         negative = pipeline.tokenizer.encode(sampling.negative_prompt or "")
         null_prompts = [null_prompt(pipeline.tokenizer, samples[row].images_so_far, negative) for row in drawing]
         null = read_prompts(pipeline, null_prompts, with_boi=True)
-    branch = decoder.branch(drawing, null, room=pipeline.patches_per_image + 1)
-    latents = denoise(branch, [samples[row].generator for row in drawing], sampling, on_step)
+    shape = samples[drawing[0]].latent_shape
+    num_patches = image_length(pipeline, shape) - 2
+    branch = decoder.branch(drawing, null, room=num_patches + 1)
+    latents = denoise(branch, shape, [samples[row].generator for row in drawing], sampling, on_step)
     for row, image in zip(drawing, latents, strict=True):
         samples[row].add_image(image)
     if all(samples[row].stop_reason for row in drawing):
         return
-    tokens = [*[pipeline.tokenizer.pad] * pipeline.patches_per_image, pipeline.tokenizer.eoi]
-    image_ids = [*[0] * pipeline.patches_per_image, TEXT]
+    tokens = [*[pipeline.tokenizer.pad] * num_patches, pipeline.tokenizer.eoi]
+    image_ids = [*[0] * num_patches, TEXT]
     branch.read([FlatDocument(tokens, [], image_ids, [ImageSegment(image)]) for image in latents])
     decoder.merge(drawing, branch)
 
 
 def read_prompts(pipeline: Pipeline, prompts: Sequence[Document], with_boi: bool, room: int = 0) -> Decoder:
     """Make a decoder that has read the prompts, each with BOI if `with_boi`, and has room for `room` more positions."""
-    pieces = [flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image) for prompt in prompts]
+    pieces = [flatten(prompt, pipeline.tokenizer, pipeline.patches) for prompt in prompts]
     if with_boi:
         boi = pipeline.tokenizer.boi
         pieces = [p._replace(tokens=[*p.tokens, boi], image_ids=[*p.image_ids, TEXT]) for p in pieces]

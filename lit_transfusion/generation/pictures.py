@@ -5,6 +5,7 @@ from math import ceil
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -23,13 +24,13 @@ def to_pil(image: Tensor) -> Image.Image:
     return to_pil_image((image.float().cpu().clamp(-1, 1) + 1) / 2)
 
 
-def captioned_grid(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """Make a grid of pictures (N, 3, H, W) in [-1, 1], each with its caption below it, `columns` in a row."""
+def captioned_grid(images: Sequence[Tensor], captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """Make a grid of pictures (3, H, W) in [-1, 1], each with its caption below it, `columns` in a row."""
     fonts = [font_for(caption) for caption in captions]
-    scale = max(1, -(-SMALLEST // images.shape[-1]))  # an integer, so that pixels stay square
+    scale = max(1, -(-SMALLEST // max(image.shape[-1] for image in images)))  # an integer, so that pixels stay square
     tiles = [to_pil(image) for image in images]
     tiles = [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
-    width, height = tiles[0].size
+    width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles), strict=True))
     texts = [wrap(caption, font, width) for caption, font in zip(captions, fonts, strict=True)]
     line, pen = 15, ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text_height = line * max(text.count("\n") + 1 for text in texts)
@@ -42,14 +43,16 @@ def captioned_grid(images: Tensor, captions: Sequence[str], columns: int = 8) ->
     pen = ImageDraw.Draw(page)
     for i, (tile, text, font) in enumerate(zip(tiles, texts, fonts, strict=True)):
         x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
-        page.paste(tile, (x, y))
+        page.paste(tile, (x + (width - tile.width) // 2, y + height - tile.height))
         pen.multiline_text((x, y + height + 2), text, fill=(20, 20, 20), font=font, spacing=line - SIZE)
     return page
 
 
-def edit_grid(inputs: Tensor, instructions: Sequence[str], outputs: Tensor, truths: Tensor) -> Image.Image:
-    """Show input with instruction, output and truth, all (N, 3, H, W) in [-1, 1], side by side; three edits a line."""
-    tiles = torch.stack([inputs.cpu(), outputs.cpu(), truths.cpu()], dim=1).flatten(0, 1)  # (3 N, 3, H, W)
+def edit_grid(
+    inputs: Sequence[Tensor], instructions: Sequence[str], outputs: Sequence[Tensor], truths: Sequence[Tensor]
+) -> Image.Image:
+    """Show input with instruction, output and truth, each (3, H, W) in [-1, 1], side by side; three edits a line."""
+    tiles = [tile for tiles in zip(inputs, outputs, truths, strict=True) for tile in tiles]
     captions = [text for instruction in instructions for text in (instruction, "output", "truth")]
     return captioned_grid(tiles, captions, columns=9)
 
@@ -75,16 +78,6 @@ def wrap(text: str, font: Font, width: int) -> str:
     return "\n".join(lines if len(lines) <= 4 else [*lines[:3], lines[3] + " …"])
 
 
-def film(steps: Sequence[Tensor]) -> Tensor:
-    """Show denoising as one picture: a list of (N, 3, H, W), noisy to clean → (3, height, width), one row an image."""
-    from torchvision.utils import make_grid
-
-    frames = torch.stack(list(steps), dim=1).flatten(0, 1).float().cpu()  # (N · steps, 3, H, W)
-    scale = max(1, SMALLEST // 2 // frames.shape[-1])
-    frames = frames.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    return make_grid((frames.clamp(-1, 1) + 1) / 2, nrow=len(steps), padding=1, pad_value=1.0)
-
-
 class Frames:
     """Collects eight evenly spaced steps of each denoising, including the first and the last.
 
@@ -96,15 +89,22 @@ class Frames:
     def __init__(self, codec: Codec, num_inference_steps: int) -> None:
         self.codec = codec
         self.shown = {round(i * (num_inference_steps - 1) / 7) for i in range(8)}
-        self.columns: dict[int, list[Tensor]] = {}
+        self.columns: dict[int, list[Tensor]] = {}  # step → pictures (3, H, W)
 
     def take(self, step: int, latents: Tensor) -> None:
         if step in self.shown:
-            self.columns.setdefault(step, []).append(self.codec.decode(latents))
+            self.columns.setdefault(step, []).extend(self.codec.decode(latents))
 
     def sheet(self) -> Tensor:
-        """The collected steps as one picture (3, height, width), one row for each image."""
-        return film([torch.cat(pictures) for pictures in self.columns.values()])
+        """The collected steps as one picture (3, height, width) in [0, 1], one row for each image."""
+        from torchvision.utils import make_grid
+
+        tiles = [tile.float().cpu() for row in zip(*self.columns.values(), strict=True) for tile in row]
+        height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
+        scale = max(1, SMALLEST // 2 // width)
+        tiles = [F.pad(tile, (0, width - tile.shape[2], 0, height - tile.shape[1]), value=1.0) for tile in tiles]
+        frames = torch.stack(tiles).repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+        return make_grid((frames.clamp(-1, 1) + 1) / 2, nrow=len(self.columns), padding=1, pad_value=1.0)
 
 
 def picture_path(output: str, otherwise: str = "") -> Path:

@@ -14,10 +14,12 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import Tensor
 
 from lit_transfusion import __version__
 from lit_transfusion.allowed_imports import foreign_modules
-from lit_transfusion.data.images import square, to_rgb, to_unit_range
+from lit_transfusion.data.images import by_size, fit, to_rgb, to_unit_range
+from lit_transfusion.data.packing import SquarePatches
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import ImageSegment, TextSegment
 from lit_transfusion.diffusion import NoiseProcess
@@ -49,8 +51,9 @@ class Pipeline(
         noise: The noise process that it was trained with.
         codec: Encodes and decodes images.
         tokenizer: Encodes and decodes text.
-        image_size: Side of a picture in pixels.
+        image_size: Side of a square picture in pixels.
         sequence_length: Positions of a training row, and so of the longest document in training; None if unknown.
+        keep_ratio: Whether pictures keep their aspect ratio; their area is then at most that of the square.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Pipeline(
         tokenizer: Tokenizer,
         image_size: int,
         sequence_length: int | None = None,
+        keep_ratio: bool = False,
     ) -> None:
         self.net = net
         self.noise = noise
@@ -68,6 +72,7 @@ class Pipeline(
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.sequence_length = sequence_length
+        self.keep_ratio = keep_ratio
         self.cuda_graphs = False  # whether decoders capture and replay their forward passes
 
     def compile(self) -> None:
@@ -88,7 +93,7 @@ class Pipeline(
             pipeline.generate("a red circle", num_inference_steps=100)        # text and pictures, as the model chooses
 
         Args:
-            prompt: Texts and pictures. A picture is cropped to its middle square.
+            prompt: Texts and pictures. Pictures are cropped and resized as in training.
             images: Where an image begins: `chosen` by the model; `forced` directly after the prompt, with nothing
                 after the image; or `never`.
             sampling: Arguments of `Sampling`: guidance_scale, num_inference_steps, temperature, seed, …
@@ -102,10 +107,21 @@ class Pipeline(
         where, settings = Images[images.upper()], Sampling(**sampling)
         if where is Images.FORCED:
             settings = settings.one_image()
-        size = self.image_size
-        parts = [part if isinstance(part, str) else to_unit_range(square(to_rgb(part), size)) for part in prompt]
+        parts = [part if isinstance(part, str) else self.fitted(part) for part in prompt]
         (sample,) = generate(self, [interleaved(self, parts)], settings, images=where)
         return self.decode(sample.added)
+
+    def fitted(self, picture: Image.Image) -> Tensor:
+        """Crop and resize a picture as in training, to (3, height, width) in [-1, 1]."""
+        return to_unit_range(fit(to_rgb(picture), self.image_size, self.multiple_of))
+
+    @torch.no_grad()
+    def decode_images(self, images: Sequence[ImageSegment]) -> list[Tensor]:
+        """Decode latents to pictures (3, height, width) in [-1, 1]; those of one size together."""
+        pictures: dict[int, Tensor] = {}
+        for indices, latents in by_size([image.latents for image in images]):
+            pictures |= zip(indices, self.codec.decode(latents), strict=True)
+        return [pictures[i] for i in range(len(images))]
 
     def decode(self, segments: Sequence[TextSegment | ImageSegment]) -> list[str | Image.Image]:
         """Decode the parts of a document to strings and PIL pictures."""
@@ -117,14 +133,24 @@ class Pipeline(
         ]
 
     @property
+    def patches(self) -> SquarePatches:
+        """Counts the patches of an image."""
+        return SquarePatches(self.net.patcher.patch_size, self.codec.downscale)
+
+    @property
+    def multiple_of(self) -> int | None:
+        """The sides of pictures are multiples of this many pixels; None if all are squares."""
+        return self.patches.side if self.keep_ratio else None
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of one image."""
+        """(C, H, W) of the latents of a square image."""
         return self.codec.latent_shape(self.image_size)
 
     @property
     def patches_per_image(self) -> int:
-        _, height, width = self.latent_shape
-        return (height // self.net.patcher.patch_size) * (width // self.net.patcher.patch_size)
+        """Number of patches of a square image, and of the largest image in training."""
+        return self.patches.of_size(self.image_size, self.image_size, self.patches.side)
 
     def describe(self) -> dict[str, Any]:
         """Plain data from which `from_description` makes the same pipeline, without its weights."""
@@ -137,6 +163,7 @@ class Pipeline(
             "tokenizer": self.tokenizer.model,
             "image_size": self.image_size,
             "sequence_length": self.sequence_length,
+            "keep_ratio": self.keep_ratio,
         }
 
     @classmethod
@@ -161,7 +188,8 @@ class Pipeline(
         noise = build(description["noise"], NoiseProcess)
         codec = build(description["codec"], Codec)
         sequence_length = description.get("sequence_length")  # older checkpoints lack it
-        return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length)
+        keep_ratio = description.get("keep_ratio", False)
+        return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length, keep_ratio)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # in ModelHubMixin, `path` cannot be a checkpoint

@@ -16,12 +16,13 @@ from lit_transfusion.data.packing import flatten, room_for_text
 from lit_transfusion.data.types import Document, ImageSegment, TextSegment
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.generation.settings import Sampling
 
 
 def prompt_document(
     pipeline: Pipeline, prompt: str | None = None, picture: Tensor | None = None, cut: bool = False
 ) -> Document:
-    """Make the document BOS [picture] prompt; picture, (3, S, S) in [-1, 1], and prompt are both optional.
+    """Make the document BOS [picture] prompt; picture, (3, height, width) in [-1, 1], and prompt are both optional.
 
     `cut` is for prompts from data: they are cut as in training, so that one image fits after them.
     """
@@ -44,19 +45,35 @@ def caption_read(pipeline: Pipeline, caption: str) -> str:
     return caption if tokens == pipeline.tokenizer.encode(caption) else pipeline.tokenizer.decode(tokens)
 
 
-def image_length(pipeline: Pipeline) -> int:
+def shape_to_draw(pipeline: Pipeline, prompt: Document, sampling: Sampling) -> tuple[int, int, int]:
+    """The shape (C, H, W) of the latents of the images that are drawn after a prompt (see `Sampling.size`).
+
+    Raises:
+        InputError: An image of `sampling.size` does not consist of whole patches.
+    """
+    if sampling.height_and_width:
+        height, width = sampling.height_and_width
+        side = pipeline.patches.side
+        if height % side or width % side:
+            raise InputError(f"size {sampling.size} is invalid: both sides must be multiples of {side} pixels, a patch")
+        return pipeline.codec.latent_shape(height, width)
+    return pipeline.codec.shape_of_latents(prompt.images[-1].value) if prompt.images else pipeline.latent_shape
+
+
+def image_length(pipeline: Pipeline, latent_shape: tuple[int, int, int]) -> int:
     """Positions of an image with its BOI and EOI."""
-    return pipeline.patches_per_image + 2
+    return pipeline.patches.of_size(*latent_shape[1:], pipeline.patches.patch_size) + 2
 
 
 def check_lengths(
-    pipeline: Pipeline, prompts: Sequence[Document], at_boi: bool, name: str = "the prompt"
+    pipeline: Pipeline, prompts: Sequence[Document], sampling: Sampling, at_boi: bool, name: str = "the prompt"
 ) -> list[float]:
     """Number of positions that may follow each prompt, since the net cannot use positions beyond those of training.
 
     Args:
         pipeline: Has the length of the training rows.
         prompts: The prompts as documents.
+        sampling: Has the size of the images to draw.
         at_boi: Whether an image follows directly.
         name: What the user calls such a prompt.
 
@@ -66,23 +83,24 @@ def check_lengths(
     longest = math.inf if pipeline.sequence_length is None else pipeline.sequence_length  # None: unknown
     rooms = []
     for prompt in prompts:
-        length = len(flatten(prompt, pipeline.tokenizer, pipeline.patches_per_image).tokens)
+        image = image_length(pipeline, shape_to_draw(pipeline, prompt, sampling))
+        length = len(flatten(prompt, pipeline.tokenizer, pipeline.patches).tokens)
         rooms.append(longest - length)
         num_images = len(prompt.images) + at_boi
-        if length + at_boi * image_length(pipeline) > longest:
+        if length + at_boi * image > longest:
             tokens = [i for part in prompt.segments if isinstance(part, TextSegment) for i in part.token_ids]
             text = textwrap.shorten(pipeline.tokenizer.decode(tokens[1:]), 60, placeholder=" ...")
             images = {0: "", 1: " beside an image"}.get(num_images, f" beside {num_images} images")
             raise InputError(
                 f"{name} {text!r} is too long: it has {len(tokens) - 1} tokens, and the model has room for "
-                f"{max(longest - 1 - num_images * image_length(pipeline), 0)}{images} in the {longest} positions of "
+                f"{max(longest - length - at_boi * image + len(tokens) - 1, 0)}{images} in the {longest} positions of "
                 "its training rows; use a shorter text"
             )
     return rooms
 
 
 def interleaved(pipeline: Pipeline, parts: Sequence[str | tuple[int, ...] | Tensor]) -> Document:
-    """Make a prompt of texts (or their token ids) and pictures (3, S, S) in [-1, 1] in the given order."""
+    """Make a prompt of texts (or their token ids) and pictures (3, height, width) in [-1, 1] in the given order."""
 
     def segment(part: str | tuple[int, ...] | Tensor) -> tuple[int, ...] | ImageSegment:
         if isinstance(part, Tensor):

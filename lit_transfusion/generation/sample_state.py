@@ -49,7 +49,8 @@ class SampleState:
         tokenizer: Has the ids of BOI and EOS.
         limits: How much may be written and drawn.
         at_boi: Whether an image begins directly after the prompt.
-        image_length: Positions of an image with its BOI and EOI.
+        latent_shape: (C, H, W) of the images that it draws.
+        image_length: Positions of such an image with its BOI and EOI.
         room: Positions that may follow the prompt; inf for no limit.
     """
 
@@ -60,6 +61,7 @@ class SampleState:
         tokenizer: Tokenizer,
         limits: Sampling,
         at_boi: bool,
+        latent_shape: tuple[int, int, int],
         image_length: int,
         room: float = math.inf,
     ) -> None:
@@ -68,6 +70,7 @@ class SampleState:
         self.tokenizer = tokenizer
         self.limits = limits
         self.at_boi = at_boi
+        self.latent_shape = latent_shape
         self.image_length = image_length
         self.room = room
         self.stop_reason = None if at_boi or limits.max_new_tokens else StopReason.TOKEN_LIMIT

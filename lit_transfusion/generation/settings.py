@@ -1,6 +1,7 @@
 """Settings for sampling images and text."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from lit_transfusion.errors import InputError
@@ -27,6 +28,8 @@ class Sampling:
         guidance_interval: First and last timestep with guidance, as shares of T; 0 is clean, 1 is noise
             (Kynkäänniemi et al., 2024).
         negative_prompt: Text to steer away from, used in the null prompt.
+        size: Size of the images to draw, WIDTHxHEIGHT in pixels, such as 96x64; null draws images of the size of the
+            last picture of the prompt, or squares as in training if there is none.
     """
 
     sampler: str | None = None
@@ -41,6 +44,7 @@ class Sampling:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     negative_prompt: str | None = None
+    size: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values; the noise process checks `sampler` and `num_inference_steps` when sampling starts."""
@@ -60,6 +64,17 @@ class Sampling:
             raise InputError(
                 f"guidance_interval {first}, {last} is invalid: both must be between 0 and 1, the smaller one first"
             )
+
+        if self.size is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.size):
+            raise InputError(f"size {self.size!r} is invalid: use WIDTHxHEIGHT in pixels, such as 96x64")
+
+    @property
+    def height_and_width(self) -> tuple[int, int] | None:
+        """`size` in pixels."""
+        if self.size is None:
+            return None
+        width, height = map(int, self.size.split("x"))
+        return height, width
 
     def one_image(self) -> "Sampling":
         """The same settings for exactly one forced image, and nothing after it."""

@@ -1,7 +1,7 @@
 """Codecs, which convert pixels to latents and back."""
 
-from lit_transfusion.latents.base import Codec
+from lit_transfusion.latents.base import Codec, Moments, Raw
 from lit_transfusion.latents.pixels import Pixels
 from lit_transfusion.latents.vae import VAE
 
-__all__ = ["VAE", "Codec", "Pixels"]
+__all__ = ["VAE", "Codec", "Moments", "Pixels", "Raw"]

@@ -2,13 +2,25 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.serialization import describe
+
+
+class Raw(NamedTuple):
+    """Pictures that a codec has not encoded."""
+
+    tensor: Tensor  # (3, height, width) in [-1, 1]; several of them (N, 3, height, width)
+
+
+class Moments(NamedTuple):
+    """Pictures that a codec has encoded, but whose latents it has not drawn (see `Codec.moments`)."""
+
+    tensor: Tensor  # (K, h, w); several of them (N, K, h, w)
 
 
 class Codec(nn.Module):
@@ -24,6 +36,24 @@ class Codec(nn.Module):
 
     latent_channels: int  # C of the latents
     downscale: int  # pixels per latent pixel along one side
+
+    def latents(self, images: Tensor | Raw | Moments, generator: torch.Generator | None = None) -> Tensor:
+        """Convert images of any kind to latents (N, C, H, W). A plain tensor already contains latents."""
+        match images:
+            case Raw(pixels):
+                return self.encode(pixels, generator)
+            case Moments(moments):
+                return self.sample(moments.to(torch.promote_types(moments.dtype, torch.float32)), generator)
+        return images
+
+    def shape_of_latents(self, images: Tensor | Raw | Moments) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of the latents of one of these images."""
+        if isinstance(images, Tensor):
+            channels, height, width = images.shape[-3:]
+            return channels, height, width
+        height, width = images.tensor.shape[-2:]
+        factor = self.downscale if isinstance(images, Raw) else 1
+        return self.latent_channels, height // factor, width // factor
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode (N, 3, height, width) in [-1, 1] to (N, C, height / downscale, width / downscale).
@@ -50,18 +80,20 @@ class Codec(nn.Module):
         """Decode (N, C, H, W) to (N, 3, H · downscale, W · downscale), clamped to [-1, 1]."""
         raise NotImplementedError
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Return the shape (C, H, W) of the latents of a square image with sides of `image_size` pixels.
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of the latents of an image of this many pixels; a square one without `width`.
 
         Raises:
-            InputError: `image_size` is not a positive multiple of `downscale`.
+            InputError: A side is not a positive multiple of `downscale`.
         """
-        if image_size < 1 or image_size % self.downscale:
-            raise InputError(
-                f"image_size {image_size} is not a multiple of {self.downscale}, the downscale factor of "
-                f"{type(self).__name__}; use a positive multiple"
-            )
-        return self.latent_channels, image_size // self.downscale, image_size // self.downscale
+        sides = height, height if width is None else width
+        for side in sides:
+            if side < 1 or side % self.downscale:
+                raise InputError(
+                    f"image_size {side} is not a multiple of {self.downscale}, the downscale factor of "
+                    f"{type(self).__name__}; use a positive multiple"
+                )
+        return self.latent_channels, sides[0] // self.downscale, sides[1] // self.downscale
 
     def moments_shape(self, image_size: int) -> tuple[int, int, int]:
         """Return the shape (K, h, w) of the moments of a square image with sides of `image_size` pixels."""

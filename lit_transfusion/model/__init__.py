@@ -3,7 +3,7 @@
 from lit_transfusion.model.config import SIZES, TransformerConfig
 from lit_transfusion.model.patchers import LinearPatcher, Patcher, UNetPatcher
 from lit_transfusion.model.transformer import Transformer
-from lit_transfusion.model.transfusion import Transfusion, TransfusionOutput
+from lit_transfusion.model.transfusion import NoisyImages, Transfusion, TransfusionOutput
 from lit_transfusion.model.visibility import Bidirectional, Causal, Visibility
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Bidirectional",
     "Causal",
     "LinearPatcher",
+    "NoisyImages",
     "Patcher",
     "Transformer",
     "TransformerConfig",

@@ -7,7 +7,9 @@ logits without a target and recomputed activations is not counted: it only costs
 
 import copy
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -50,22 +52,22 @@ class Flops:
     token: int  # per token or patch, in all blocks
     pair: int  # per pair of a query and a visible key, in all blocks
     logit: int  # per position at which the head is computed
-    image: int  # per image, in the patcher and the time embedding
+    image: "Callable[[tuple[int, int, int]], int]"  # per image of a shape (C, H, W), in patcher and time embedding
 
     @classmethod
-    def count(cls, net: Transfusion, image_shape: tuple[int, int, int]) -> "Flops":
-        """Count the operations of a net, for images of shape (C, H, W)."""
+    def count(cls, net: Transfusion) -> "Flops":
+        """Count the operations of a net."""
         config = net.transformer.config
         with torch.device("meta"):
             block = Block(config)  # each position passes one such block per layer, also if patches have their own
         linears = (module for module in block.modules() if isinstance(module, nn.Linear))
         token = config.n_layers * sum(2 * linear.weight.numel() for linear in linears)
         pair = 4 * config.dim * config.n_layers
-        return cls(token, pair, 2 * net.head.weight.numel(), image_flops(net, image_shape))
+        return cls(token, pair, 2 * net.head.weight.numel(), image_flops(net))
 
     def training_step(self, tokens: Count, pairs: Count, logits: int, images: int) -> Count:
-        """Operations of one forward and backward pass."""
-        return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + self.image * images)
+        """Operations of one forward and backward pass, where those of all images in the patcher are `images`."""
+        return 3 * (self.token * tokens + self.pair * pairs + self.logit * logits + images)
 
     def of_batch(
         self,
@@ -73,7 +75,7 @@ class Flops:
         hi: Tensor,
         lengths: Tensor,
         num_targets: int,
-        num_images: int,
+        images: Iterable[tuple[int, tuple[int, int, int]]],
         private: Tensor | None = None,
     ) -> Tensor:
         """Operations of a training step on (B, L) rows, as a scalar on the device of `lo`.
@@ -83,10 +85,11 @@ class Flops:
             hi: (B, L) one past the last key that each query sees.
             lengths: (B,) number of positions before the padding.
             num_targets: Number of text targets.
-            num_images: Number of images.
+            images: The number of images of each shape (C, H, W).
             private: (B, L) private images of the patches (see `visibility.py`).
         """
-        return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths, private), num_targets, num_images)
+        in_patcher = sum(number * self.image(shape) for number, shape in images)
+        return self.training_step(lengths.sum(), visible_pairs(lo, hi, lengths, private), num_targets, in_patcher)
 
 
 def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor, private: Tensor | None = None) -> Tensor:
@@ -101,17 +104,24 @@ def visible_pairs(lo: Tensor, hi: Tensor, lengths: Tensor, private: Tensor | Non
     return pairs.masked_fill(padding, 0).sum()
 
 
-def image_flops(net: Transfusion, image_shape: tuple[int, int, int]) -> int:
-    """Operations per image. torch counts them on a copy of the patcher without data, so that any patcher works."""
+def image_flops(net: Transfusion) -> Callable[[tuple[int, int, int]], int]:
+    """A function that maps the shape (C, H, W) of an image to its operations.
+
+    torch counts them on a copy of the patcher without data, so that any patcher works.
+    """
     time_embedding = copy.deepcopy(net.time_embedding).to("meta")
     patcher = copy.deepcopy(net.patcher).to("meta")
-    image = torch.empty(1, *image_shape, device="meta")
-    grid = (image_shape[1] // patcher.patch_size, image_shape[2] // patcher.patch_size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        t_emb = time_embedding(torch.zeros(1, dtype=torch.int64, device="meta"))
-        patches, skips = patcher.patchify(image, t_emb)
-        patcher.unpatchify(patches, t_emb, skips, grid)
-    return counter.get_total_flops()
+
+    @cache
+    def of_shape(shape: tuple[int, int, int]) -> int:
+        image = torch.empty(1, *shape, device="meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            t_emb = time_embedding(torch.zeros(1, dtype=torch.int64, device="meta"))
+            patches, skips = patcher.patchify(image, t_emb)
+            patcher.unpatchify(patches, t_emb, skips, patcher.grid(image))
+        return counter.get_total_flops()
+
+    return of_shape
 
 
 def peak_bf16(device_name: str) -> float | None:

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from lit_transfusion.model.visibility import run_starts
-
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (B, 1, L, head_dim / 2)
 
 
@@ -27,21 +25,20 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-def rows_and_columns(positions: Tensor, image_ids: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Give patches the coordinates (row, column), and text its position twice; (B, L, 2) in float32.
+def rows_and_columns(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Coordinates (row, column) of the patches of images of one shape, (N, P, 2) in float32.
 
     An image of h × w patches between BOI at position p and EOI at position p + hw + 1 has the coordinates
     p + i · (hw + 1) / (h + 1) for its rows i = 1 … h, and p + j · (hw + 1) / (w + 1) for its columns j = 1 … w. So BOI
     is row and column 0, EOI is row h + 1 and column w + 1, and text after an image keeps its positions (Su, 2024,
-    RoPE-Tie).
+    RoPE-Tie). The coordinates of text are its position, twice.
 
     Args:
-        positions: (B, L) int64 within the document.
-        image_ids: (B, L) int64, one number per image at its patches, negative elsewhere.
+        positions: (N, P) int64, positions of the patches within the document.
         grid: (h, w), rows and columns of patches of an image.
     """
     h, w = grid
-    first = positions.gather(1, run_starts(image_ids))  # position of the first patch of each image
-    row, column = (positions - first) // w + 1, (positions - first) % w + 1
-    steps = torch.stack([row * ((h * w + 1) / (h + 1)), column * ((h * w + 1) / (w + 1))], dim=-1)  # (B, L, 2)
-    return torch.where(image_ids[..., None] >= 0, (first - 1)[..., None] + steps, positions[..., None].float())
+    row = torch.arange(1, h + 1, device=positions.device) * ((h * w + 1) / (h + 1))
+    column = torch.arange(1, w + 1, device=positions.device) * ((h * w + 1) / (w + 1))
+    steps = torch.cartesian_prod(row, column)  # (P, 2)
+    return positions[:, :1].reshape(-1, 1, 1) - 1 + steps

@@ -1,5 +1,6 @@
 """The whole net: embeddings, patcher, Transformer and head."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -14,9 +15,17 @@ from lit_transfusion.model.transformer import Transformer, init_linear
 from lit_transfusion.model.visibility import Visibility
 
 
+class NoisyImages(NamedTuple):
+    """Images of one shape. A sequence may contain images of several shapes."""
+
+    values: Tensor  # (N, C, H, W)
+    timesteps: Tensor  # (N,) the noise level of each image
+    at: Tensor  # (N, P) int64; indices of their patches into the flattened (B · L) positions, in raster order
+
+
 class TransfusionOutput(NamedTuple):
     logits: Tensor  # (T, V) at the T logit_positions
-    image_prediction: Tensor  # (N, C, H, W): noise, velocity or clean image, see the noise process
+    image_predictions: tuple[Tensor, ...]  # for each shape (N, C, H, W): noise, velocity or clean image
 
 
 @final
@@ -59,8 +68,7 @@ class Transfusion(nn.Module):
         positions: Tensor,
         document_ids: Tensor,
         image_ids: Tensor,
-        images: Tensor,
-        timesteps: Tensor,
+        images: Sequence[NoisyImages],
         logit_positions: Tensor,
         cache: KVCache | None = None,
         slots: Tensor | None = None,
@@ -72,10 +80,9 @@ class Transfusion(nn.Module):
             tokens: (B, L) int64; the values at patches are ignored.
             positions: (B, L) int64 within the document.
             document_ids: (B, L) int64; ignored with a cache, where each row is one document.
-            image_ids: (B, L) int64, index into `images` at patches, negative elsewhere. Patches are in raster order.
-            images: (N, C, H, W) noisy images, in row-major order of their places in the rows. N may be 0: training
-                still computes the image path, so that each parameter has a gradient on every rank.
-            timesteps: (N,) int64, the noise level of each image.
+            image_ids: (B, L) int64, a number for each image at its patches, negative elsewhere.
+            images: The images, one group for each shape. Training needs at least one group, which may be empty (N = 0):
+                each parameter then has a gradient on every rank. Decoding needs none.
             logit_positions: (T,) int64 indices into the flattened (B · L) positions. Logits are computed only there,
                 because the head is the widest layer of the net.
             cache: The prefix of each row, for decoding. The given positions are added to it.
@@ -85,30 +92,32 @@ class Transfusion(nn.Module):
                 if there are none.
         """
         x = self.embedding(tokens)  # (B, L, D)
-        grid = (images.shape[-2] // self.patcher.patch_size, images.shape[-1] // self.patcher.patch_size)
-        text_only = cache is not None and len(images) == 0  # decoding needs no gradients: skip the image path
-        if not text_only:
+        coordinates = positions[..., None]  # (B, L, axes)
+        if self.transformer.config.rope == "2d":
+            coordinates = coordinates.expand(-1, -1, 2).float()
+        inputs = []
+        for values, timesteps, at in images:
             t_emb = self.time_embedding(timesteps)  # (N, D)
-            patches, skips = self.patcher.patchify(images, t_emb)  # (N, P, D)
-            # One position per patch, in the order of the images. The size is given so that a GPU need not synchronise.
-            at_patches = torch.nonzero_static(image_ids.flatten() >= 0, size=patches.shape[0] * patches.shape[1])[:, 0]
-            x = x.flatten(0, 1).index_copy(0, at_patches, patches.flatten(0, 1).to(x.dtype)).view_as(x)
+            patches, skips = self.patcher.patchify(values, t_emb)  # (N, P, D)
+            x = place(x, at, patches)
+            grid = self.patcher.grid(values)
+            if self.transformer.config.rope == "2d":
+                coordinates = place(coordinates, at, rows_and_columns(positions.flatten()[at], grid))
+            inputs.append((at.flatten(), patches.shape, t_emb, skips, grid))
 
         if cache is None:
             lo, hi = self.mask.intervals(document_ids, image_ids)
             attend = attention(self.attention, lo, hi, x.dtype, private)  # once, for all layers
         else:
             attend = cache.open(self.mask, positions if slots is None else slots, image_ids, private)
-        coordinates = positions[..., None]  # (B, L, axes)
-        if self.transformer.config.rope == "2d":
-            coordinates = rows_and_columns(positions, image_ids, grid)
         hidden = self.transformer(x, coordinates, image_ids >= 0, attend, cache).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)
-        if text_only:
-            return TransfusionOutput(logits, images)
-        hidden = hidden.index_select(0, at_patches).view_as(patches)  # (N, P, D)
-        return TransfusionOutput(logits, self.patcher.unpatchify(hidden, t_emb, skips, grid))
+        predictions = [
+            self.patcher.unpatchify(hidden.index_select(0, at).view(shape), t_emb, skips, grid)  # (N, C, H, W)
+            for at, shape, t_emb, skips, grid in inputs
+        ]
+        return TransfusionOutput(logits, tuple(predictions))
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Create an empty cache of `batch_size` rows with `capacity` positions each."""
@@ -125,6 +134,11 @@ class Transfusion(nn.Module):
         init_linear(self.head)
         # An embedding row is not summed with others: 1/√D gives it norm 1, and pre-norm makes its scale harmless.
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
+
+
+def place(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """A copy of x (B, L, D) with values (N, P, D) at the flattened positions (N, P)."""
+    return x.flatten(0, 1).index_copy(0, at.flatten(), values.flatten(0, 1).to(x.dtype)).view_as(x)
 
 
 class TimestepEmbedding(nn.Module):

@@ -13,6 +13,7 @@ def prepare(
     output: str,
     kind: Kind | None = None,
     image_size: int = 64,
+    multiple_of: int | None = None,
     metadata: str | None = None,
     pictures: str | None = None,
     split: str | None = None,
@@ -40,6 +41,9 @@ def prepare(
         output: Folder for the shards.
         kind: Format of the input: folder, webdataset, coco or hugging_face; null detects it from the path.
         image_size: Side of the square pictures, in pixels; a run's data.image_size must be the same.
+        multiple_of: Keep the aspect ratio of each picture, for runs with data.keep_ratio. Its sides are then multiples
+            of this many pixels, the side of a patch (patch_size times the codec's downscale factor), and its area is at
+            most image_size². Null crops the middle square.
         metadata: Folder: the metadata file, if its name is not metadata.csv, .tsv, .jsonl or .parquet.
         pictures: COCO: the folder of the pictures; null if they are beside the file.
         split: Hugging Face data set: the split; null is train.
@@ -54,7 +58,7 @@ def prepare(
         num_workers: Processes; 0 works in this process, null uses one for each CPU. The result is the same.
         seed: Seed of the order.
     """
-    check(image_size, shard_size, max_skipped, num_workers)
+    check(image_size, multiple_of, shard_size, max_skipped, num_workers)
 
     # Imported here, because `--help` needs none of them.
     from lit_transfusion.data.shards.layout import INDEX, VERSION
@@ -74,6 +78,7 @@ def prepare(
         "version": VERSION,
         "input": {"kind": kind, "paths": input, **given},
         "image_size": image_size,
+        **({} if multiple_of is None else {"multiple_of": multiple_of}),
         "format": format,
         "codec": None if codec is None else describe_codec(codec, image_size),
         "shard_size": shard_size,
@@ -91,14 +96,20 @@ def prepare(
         check_or_write_settings(folder, settings)
         with explained_interruptions():
             contents = input_contents(reader, folder, workers(num_workers, len(reader)))
-            maker = ShardMaker(reader, contents, folder, image_size, format, shard_size, seed, codec is not None)
+            maker = ShardMaker(
+                reader, contents, folder, image_size, multiple_of, format, shard_size, seed, codec is not None
+            )
             most = len(maker) if codec is None else len(maker.order)
             make_missing(maker, max_skipped, workers(num_workers, most), codec)
         finish(maker, settings)
 
 
-def check(image_size: int, shard_size: int, max_skipped: float, num_workers: int | None) -> None:
+def check(
+    image_size: int, multiple_of: int | None, shard_size: int, max_skipped: float, num_workers: int | None
+) -> None:
     """Check the numeric options."""
+    if multiple_of is not None and (multiple_of < 1 or image_size % multiple_of):
+        raise InputError(f"multiple_of {multiple_of} does not divide image_size {image_size}; use a divisor of it")
     for name, value, least in (("image_size", image_size, 1), ("shard_size", shard_size, 1)):
         if value < least:
             raise InputError(f"{name} {value} is less than {least}; use {least} or more")

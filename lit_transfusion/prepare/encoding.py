@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.images import to_unit_range
+from lit_transfusion.data.images import by_size, to_unit_range
 from lit_transfusion.data.shards.folder import decode_picture
 from lit_transfusion.data.shards.writer import Picture
 from lit_transfusion.data.types import Skipped
@@ -43,7 +43,7 @@ def describe_codec(codec: Codec, image_size: int) -> dict[str, Any]:
             "or remove --codec"
         )
     shape = codec.moments_shape(image_size)
-    if shape == (3, image_size, image_size):  # training could not distinguish them from pictures
+    if shape == (3, image_size, image_size):
         raise InputError(
             f"--codec {cls.__name__} does not change pictures, which shards contain already; remove --codec"
         )
@@ -69,7 +69,7 @@ def encoded_shards(maker: ShardMaker, shards: list[int], codec: Codec, num_worke
 
 
 def read(maker: ShardMaker, number: int) -> tuple[Picture, Tensor] | Skipped:
-    """The picture at a position in the order, and its pixels, uint8 (3, S, S), as a run reads them."""
+    """The picture at a position in the order, and its pixels, uint8 (3, height, width), as a run reads them."""
     picture = maker.read(number)
     return picture if isinstance(picture, Skipped) else (picture, decode_picture(picture.file))
 
@@ -81,10 +81,13 @@ def with_moments(
     at_once = min(max(PIXELS_AT_ONCE // (2 * image_size**2), 1), MOST_AT_ONCE)
     pictures = iter(pictures)
     while batch := list(islice(pictures, at_once)):
-        pixels = [item[1] for item in batch if not isinstance(item, Skipped)]
-        moments = iter(moments_of(torch.stack(pixels), codec) if pixels else ())
+        read = [item for item in batch if not isinstance(item, Skipped)]
+        moments: dict[int, Tensor] = {}
+        for indices, pixels in by_size([pixels for _, pixels in read]):
+            moments |= zip(indices, moments_of(pixels, codec), strict=True)
+        encoded = (skip_nonfinite(picture._replace(moments=moments[i])) for i, (picture, _) in enumerate(read))
         for item in batch:
-            yield item if isinstance(item, Skipped) else skip_nonfinite(item[0]._replace(moments=next(moments)))
+            yield item if isinstance(item, Skipped) else next(encoded)
 
 
 def moments_of(pixels: Tensor, codec: Codec) -> Tensor:

@@ -43,6 +43,7 @@ class ShardMaker:
     contents: np.ndarray  # digests of the files of its items, (n, 2) uint64; see `prepare/digests.py`
     folder: Path  # of the shards
     image_size: int  # side of the square pictures, in pixels
+    multiple_of: int | None  # of the sides of pictures that keep their aspect ratio (data/images.py)
     format: Literal["webp", "png", "jpg"]
     shard_size: int  # pictures of the input for one shard, with those that are skipped
     seed: int
@@ -101,7 +102,7 @@ class ShardMaker:
             return item
         captions = [caption for each in items if isinstance(each, Item) for caption in each.captions]
         try:
-            pixels = read_pixels(item.file, self.image_size)
+            pixels = read_pixels(item.file, self.image_size, self.multiple_of)
         except ValueError as error:
             return Skipped(item.name, str(error))
         return Picture(

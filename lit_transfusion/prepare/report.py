@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,8 @@ def report(folder: Path, index: dict[str, Any]) -> None:
     side = index["image_size"]
     codec = index.get("codec")
     made_by, options = "", f"--data.source Shards --data.source.init_args.path {folder} --data.image_size {side}"
+    if "multiple_of" in index:
+        options += " --data.keep_ratio true"
     if codec:
         made_by = f", encoded by {codec['identity']},"
         options += f" --data.codec {codec['class_path']}"
@@ -50,7 +51,7 @@ def preview(folder: Path) -> Path:
     if not path.exists():
         shards = ShardFolder(str(folder))
         samples = [shards[i] for i in range(min(len(shards), PREVIEWED))]
-        pictures = torch.stack([to_unit_range(sample.pixels) for sample in samples])
+        pictures = [to_unit_range(sample.pixels) for sample in samples]
         with whole_file(path) as file:
             captioned_grid(pictures, [sample.captions[0] for sample in samples]).save(file, "PNG")
     return path

@@ -40,7 +40,6 @@ def score_shapes(
         device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
     """
     # Imports are here, since they take seconds, and --help is quick.
-    import torch
     from torch import Tensor
 
     from lit_transfusion.generation.engine import draw, generate, write
@@ -66,7 +65,7 @@ def score_shapes(
         on_progress("writing", 0, None)
         held_out = Shapes(image_size=pipeline.image_size, scenes=("single",)).split("val")
         examples = [held_out[i] for i in range(num_samples)]
-        written = write(pipeline, torch.stack([example.image for example in examples]), sampling)
+        written = write(pipeline, [example.image for example in examples], sampling)
         documents = [prompt_document(pipeline, text, cut=True) for text in texts]
         chosen = generate(pipeline, documents, Sampling(num_inference_steps=1, guidance_scale=1))
     with_image = sum(len(sample.images) == 1 for sample in chosen)

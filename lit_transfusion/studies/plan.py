@@ -17,6 +17,7 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.model.flops import Flops
 from lit_transfusion.studies.study import Study
 from lit_transfusion.training.lit_module import LitTransfusion
+from lit_transfusion.training.objective import image_shapes
 from lit_transfusion.wording import counted
 
 BATCHES = 8  # number of batches over which tokens and operations are averaged
@@ -92,7 +93,7 @@ def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPl
     loader = parts.datamodule.train_dataloader()
     batches = list(islice(loader, BATCHES))
     accumulated = trainer.accumulate_grad_batches
-    of_parts = Flops.count(model.net, model.pipeline.latent_shape)
+    of_parts = Flops.count(model.net)
     flops = statistics.mean(operations(of_parts, model, batch) for batch in batches)
     seconds = None
     if timed and (flops < MOST_TIMED or torch.cuda.is_available()):
@@ -119,14 +120,15 @@ def config_text(parts: TransfusionCLI) -> str:
 
 def operations(flops: Flops, model: LitTransfusion, batch: PackedBatch) -> float:
     lo, hi = model.net.mask.intervals(batch.document_ids, batch.image_ids)
-    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images), batch.private))
+    shapes = image_shapes(batch, model.codec)
+    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), shapes, batch.private))
 
 
 def time_step(model: LitTransfusion, batch: PackedBatch) -> float:
     """Seconds of a forward and backward pass: the median of a few, after one warm-up pass."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    batch = PackedBatch(*(part.to(device) for part in batch))
+    batch = batch.to(device)
     times = []
     for _ in range(1 + TIMED_STEPS):
         start = time.perf_counter()

@@ -31,7 +31,7 @@ from lit_transfusion.training.fsdp import shard_nets
 from lit_transfusion.training.graceful_stop import GracefulStop
 from lit_transfusion.training.losses import LossTerms, transfusion_loss
 from lit_transfusion.training.nonfinite import skip_or_stop
-from lit_transfusion.training.objective import Compared, check_clipping, run_with_noise, sample_latents
+from lit_transfusion.training.objective import check_clipping, run_with_noise
 from lit_transfusion.training.optim import decay_groups
 from lit_transfusion.training.resumed_settings import ResumedSettings
 from lit_transfusion.training.step_losses import StepLosses, log_step
@@ -43,7 +43,7 @@ SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
 class Prediction(NamedTuple):
     """The result of a predict step."""
 
-    drawn: Tensor  # (N, 3, S, S) in [-1, 1], drawn from the captions
+    drawn: list[Tensor]  # each (3, height, width) in [-1, 1], drawn from the captions
     written: list[str]  # captions of the pictures
 
 
@@ -53,7 +53,8 @@ class LitTransfusion(lightning.LightningModule):
     Args:
         tokenizer: Tokenizer of the text (set by the data module).
         codec: Codec of the images (set by the data module).
-        image_size: Side of the pictures in pixels (set by the data module).
+        image_size: Side of the square pictures in pixels (set by the data module).
+        keep_ratio: Whether pictures keep their aspect ratio (set by the data module).
         patcher: LinearPatcher, UNetPatcher, or your own class.
         mask: Which positions attend to which: Bidirectional (the paper), Causal, or your own class.
         noise: The noise process.
@@ -96,6 +97,7 @@ class LitTransfusion(lightning.LightningModule):
         seed: int = 0,
         init_from: str | None = None,
         sequence_length: int | None = None,
+        keep_ratio: bool = False,
         sampling: Sampling = Sampling(),
         skip_nonfinite: int = 0,
     ) -> None:
@@ -105,6 +107,7 @@ class LitTransfusion(lightning.LightningModule):
         self._codec = [codec]  # in a list, so that checkpoints do not contain its frozen weights
         self.image_size = image_size
         self.sequence_length = sequence_length
+        self.keep_ratio = keep_ratio
         self.sampling = sampling
         self.noise = noise
         self.optimizer = optimizer
@@ -138,7 +141,8 @@ class LitTransfusion(lightning.LightningModule):
     def pipeline(self) -> Pipeline:
         """The pipeline for generation, with the averaged weights if there are any."""
         net = self.ema or self.net
-        return Pipeline(net, self.noise, self.codec, self.tokenizer, self.image_size, self.sequence_length)
+        sizes = self.image_size, self.sequence_length, self.keep_ratio
+        return Pipeline(net, self.noise, self.codec, self.tokenizer, *sizes)
 
     def losses(
         self, net: Transfusion, batch: PackedBatch, generator: torch.Generator, counts: Tensor | None = None
@@ -151,14 +155,8 @@ class LitTransfusion(lightning.LightningModule):
             generator: Generator of noise and timesteps.
             counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
-        compared, timesteps = self.compare(net, batch, generator)
-        *pairs, weights = compared
-        return transfusion_loss(*pairs, self.image_loss_weight, counts, weights), timesteps
-
-    def compare(self, net: Transfusion, batch: PackedBatch, generator: torch.Generator) -> tuple[Compared, Tensor]:
-        """Return outputs and targets of a batch, and the timesteps (M,); see `run_with_noise`."""
-        latents = sample_latents(batch.images, self.codec, self.image_size, generator)
-        return run_with_noise(net, self.noise, latents, batch, generator)
+        *compared, timesteps = run_with_noise(net, self.noise, self.codec, batch, generator)
+        return transfusion_loss(*compared, self.image_loss_weight, counts), timesteps
 
     def on_train_start(self) -> None:
         check_steps(self.trainer)

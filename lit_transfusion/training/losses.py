@@ -21,38 +21,30 @@ class LossTerms(NamedTuple):
 def transfusion_loss(
     logits: Tensor,
     targets: Tensor,
-    image_prediction: Tensor,
-    image_target: Tensor,
+    image_errors: Tensor,
     image_loss_weight: float,
     counts: Tensor | None = None,
-    image_weights: Tensor | None = None,
 ) -> LossTerms:
-    """Compute the mean cross-entropy over text targets, plus λ times the mean squared error over images.
+    """Compute the mean cross-entropy over text targets, plus λ times the mean error over images.
 
-    The error of one image is the mean over its channels and pixels, so that neither loss depends on the number of
-    tokens, patches or channels. A modality that the batch lacks has a loss of zero that still depends on its
-    parameters, so that all gradients exist on all ranks.
+    A modality that the batch lacks has a loss of zero that still depends on its parameters, so that all gradients exist
+    on all ranks.
 
     Args:
         logits: (T, V) at the positions with a target.
         targets: (T,) token ids.
-        image_prediction: (M, C, H, W) predictions for the learned images.
-        image_target: (M, C, H, W) their targets.
+        image_errors: (M,) weighted mean squared errors of the learned images.
         image_loss_weight: λ.
         counts: (2,) number of text targets and number of images by which sums are divided. An optimiser step uses the
             totals of all its micro-batches on all ranks; the sum of their losses is then that of one large batch,
             however it is split. None divides by T and M.
-        image_weights: (M,) weights of the errors of the images (`NoiseProcess.weight`); None for 1, as in the paper.
     """
     if counts is None:
-        counts = torch.tensor([len(targets), len(image_target)])
+        counts = torch.tensor([len(targets), len(image_errors)])
     num_targets, num_images = counts.clamp(min=1).unbind()
     text = SumOfCrossEntropy.apply(logits, targets) / num_targets
-    per_image = (image_prediction.float() - image_target.float()).square().flatten(1).mean(1)  # (M,)
-    if image_weights is not None:
-        per_image = per_image * image_weights
-    image = per_image.sum() / num_images
-    return LossTerms(text + image_loss_weight * image, text, image, per_image)
+    image = image_errors.sum() / num_images
+    return LossTerms(text + image_loss_weight * image, text, image, image_errors)
 
 
 def sums_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.errors import InputError
 from lit_transfusion.run_folder import NONFINITE
+from lit_transfusion.training.objective import run_with_noise
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def report(module: Any, values: dict[str, float]) -> str:
     loader = trainer.train_dataloader
     pieces = loader.step_pieces if isinstance(loader, PackedLoader) else []
     documents = nonfinite_documents(module, pieces)
-    batches = [{name: part.cpu() for name, part in batch._asdict().items()} for batch in module.step.batches]
+    batches = [plain(batch.to("cpu")) for batch in module.step.batches]
     folder = Path(trainer.default_root_dir) / NONFINITE
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:06d}_rank_{rank}.pt"
@@ -75,16 +76,11 @@ def nonfinite_documents(module: Any, pieces: list[list[list[tuple[int, int, int]
     """Compute the losses again, and return names of the documents on this rank whose losses are not finite."""
     names = []
     for number, batch in enumerate(module.step.batches):
-        (logits, targets, prediction, target, _), _ = module.compare(module.net, batch, module.generator(number))
+        generator = module.generator(number)
+        logits, targets, image_errors, _ = run_with_noise(module.net, module.noise, module.codec, batch, generator)
         tokens = F.cross_entropy(logits.float(), targets, reduction="none")  # (T,)
-        images = (prediction.float() - target.float()).flatten(1).square().mean(1)  # (M,)
-        wrong_images = batch.learned_images[~images.isfinite()]
-        at = torch.cat(
-            [
-                batch.target_positions[~tokens.isfinite()],
-                torch.isin(batch.image_ids.flatten(), wrong_images).nonzero()[:, 0],
-            ]
-        )
+        first_patches = torch.cat([group.at[group.learned, :1].flatten() for group in batch.image_groups])
+        at = torch.cat([batch.target_positions[~tokens.isfinite()], first_patches[~image_errors.isfinite()]])
         length = batch.tokens.shape[1]
         rows, documents = at // length, batch.document_ids.flatten()[at]
         for row, document in sorted(set(zip(rows.tolist(), documents.tolist(), strict=True))):
@@ -92,6 +88,13 @@ def nonfinite_documents(module: Any, pieces: list[list[list[tuple[int, int, int]
                 name_of(module, batch.tokens[row][batch.document_ids[row] == document], pieces, number, row, document)
             )
     return names
+
+
+def plain(batch: Any) -> Any:
+    """Convert NamedTuples to dicts, so that the file is read without the classes of this package."""
+    if hasattr(batch, "_asdict"):
+        return {name: plain(part) for name, part in batch._asdict().items()}
+    return list(map(plain, batch)) if isinstance(batch, tuple) else batch
 
 
 def name_of(module: Any, tokens: Tensor, pieces: list, number: int, row: int, document: int) -> str:

@@ -1,4 +1,4 @@
-"""What the losses of a batch compare: noise is added to the images, and the net runs once."""
+"""What the losses of a batch are computed from: noise is added to the images, and the net runs once."""
 
 from typing import NamedTuple
 
@@ -9,62 +9,68 @@ from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
-from lit_transfusion.model import Transfusion
+from lit_transfusion.model import NoisyImages, Transfusion
 
 
 class Compared(NamedTuple):
-    """Outputs of the net and their targets."""
+    """The logits with their targets, and the errors of the learned images, group by group."""
 
     logits: Tensor  # (T, V) at the positions with a target
     targets: Tensor  # (T,) token ids
-    image_prediction: Tensor  # (M, C, H, W), of the learned images
-    image_target: Tensor  # (M, C, H, W)
-    image_weights: Tensor  # (M,) of their squared errors
+    image_errors: Tensor  # (M,) weighted mean squared error of each learned image (paper, Equation 3)
+    timesteps: Tensor  # (M,) of these images
 
 
 def run_with_noise(
-    net: Transfusion, noise: NoiseProcess, latents: Tensor, batch: PackedBatch, generator: torch.Generator
-) -> tuple[Compared, Tensor]:
+    net: Transfusion, noise: NoiseProcess, codec: Codec, batch: PackedBatch, generator: torch.Generator
+) -> Compared:
     """Add noise to each image at its own timestep, and run the net.
+
+    The error of one image is the mean over its channels and pixels, so that it does not depend on their number.
 
     Args:
         net: The net.
         noise: The noise process.
-        latents: (N, C, H, W) of the images of the batch, see `sample_latents`.
+        codec: Makes the latents of the images.
         batch: A batch on the net's device.
-        generator: Generator of timesteps and noise.
-
-    Returns:
-        What the losses compare, and the timesteps (M,) of the learned images.
+        generator: Generator of latents, timesteps and noise.
     """
-    timesteps = noise.draw_timesteps(batch.max_timesteps, generator)  # (N,)
-    added = torch.randn(latents.shape, generator=generator, device=latents.device)
+    images, targets = [], []
+    for group in batch.image_groups:
+        latents = codec.latents(group.images, generator)  # (N, C, H, W)
+        timesteps = noise.draw_timesteps(group.max_timesteps, generator)  # (N,)
+        added = torch.randn(latents.shape, generator=generator, device=latents.device)
+        images.append(NoisyImages(noise.add_noise(latents, added, timesteps), timesteps, group.at))
+        targets.append(noise.target(latents, added, timesteps))
     output = net(
         batch.tokens,
         batch.positions,
         batch.document_ids,
         batch.image_ids,
-        noise.add_noise(latents, added, timesteps),
-        timesteps,
+        images,
         logit_positions=batch.target_positions,
         private=batch.private,
     )
-    learned_timesteps = timesteps.index_select(0, batch.learned_images)
-    compared = Compared(
+    learned = [group.learned for group in batch.image_groups]
+    timesteps = torch.cat([group.timesteps.index_select(0, i) for group, i in zip(images, learned, strict=True)])
+    pairs = zip(output.image_predictions, targets, learned, strict=True)
+    errors = [squared_error(predicted.index_select(0, i), target.index_select(0, i)) for predicted, target, i in pairs]
+    return Compared(
         output.logits,
         batch.labels.flatten().index_select(0, batch.target_positions),
-        output.image_prediction.index_select(0, batch.learned_images),
-        noise.target(latents, added, timesteps).index_select(0, batch.learned_images),
-        noise.weight(learned_timesteps),
+        torch.cat(errors) * noise.weight(timesteps),
+        timesteps,
     )
-    return compared, learned_timesteps
 
 
-def sample_latents(images: Tensor, codec: Codec, image_size: int, generator: torch.Generator) -> Tensor:
-    """Map the images of a batch, pixels (N, 3, S, S) or moments (N, K, h, w) of the codec, to (N, C, H, W)."""
-    if images.shape[1:] == (3, image_size, image_size):  # moments that `prepare` saves never have this shape
-        return codec.encode(images, generator)
-    return codec.sample(images.to(torch.promote_types(images.dtype, torch.float32)), generator)
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """The mean squared error of each image: (M, C, H, W), (M, C, H, W) → (M,) in float32."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+def image_shapes(batch: PackedBatch, codec: Codec) -> list[tuple[int, tuple[int, int, int]]]:
+    """The number of images of each shape (C, H, W) of latents."""
+    return [(len(group.at), codec.shape_of_latents(group.images)) for group in batch.image_groups]
 
 
 def check_clipping(noise: NoiseProcess, codec: Codec) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -45,7 +46,7 @@ class Drawing(Metric):
     columns: ClassVar[dict[str, str]] = {"mean": "neither"}
 
     def __call__(self, subject):
-        return {"mean": float(subject.drawn.mean())}
+        return {"mean": float(torch.stack(subject.drawn).mean())}
 
 
 class WithBaseline(Once):
@@ -122,12 +123,13 @@ def test_metrics_in_a_file_have_arguments(measured, run):
 def test_the_source_may_come_from_a_config_with_bases(run):
     """configs/ablate_mask.yaml has two levels of bases; arguments in a later file override those in its base."""
     study = Path(__file__).parents[2] / "configs" / "ablate_mask.yaml"
-    source = source_of(study, 24)
+    pipeline = SimpleNamespace(image_size=24, multiple_of=None)
+    source = source_of(study, pipeline)
     assert type(source) is Shapes and source.image_size == 24
     path = run / "mine.yaml"
     content = {"base": str(study), "data": {"source": {"init_args": {"num_val_examples": 7}}}}
     path.write_text(yaml.safe_dump(content))
-    assert len(source_of(path, 24).split("val")) == 7
+    assert len(source_of(path, pipeline).split("val")) == 7
 
 
 def test_scores_of_each_picture_are_saved_for_the_first_guidance_scale(measured):
@@ -153,7 +155,7 @@ def test_each_scale_draws_for_itself(make_subject):
     subject.sampling = replace(subject.sampling, guidance_scale=1.0)  # the subject has the first scale
     by_scale, _ = measure([Drawing()], subject, [1.0, 4.0])
     scales = [replace(subject.sampling, guidance_scale=scale) for scale in (subject.sampling.guidance_scale, 4.0)]
-    means = [float(replace(subject, sampling=sampling).drawn.mean()) for sampling in scales]
+    means = [float(torch.stack(replace(subject, sampling=sampling).drawn).mean()) for sampling in scales]
     assert [by_scale[1.0]["mean"], by_scale[4.0]["mean"]] == means and means[0] != means[1]
 
 

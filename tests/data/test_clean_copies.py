@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from single_shape import run
 
 from lit_transfusion.data.grammar import image_first
 from lit_transfusion.data.packing import collate, flatten
@@ -25,7 +26,9 @@ def image(seed=0):
 
 
 def packed(documents, tokenizer, length=64):
-    return collate([[flatten(d, tokenizer, PATCHES) for d in documents]], length, tokenizer.pad, (3, 4, 4))
+    return collate(
+        [[flatten(d, tokenizer, lambda image: PATCHES) for d in documents]], length, tokenizer.pad, (3, 4, 4)
+    )
 
 
 def test_layout_of_a_clean_copy(tokenizer):
@@ -34,9 +37,11 @@ def test_layout_of_a_clean_copy(tokenizer):
     assert batch.image_ids[0, :14].tolist() == [TEXT] * 2 + [0] * 4 + [1] * 4 + [TEXT] * 4
     assert batch.private[0, :14].tolist() == [TEXT] * 2 + [0] * 4 + [TEXT] * 8
     assert batch.positions[0, :14].tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert torch.equal(batch.images[0], batch.images[1])
-    assert batch.max_timesteps.tolist()[1] == 0 and batch.max_timesteps[0] > 0
-    assert batch.learned_images.tolist() == [0]
+    (group,) = batch.image_groups
+    assert torch.equal(*group.images)
+    assert group.max_timesteps.tolist()[1] == 0 and group.max_timesteps[0] > 0
+    assert group.learned.tolist() == [0]
+    assert group.at.tolist() == [[2, 3, 4, 5], [6, 7, 8, 9]]
     assert batch.labels[0][batch.target_positions].tolist() == [tokenizer.boi, 7, 8, tokenizer.eos]
 
 
@@ -73,16 +78,16 @@ def test_caption_sees_the_clean_image_and_the_noised_one_is_learned_as_before(to
     config = TransformerConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=48, **changes)
     net = Transfusion(tokenizer.vocab_size, config, LinearPatcher(3, 32, 2), Bidirectional()).eval()
 
-    def run(batch, images, timesteps):
+    def read(batch, images, timesteps):
         ids = batch.tokens, batch.positions, batch.document_ids, batch.image_ids
-        return net(*ids, images, timesteps, batch.target_positions, private=batch.private)
+        return run(net, *ids, images, timesteps, batch.target_positions, private=batch.private)
 
     clean, noisy, t = image()[None], torch.randn(1, 3, 4, 4), torch.tensor([600])
     both = packed([image_first((7, 8), image(), tokenizer, clean_copy=True)], tokenizer)
     one = packed([image_first((7, 8), image(), tokenizer)], tokenizer)
-    output = run(both, torch.cat([noisy, clean]), torch.tensor([600, 0]))
-    torch.testing.assert_close(output.logits, run(one, clean, 0 * t).logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(output.image_prediction[:1], run(one, noisy, t).image_prediction, atol=1e-5, rtol=1e-5)
+    output = read(both, torch.cat([noisy, clean]), torch.tensor([600, 0]))
+    torch.testing.assert_close(output.logits, read(one, clean, 0 * t).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.image_prediction[:1], read(one, noisy, t).image_prediction, atol=1e-5, rtol=1e-5)
 
 
 def test_the_recipe_copies_images_before_captions(tokenizer):

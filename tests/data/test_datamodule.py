@@ -52,8 +52,9 @@ def test_both_images_of_an_edit_have_to_fit():
     with pytest.raises(InputError, match=rf"sequence_length {needed - 1} .* 2 x 16 patches .*at least {needed}$"):
         data(source=edits, sequence_length=needed - 1)
     batch = next(iter(data(source=edits, sequence_length=needed).train_dataloader()))
-    assert batch.tokens.shape == (2, needed) and len(batch.images) == 4
-    assert batch.learned_images.tolist() == [1, 3] and batch.max_timesteps[::2].tolist() == [0, 0]
+    assert batch.tokens.shape == (2, needed) and batch.num_images == 4
+    (group,) = batch.image_groups
+    assert group.learned.tolist() == [1, 3] and group.max_timesteps[::2].tolist() == [0, 0]
 
 
 def test_edits_are_not_for_prediction():
@@ -109,11 +110,12 @@ def test_splits_are_the_sources_and_validation_has_an_end():
     made = data()
     train, val = made.train_dataloader(), made.val_dataloader()
     assert train.documents.source.part == "train" and val.documents.source.part == "val"
-    assert sum(len(batch.images) for batch in val) == 20
-    assert sum(len(batch.images) for batch in islice(train, 40)) > 40  # more than an epoch
+    assert sum(batch.num_images for batch in val) == 20
+    assert sum(batch.num_images for batch in islice(train, 40)) > 40  # more than an epoch
     for batch in islice(train, 2):
-        assert batch.tokens.shape == (2, 64) and batch.images.shape[1:] == (3, 16, 16)
-        assert ((batch.image_ids >= 0).sum() == 16 * len(batch.images)) and batch.images.abs().max() <= 1
+        images = batch.image_groups[0].images.tensor
+        assert batch.tokens.shape == (2, 64) and images.shape[1:] == (3, 16, 16) and images.abs().max() <= 1
+        assert (batch.image_ids >= 0).sum() == 16 * batch.num_images
 
 
 def test_ranks_share_the_training_documents_and_validate_on_the_same():
@@ -174,7 +176,7 @@ def test_prediction_has_each_usable_picture_with_its_first_caption(broken):
     (batch,) = data(source=source).predict_dataloader()
     usable = [i for i in range(4) if i not in broken]
     assert batch.captions == [f"picture {i}" for i in usable]
-    assert torch.allclose(batch.images[:, 0, 0, 0], torch.tensor(usable) / 10)
+    assert torch.allclose(torch.stack(batch.images)[:, 0, 0, 0], torch.tensor(usable) / 10)
 
 
 def test_prediction_without_a_usable_picture_is_an_error():

@@ -46,7 +46,7 @@ def test_only_the_grammar_makes_documents():
     ],
 )
 def test_forms(tokenizer, form, tokens, learned):
-    flat = flatten(form(tokenizer), tokenizer, patches_per_image=1)
+    flat = flatten(form(tokenizer), tokenizer, lambda image: 1)
     words = {tokenizer.boi: "[", tokenizer.eoi: "]"}
     pairs = zip(flat.tokens, flat.image_ids, strict=True)
     assert " ".join("." if image >= 0 else words.get(token, str(token)) for token, image in pairs) == tokens

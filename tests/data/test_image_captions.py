@@ -107,7 +107,9 @@ def test_picture_deleted_later(tmp_path):
 @pytest.mark.parametrize("unit", ["many words ", "x", "你"])
 def test_caption_of_a_hundred_thousand_characters_is_cut_to_its_row(tmp_path, tokenizer, unit):
     put_picture(tmp_path, "a.png", unit * (100_000 // len(unit)))
-    documents = DocumentSet(ImageCaptions(str(tmp_path), 4), Recipe(caption_dropout=0.0), tokenizer, 4, 64, seed=0)
+    documents = DocumentSet(
+        ImageCaptions(str(tmp_path), 4), Recipe(caption_dropout=0.0), tokenizer, lambda image: 4, 4, 64, seed=0
+    )
     (document,) = documents[0, 0]
     assert len(document.tokens) == 64 and document.cut
 

@@ -48,7 +48,8 @@ class Numbered(Source):
 @pytest.fixture
 def make_loader(tokenizer):
     def make_loader(source, *, length=48, batch_size=2, seed=0, **options):
-        documents = DocumentSet(source, Recipe(image_first_max_timestep=500), tokenizer, PATCHES, length, seed)
+        recipe = Recipe(image_first_max_timestep=500)
+        documents = DocumentSet(source, recipe, tokenizer, lambda image: PATCHES, PATCHES, length, seed)
         return PackedLoader(documents, batch_size, (3, SIDE, SIDE), **{"open_rows": 3} | options)
 
     return make_loader
@@ -70,14 +71,13 @@ def make_sequence(make_loader, tokenizer):
 
 
 def numbers(batches) -> list[int]:
-    return [int(n) for batch in batches for n in batch.images[:, 0, 0, 0]]
+    return [int(n) for batch in batches for n in batch.image_groups[0].images.tensor[:, 0, 0, 0]]
 
 
 def assert_equal(first, second):
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
-        for name, x, y in zip(a._fields, a, b, strict=True):
-            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 # Documents
@@ -167,7 +167,7 @@ def test_batches_of_a_step_are_those_of_a_loader_without_steps(make_loader):
 def test_each_batch_knows_the_counts_of_its_step(make_loader):
     batches = list(islice(make_loader(Numbered(30), batches_per_step=3), 9))
     for step in (batches[:3], batches[3:6], batches[6:]):
-        counts = [sum(len(b.target_positions) for b in step), sum(len(b.learned_images) for b in step)]
+        counts = [sum(len(b.target_positions) for b in step), sum(len(b.image_groups[0].learned) for b in step)]
         assert all(b.step_counts.tolist() == counts for b in step)
     assert len({tuple(b.step_counts.tolist()) for b in batches}) == 3
 

@@ -61,7 +61,7 @@ def own_memory(pid: int) -> int:
 def train(make, folder, count, tokenizer, sender) -> None:
     """Hundreds of batches, in a process that starts with what all of them start with."""
     torch.set_num_threads(1)
-    documents = DocumentSet(make(folder, count).split("train"), Recipe(), tokenizer, 4, LENGTH, seed=0)
+    documents = DocumentSet(make(folder, count).split("train"), Recipe(), tokenizer, lambda image: 4, 4, LENGTH, seed=0)
     batches = iter(PackedLoader(documents, 4, (3, SIDE, SIDE), num_workers=2))
     assert len(list(islice(batches, BATCHES))) == BATCHES
     pids = [multiprocessing.current_process().pid, *(child.pid for child in multiprocessing.active_children())]

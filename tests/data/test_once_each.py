@@ -105,7 +105,7 @@ STOPS = {0.1: 2, 0.5: 0, 0.9: 1}  # share of the epoch → number of workers to 
 def test_every_text_of_an_epoch_is_read_once_by_one_of_two_ranks_with_two_workers(corpus, tokenizer, size, stops):
     """With 601 texts, one rank has 301 and the other 300: no text is lost or repeated."""
     source, expected = corpus(size)
-    documents = Dated(source, Recipe(), tokenizer, 1, LENGTH, seed=3)
+    documents = Dated(source, Recipe(), tokenizer, lambda image: 1, 1, LENGTH, seed=3)
 
     def make(rank, num_workers):
         return PackedLoader(documents, BATCH_SIZE, (3, 2, 2), num_workers=num_workers, rank=rank, world_size=RANKS)

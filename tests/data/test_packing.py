@@ -25,7 +25,7 @@ def image(value: float = 0.0, max_timestep: int = 1000) -> ImageSegment:
 
 
 def flat(document: Document, patches: int = 2):
-    return flatten(document, Markers, patches)
+    return flatten(document, Markers, lambda image: patches)
 
 
 # One document
@@ -219,20 +219,20 @@ def test_two_rows_with_images_and_padding():
         [-1, -1, 0, 0, *[-1] * 12],
         [-1, -1, -1, 1, 1, -1, -1, -1, 2, 2, -1, -1, 3, 3, -1, -1],
     ]
-    assert batch.images.mean((1, 2, 3)).tolist() == [1, 2, 3, 4]
-    assert batch.max_timesteps.tolist()[0] == 5 and len(batch.max_timesteps) == 4
+    assert batch.image_groups[0].images.mean((1, 2, 3)).tolist() == [1, 2, 3, 4]
+    assert batch.image_groups[0].max_timesteps.tolist()[0] == 5 and len(batch.image_groups[0].max_timesteps) == 4
     assert batch.lengths.tolist() == [10, 15]
     assert (
         all(t.dtype == torch.int64 for t in (*batch[:5], batch.target_positions, batch.lengths))
-        and batch.max_timesteps.dtype == torch.int64
+        and batch.image_groups[0].max_timesteps.dtype == torch.int64
     )
 
 
 def test_images_that_are_not_learned_are_marked():
     prompt = flat(Document((TextSegment((1,)), image(1)._replace(learn=False), image(2))))
     batch = collate([[prompt], [flat(Document((image(3),)))]], 16, PAD, SHAPE)
-    assert batch.learned_images.tolist() == [1, 2]
-    none = collate([[text(1, 2)]], 4, PAD, SHAPE).learned_images
+    assert batch.image_groups[0].learned.tolist() == [1, 2]
+    none = collate([[text(1, 2)]], 4, PAD, SHAPE).image_groups[0].learned
     assert none.shape == (0,) and none.dtype == torch.int64
 
 
@@ -252,8 +252,10 @@ def test_padding_documents_are_no_longer_than_the_longest_document():
 
 def test_batch_without_images():
     batch = collate([[text(1, 10, 2)]], 4, PAD, SHAPE)
-    assert batch.images.shape == (0, *SHAPE) and batch.max_timesteps.shape == (0,)
-    assert batch.images.dtype == torch.float32 and batch.max_timesteps.dtype == torch.int64
+    assert batch.image_groups[0].images.shape == (0, *SHAPE) and batch.image_groups[0].max_timesteps.shape == (0,)
+    assert (
+        batch.image_groups[0].images.dtype == torch.float32 and batch.image_groups[0].max_timesteps.dtype == torch.int64
+    )
     assert (batch.image_ids == TEXT).all()
 
 
@@ -282,7 +284,7 @@ def test_every_batch_can_be_read_back(rows):
         assert (batch.labels[r, used:] == NO).all() and (batch.image_ids[r, used:] == TEXT).all()
         longest = max((len(document.tokens) for document in row), default=length)
         assert ids[used:].unique(return_counts=True)[1].max() <= longest
-    assert len(batch.images) == len(images) and len(batch.max_timesteps) == len(images)
+    assert batch.num_images == len(images) and len(batch.image_groups[0].max_timesteps) == len(images)
     in_order = batch.image_ids[batch.image_ids >= 0]
     assert in_order.unique().tolist() == list(range(len(images))) and (in_order.diff() >= 0).all()
     assert batch.lengths.tolist() == [sum(len(document.tokens) for document in row) for row in rows]

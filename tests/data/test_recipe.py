@@ -20,6 +20,7 @@ from lit_transfusion.data.types import (
 )
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
+from lit_transfusion.latents import Moments
 
 IMAGE = torch.zeros(3, 2, 2)
 CAPTIONS = ("a red circle", "a circle that is red", "two blue squares")
@@ -130,12 +131,12 @@ def test_order_of_segments(tokenizer):
     assert [s.token_ids for s in first.segments[::2]] == [(tokenizer.bos, *caption), (tokenizer.eos,)]
     (second,) = documents(Recipe(caption_first=0), tokenizer, 1, example)
     assert [s.token_ids for s in second.segments[::2]] == [(tokenizer.bos,), (*caption, tokenizer.eos)]
-    assert first.images[0].latents is second.images[0].latents is IMAGE
+    assert first.images[0].value.tensor is second.images[0].value.tensor is IMAGE
 
 
 def test_nothing_of_the_text_of_a_dropped_caption_is_learned(tokenizer):
     (document,) = documents(Recipe(caption_first=1, caption_dropout=1), tokenizer, 1)
-    assert set(flatten(document, tokenizer, 4).labels) == {IGNORE_INDEX}
+    assert set(flatten(document, tokenizer, lambda image: 4).labels) == {IGNORE_INDEX}
     assert document.segments[:1] == null_prompt(tokenizer).segments  # the null prompt of guidance
 
 
@@ -154,7 +155,7 @@ def test_captions_are_cut(tokenizer, caption_first):
     (document,) = documents(Recipe(caption_first, caption_dropout=0), tokenizer, 1, example, max_caption_tokens=7)
     image = [tokenizer.boi, *[tokenizer.pad] * PATCHES, tokenizer.eoi]
     tokens = [tokenizer.bos, *kept, *image, tokenizer.eos] if caption_first else [tokenizer.bos, *image, *kept]
-    assert flatten(document, tokenizer, PATCHES).tokens == tokens
+    assert flatten(document, tokenizer, lambda image: PATCHES).tokens == tokens
 
 
 def cut_labels(tokenizer, kept, caption_first):
@@ -174,7 +175,7 @@ def test_a_cut_teaches_no_end_of_the_caption(tokenizer, caption_first):
 
     def labels(room):
         (document,) = documents(recipe, tokenizer, 1, example, room)
-        return flatten(document, tokenizer, PATCHES).labels
+        return flatten(document, tokenizer, lambda image: PATCHES).labels
 
     for room in range(1, len(caption)):
         assert labels(room) == cut_labels(tokenizer, caption[:room], caption_first)
@@ -197,7 +198,7 @@ def test_a_cut_teaches_no_end_of_the_instruction(tokenizer, learn_instruction):
 def test_piece_of_a_text_teaches_no_end_where_the_text_continues(tokenizer, complete):
     text = tokenizer.encode("a red circle")
     pieces = Recipe().documents(TextExample("a red circle", complete), tokenizer, len(text) - 1, torch.Generator())
-    first, last = (flatten(piece, tokenizer, PATCHES) for piece in pieces)
+    first, last = (flatten(piece, tokenizer, lambda image: PATCHES) for piece in pieces)
     assert (first.tokens, first.labels) == ([tokenizer.bos, *text[:-1]], [*text[:-1], IGNORE_INDEX])
     end = [tokenizer.eos] * complete
     assert (last.tokens, last.labels) == ([tokenizer.bos, text[-1], *end], [text[-1], *end, IGNORE_INDEX])
@@ -208,7 +209,9 @@ def test_document_depends_only_on_the_generator(tokenizer):
 
     def made(seed):
         document = recipe.document(EXAMPLE, tokenizer, 100, torch.Generator().manual_seed(seed))
-        return flatten(document, tokenizer, 4)._replace(images=[image.max_timestep for image in document.images])
+        return flatten(document, tokenizer, lambda image: 4)._replace(
+            images=[image.max_timestep for image in document.images]
+        )
 
     before = [made(seed) for seed in range(20)]
     torch.manual_seed(1)  # independent of the global state
@@ -224,21 +227,23 @@ SIDES = torch.arange(12.0).reshape(3, 2, 2)
 @pytest.mark.parametrize("mirror", [0.3, 1.0])
 def test_share_of_pictures_that_are_mirrored(tokenizer, mirror):
     made = documents(Recipe(mirror=mirror), tokenizer, example=EXAMPLE._replace(image=SIDES))
-    images = [document.images[0].latents for document in made]
+    images = [document.images[0].value.tensor for document in made]
     assert all(torch.equal(image, SIDES) or torch.equal(image, SIDES.flip(-1)) for image in images)
     flipped = sum(torch.equal(image, SIDES.flip(-1)) for image in images) / len(images)
     assert flipped == pytest.approx(mirror, abs=three_sigma(mirror))
 
 
 def test_mirror_image_of_moments_is_the_saved_one(tokenizer):
-    example = Example(SIDES.half(), CAPTIONS, mirror_image=SIDES.half() + 100)
+    example = Example(Moments(SIDES.half()), CAPTIONS, mirror_image=Moments(SIDES.half() + 100))
     (document,) = documents(Recipe(mirror=1.0), tokenizer, 1, example)
-    assert torch.equal(document.images[0].latents, SIDES.half() + 100)
+    assert torch.equal(document.images[0].value.tensor, SIDES.half() + 100)
 
 
 def test_both_pictures_of_an_edit_are_mirrored_or_neither(tokenizer):
     example = EditExample(SIDES, CAPTIONS, SIDES + 100)
-    pairs = [[image.latents for image in made.images] for made in documents(Recipe(mirror=0.5), tokenizer, 50, example)]
+    pairs = [
+        [image.value.tensor for image in made.images] for made in documents(Recipe(mirror=0.5), tokenizer, 50, example)
+    ]
     found = {torch.equal(given, SIDES.flip(-1)) for given, _ in pairs}
     assert found == {True, False}
     assert all(torch.equal(after, before + 100) for before, after in pairs)
@@ -275,7 +280,7 @@ def edit_document(tokenizer, example=EDIT, max_text_tokens=100, **options):
     """The document of an edit and its flat form. Instructions are never dropped unless requested."""
     options = {"instruction_dropout": 0.0} | options
     (document,) = documents(Recipe(**options), tokenizer, 1, example, max_text_tokens)
-    return document, flatten(document, tokenizer, PATCHES)
+    return document, flatten(document, tokenizer, lambda image: PATCHES)
 
 
 def placed(tokenizer, instruction):
@@ -293,7 +298,7 @@ def test_edit_token_by_token(tokenizer):
     assert flat.labels == [*given, tokenizer.boi, *drawn, tokenizer.eos, IGNORE_INDEX]
     text = [-1] * (1 + len(instruction) + 1)
     assert flat.image_ids == [-1, -1, *[0] * PATCHES, *text, *[1] * PATCHES, -1, -1]
-    assert [image.latents is latents for image, latents in zip(document.images, (INPUT, OUTPUT), strict=True)]
+    assert [image.value.tensor is pixels for image, pixels in zip(document.images, (INPUT, OUTPUT), strict=True)]
 
 
 def test_input_of_an_edit_is_clean_and_not_learned(tokenizer):
@@ -321,7 +326,7 @@ def test_edit_without_its_instruction_begins_as_the_samplers_null_prompt(tokeniz
     assert flat.tokens == placed(tokenizer, ())
     assert set(flat.labels) == {IGNORE_INDEX}
     assert document.segments[:2] == null_prompt(tokenizer, document.images[:1]).segments
-    null = flatten(null_prompt(tokenizer, [ImageSegment(INPUT)]), tokenizer, PATCHES)
+    null = flatten(null_prompt(tokenizer, [ImageSegment(INPUT)]), tokenizer, lambda image: PATCHES)
     assert [*null.tokens, tokenizer.boi] == flat.tokens[: len(null.tokens) + 1]
 
 
@@ -356,7 +361,7 @@ def test_text_is_an_unchanged_document(tokenizer):
 def test_pieces_of_a_long_text_hold_every_token_once(tokenizer, room):
     text = "two blue squares, a green cross " * 7
     pieces = Recipe().documents(TextExample(text), tokenizer, room, torch.Generator())
-    flat = [flatten(document, tokenizer, 1) for document in pieces]
+    flat = [flatten(document, tokenizer, lambda image: 1) for document in pieces]
     labels = [label for document in flat for label in document.labels if label != IGNORE_INDEX]
     assert labels == [*tokenizer.encode(text), tokenizer.eos]
     assert all(len(document.tokens) <= room + 2 and document.tokens[0] == tokenizer.bos for document in flat)

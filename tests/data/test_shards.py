@@ -91,7 +91,7 @@ def test_batches_of_a_run_hold_the_pictures_of_the_folder(pictures, prepared):
     batches = {}
     for source in (ImageCaptions(str(pictures), 16, 0.5), Shards(str(prepared), 16, 0.5)):
         data = TransfusionData(source, Pixels(), image_size=16, sequence_length=160, batch_size=2, vocab_size=300)
-        images = torch.cat([batch.images for batch in data.val_dataloader()])
+        images = torch.cat([batch.image_groups[0].images.tensor for batch in data.val_dataloader()])
         batches[type(source).__name__] = sorted(images.flatten(1).tolist())
         assert next(iter(data.train_dataloader())).tokens.shape == (2, 160)
     assert len(batches["Shards"]) > 10

@@ -7,6 +7,7 @@ from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.types import Example
 from lit_transfusion.evaluation.metric import Subject
 from lit_transfusion.training.losses import transfusion_loss
+from lit_transfusion.training.objective import run_with_noise
 
 CAPTIONS = ["a red circle", "two green triangles on white", "a blue square", "circle and square and circle", "green"]
 
@@ -38,18 +39,13 @@ def subject_of(pipeline, examples=None, **options):
 def train(pipeline, documents, steps):
     """Train the net on the documents with a simple loop."""
     net, tokenizer = pipeline.net, pipeline.tokenizer
-    flat = [[flatten(document, tokenizer, pipeline.patches_per_image)] for document in documents]
+    flat = [[flatten(document, tokenizer, pipeline.patches)] for document in documents]
     batch = collate(flat, max(len(row[0].tokens) for row in flat), tokenizer.pad, pipeline.latent_shape)
     labels = batch.labels.flatten()[batch.target_positions]
     optimizer, generator = torch.optim.AdamW(net.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
     for _ in range(steps):
-        timesteps = pipeline.noise.draw_timesteps(batch.max_timesteps, generator)
-        noise = torch.randn(batch.images.shape, generator=generator)
-        noisy = pipeline.noise.add_noise(batch.images, noise, timesteps)
-        layout = batch.tokens, batch.positions, batch.document_ids, batch.image_ids
-        output = net(*layout, noisy, timesteps, batch.target_positions)
-        target = pipeline.noise.target(batch.images, noise, timesteps)
-        loss = transfusion_loss(output.logits, labels, output.image_prediction, target, 5.0).total
+        logits, _, errors, _ = run_with_noise(net, pipeline.noise, pipeline.codec, batch, generator)
+        loss = transfusion_loss(logits, labels, errors, 5.0).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

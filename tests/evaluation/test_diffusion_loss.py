@@ -3,6 +3,7 @@
 import pytest
 import torch
 from given_examples import random_examples, subject_of
+from single_shape import given
 
 from lit_transfusion.data.types import Example
 from lit_transfusion.diffusion import DDPM
@@ -14,8 +15,9 @@ def predict_with(pipeline, prediction):
     asked = []
 
     def hook(net, args, output):
-        asked.extend(args[5].tolist())
-        return output._replace(image_prediction=prediction(args[4], args[5]))
+        images, timesteps = given(args)
+        asked.extend(timesteps.tolist())
+        return output._replace(image_predictions=(prediction(images, timesteps),))
 
     pipeline.net.register_forward_hook(hook)
     return asked

@@ -93,15 +93,15 @@ def test_equals_the_losses_of_training(pipeline, prediction_type):
     )
     module.net.load_state_dict(pipeline.net.state_dict())
     documents = mixed_documents(pipeline.tokenizer)
-    flat = [flatten(document, pipeline.tokenizer, 4) for document in documents]
+    flat = [flatten(document, pipeline.tokenizer, lambda image: 4) for document in documents]
     batch = collate([flat[:3], flat[3:]], 100, pipeline.tokenizer.pad, (3, 4, 4))
     terms, _ = module.losses(module.net, batch, torch.Generator().manual_seed(7))
 
     generator = torch.Generator().manual_seed(7)
-    timesteps = module.noise.draw_timesteps(batch.max_timesteps, generator)
+    timesteps = module.noise.draw_timesteps(batch.image_groups[0].max_timesteps, generator)
     same = Noised(timesteps, torch.randn(len(timesteps), 3, 4, 4, generator=generator))
     per_image = image_losses(pipeline, documents, same)
-    assert torch.allclose(per_image[batch.learned_images], terms.per_image, rtol=1e-5)
+    assert torch.allclose(per_image[batch.image_groups[0].learned], terms.per_image, rtol=1e-5)
     text = text_likelihoods(pipeline, documents, noised=same)
     num_tokens = sum(likelihood.num_tokens for likelihood in text)
     assert num_tokens == len(batch.target_positions)
@@ -192,7 +192,7 @@ def test_latents_are_the_same_each_time_if_the_codec_samples_them(pipeline):
     pipeline.codec = Drawn()
     pictures = torch.stack([image(0), image(0), image(1)])
     latents = latents_of(pipeline, pictures)
-    assert torch.equal(latents, latents_of(pipeline, pictures)) and torch.equal(latents[0], latents[1])
+    assert all(map(torch.equal, latents, latents_of(pipeline, pictures))) and torch.equal(latents[0], latents[1])
     assert torch.equal(latents[2], prompt_document(pipeline, picture=image(1)).images[0].latents)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from given_examples import CAPTIONS, random_examples, subject_of
+from single_shape import run
 
 from lit_transfusion.evaluation.perplexity import Perplexity
 
@@ -35,7 +36,8 @@ def test_equals_a_direct_computation(make_pipeline):
             tokens = torch.tensor([[tokenizer.bos, *before, *words]])
             image_ids = torch.tensor([[-1, *[-1, 0, 0, 0, 0, -1][: len(before)], *[-1] * len(words)]])
             with torch.no_grad():
-                logits = pipeline.net(
+                logits = run(
+                    pipeline.net,
                     tokens,
                     torch.arange(tokens.shape[1])[None],
                     torch.zeros_like(tokens),

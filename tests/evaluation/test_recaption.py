@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from single_shape import given
 
 from lit_transfusion.evaluation.metric import Unavailable
 from lit_transfusion.evaluation.recaption import RecaptionConsistency
@@ -41,9 +42,9 @@ def test_each_drawing_is_described_by_the_model_that_drew_it(make_subject):
     subject = make_subject(3)
     seen = []
     drawn = subject.drawn
-    subject.pipeline.net.register_forward_pre_hook(lambda net, args: seen.extend(args[4]))
+    subject.pipeline.net.register_forward_pre_hook(lambda net, args: seen.extend(given(args)[0]))
     RecaptionConsistency()(subject)
-    assert torch.equal(torch.stack(seen), drawn)
+    assert torch.equal(torch.stack(seen), torch.stack(drawn))
 
 
 def test_missing_package_is_an_error_before_anything_is_drawn(make_subject, monkeypatch):

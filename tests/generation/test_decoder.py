@@ -49,7 +49,7 @@ def read(tokenizer):
 
     def read(pipeline, documents, capacity=40):
         decoder = Decoder(pipeline, len(documents), capacity)
-        decoder.read([flatten(document, tokenizer, P) for document in documents])
+        decoder.read([flatten(document, tokenizer, lambda image: P) for document in documents])
         return decoder
 
     return read

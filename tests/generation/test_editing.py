@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from single_shape import run
 
 from lit_transfusion.data.grammar import null_prompt, prompt
 from lit_transfusion.data.packing import flatten
@@ -25,9 +26,10 @@ def pipeline(make_pipeline):
 
 def predict(pipeline, prompt, latents, timestep):
     """Predict for the image after a prompt, in one pass without a cache."""
-    piece = flatten(Document((*prompt.segments, ImageSegment(latents[0]))), pipeline.tokenizer, P)
+    piece = flatten(Document((*prompt.segments, ImageSegment(latents[0]))), pipeline.tokenizer, lambda image: P)
     tokens = torch.tensor([piece.tokens])
-    output = pipeline.net(
+    output = run(
+        pipeline.net,
         tokens,
         torch.arange(tokens.shape[1])[None],
         torch.zeros_like(tokens),
@@ -63,7 +65,7 @@ def test_edit_equals_a_loop_without_a_cache(pipeline, sampler, guidance_scale):
     sampling = Sampling(sampler, 3, guidance_scale, seed=5)
     steps = []
     drawn = edit(pipeline, IMAGES, INSTRUCTIONS, sampling, on_step=lambda step, latents: steps.append(step))
-    assert drawn.shape == IMAGES.shape and steps == [0, 1, 2]
+    assert [picture.shape for picture in drawn] == [(3, 4, 4)] * 2 and steps == [0, 1, 2]
     for i in range(2):
         alone = Sampling(sampler, 3, guidance_scale, seed=5 + i)
         expected = edited(pipeline, IMAGES[i], INSTRUCTIONS[i], alone)
@@ -74,12 +76,12 @@ def test_edit_equals_a_loop_without_a_cache(pipeline, sampler, guidance_scale):
 def test_sampler_reads_what_training_shows_before_the_output(tokenizer, instruction_dropout):
     example = EditExample(IMAGES[0], ("two",), IMAGES[1])
     recipe = Recipe(instruction_dropout=instruction_dropout)
-    trained = flatten(recipe.document(example, tokenizer, 100, torch.Generator()), tokenizer, P)
+    trained = flatten(recipe.document(example, tokenizer, 100, torch.Generator()), tokenizer, lambda image: P)
     given = ImageSegment(IMAGES[0])
     start = null_prompt(tokenizer, [given])
     if instruction_dropout == 0:
         start = prompt([given, tokenizer.encode("two")], tokenizer)
-    read = flatten(start, tokenizer, P)
+    read = flatten(start, tokenizer, lambda image: P)
     begun = len(read.tokens) + 1
     assert trained.tokens[:begun] == [*read.tokens, tokenizer.boi] and trained.image_ids[begun] == 1
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_transfusion.data.images import square, to_unit_range
+from lit_transfusion.data.images import fit, to_unit_range
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.engine import draw, edit, write
@@ -28,7 +28,7 @@ def picture():
 
 def pixels(picture):
     """(1, 3, S, S) in [-1, 1]."""
-    return to_unit_range(square(picture, 4))[None]
+    return to_unit_range(fit(picture, 4))[None]
 
 
 def comparable(parts):

@@ -72,6 +72,6 @@ def test_drawing_and_editing_cut_texts_from_data(pipeline, room):
     with pytest.raises(InputError, match=f"{len(tokens)} tokens.* room for {room + 1} beside an image"):
         draw(pipeline, [caption], sampling)
     pipeline.sequence_length = 14 + room
-    assert edit(pipeline, picture, [caption], sampling, cut=True).shape == picture.shape
+    assert edit(pipeline, picture, [caption], sampling, cut=True)[0].shape == picture[0].shape
     with pytest.raises(InputError, match=f"{len(tokens)} tokens.* room for {room + 1} beside 2 images"):
         edit(pipeline, picture, [caption], sampling)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from single_shape import run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,11 +29,12 @@ def test_formula_equals_the_count_of_torch(patcher, logits, images):
     pictures, timesteps = torch.randn(images, 3, 4, 4), torch.zeros(images, dtype=torch.int64)
     # With the MATH backend, since torch before 2.15 does not count fused attention on a CPU.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        net(zeros, zeros, zeros, image_ids, pictures, timesteps, torch.arange(logits))
-    flops = Flops.count(net, (3, 4, 4))
-    expected = flops.token * 20 + flops.pair * 2 * 10 * 10 + flops.logit * logits + flops.image * images
+        run(net, zeros, zeros, zeros, image_ids, pictures, timesteps, torch.arange(logits))
+    flops = Flops.count(net)
+    in_patcher = flops.image((3, 4, 4)) * images
+    expected = flops.token * 20 + flops.pair * 2 * 10 * 10 + flops.logit * logits + in_patcher
     assert expected == counter.get_total_flops()
-    assert flops.training_step(20, 200, logits, images) == 3 * expected
+    assert flops.training_step(20, 200, logits, in_patcher) == 3 * expected
     assert next(net.parameters()).device.type == "cpu"  # only a copy was moved to meta
 
 

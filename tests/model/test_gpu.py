@@ -4,12 +4,14 @@ from itertools import product
 
 import pytest
 import torch
+from single_shape import run
 
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.model import SIZES, Bidirectional, Causal, LinearPatcher, Transfusion, UNetPatcher
 from lit_transfusion.model.attention import attention, fastest
 from lit_transfusion.model.block_runner import block_runner
 from lit_transfusion.training.losses import transfusion_loss
+from lit_transfusion.training.objective import squared_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -111,8 +113,9 @@ def step_of(net, precision, device):
 
     def step():
         with torch.autocast(device, precision, enabled=precision is not None):
-            output = net(*inputs)
-            loss = transfusion_loss(output.logits, targets, output.image_prediction, noise, 5.0).total
+            output = run(net, *inputs)
+            errors = squared_error(output.image_prediction, noise)
+            loss = transfusion_loss(output.logits, targets, errors, 5.0).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()

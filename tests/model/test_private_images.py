@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from single_shape import run
 from torch.nn.attention.flex_attention import create_block_mask
 
 from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerConfig, Transfusion
@@ -114,7 +115,7 @@ def test_text_and_clean_copy_do_not_depend_on_the_noised_copy(net):
     tokens, images = inputs()
     images.requires_grad_()
     zeros, times = torch.zeros_like(tokens), torch.tensor([500, 0])
-    output = net(tokens, POSITIONS, zeros, IMAGE_IDS, images, times, torch.arange(12), private=PRIVATE)
+    output = run(net, tokens, POSITIONS, zeros, IMAGE_IDS, images, times, torch.arange(12), private=PRIVATE)
     is_seen = PRIVATE[0] < 0
     (gradient,) = torch.autograd.grad(output.logits[is_seen].square().sum(), images, retain_graph=True)
     assert not gradient[0].any() and gradient[1].any()
@@ -129,9 +130,10 @@ def test_the_clean_copy_alone_gives_the_same(net):
     """This is what sampling keeps: without the noised copy, all else stays at its positions."""
     tokens, images = inputs()
     zeros, times = torch.zeros_like(tokens), torch.tensor([500, 0])
-    both = net(tokens, POSITIONS, zeros, IMAGE_IDS, images, times, torch.arange(12), private=PRIVATE)
+    both = run(net, tokens, POSITIONS, zeros, IMAGE_IDS, images, times, torch.arange(12), private=PRIVATE)
     kept = PRIVATE[0] < 0
-    alone = net(
+    alone = run(
+        net,
         tokens[:, kept],
         POSITIONS[:, kept],
         zeros[:, kept],
@@ -151,12 +153,13 @@ def test_cached_equals_recomputed(net, mask):
     net.mask = mask
     tokens, images = inputs()
     zeros, times = torch.zeros_like(tokens), torch.tensor([500, 0])
-    full = net(tokens, POSITIONS, zeros, IMAGE_IDS, images, times, torch.arange(12), private=PRIVATE)
+    full = run(net, tokens, POSITIONS, zeros, IMAGE_IDS, images, times, torch.arange(12), private=PRIVATE)
     cache, logits, predictions = net.new_cache(1, 12), [], []
     for start, stop, shown in ((0, 2, []), (2, 6, [0]), (6, 10, [1]), (10, 12, [])):
         part = slice(start, stop)
         ids = torch.where(IMAGE_IDS[:, part] >= 0, 0, -1)
-        output = net(
+        output = run(
+            net,
             *(tokens[:, part], POSITIONS[:, part], zeros[:, part], ids, images[shown], times[shown]),
             torch.arange(stop - start),
             cache.first(1, stop),

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from single_shape import run
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.model import Bidirectional, Causal, LinearPatcher, TransformerConfig, Transfusion, UNetPatcher
@@ -50,9 +51,9 @@ def changed(before, after):
 @torch.no_grad()
 def test_logits_are_computed_at_the_given_positions(lay_out):
     net, batch = make(), inputs(lay_out, "tAAAAtt|t", "ttBBBBt")
-    everywhere = net(**batch)
+    everywhere = run(net, **batch)
     asked = torch.tensor([12, 0, 5, 7])
-    output = net(**{**batch, "logit_positions": asked})
+    output = run(net, **{**batch, "logit_positions": asked})
     assert everywhere.logits.shape == (16, V)
     torch.testing.assert_close(output.logits, everywhere.logits[asked])
     torch.testing.assert_close(output.image_prediction, everywhere.image_prediction)
@@ -64,7 +65,7 @@ def test_logits_are_computed_at_the_given_positions(lay_out):
 def test_packed_documents_have_the_outputs_of_each_document_alone(lay_out, patcher, mask):
     net, documents = make(patcher, mask), ["ttAAAAt", "tBBBBttCCCCt", "ttt", "DDDDt"]
     packed = inputs(lay_out, "|".join(documents[:3]), documents[3])  # the last is padded to the same length
-    output = net(**packed)
+    output = run(net, **packed)
     start, image = 0, 0
     for document in documents:
         here, n = slice(start, start + len(document)), len(set(document) - {"t"})
@@ -72,7 +73,7 @@ def test_packed_documents_have_the_outputs_of_each_document_alone(lay_out, patch
         alone["tokens"] = packed["tokens"].flatten()[None, here]
         alone["images"] = packed["images"][image : image + n]
         alone["timesteps"] = packed["timesteps"][image : image + n]
-        expected = net(**alone)
+        expected = run(net, **alone)
         torch.testing.assert_close(output.logits[here], expected.logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
             output.image_prediction[image : image + n], expected.image_prediction, atol=1e-5, rtol=1e-5
@@ -83,9 +84,9 @@ def test_packed_documents_have_the_outputs_of_each_document_alone(lay_out, patch
 @torch.no_grad()
 def test_tokens_at_patches_are_ignored(lay_out):
     net, batch = make(), inputs(lay_out, "tAAAAt")
-    before = net(**batch)
+    before = run(net, **batch)
     batch["tokens"][:, 1:5] = 3
-    after = net(**batch)
+    after = run(net, **batch)
     assert torch.equal(before.logits, after.logits)
     assert torch.equal(before.image_prediction, after.image_prediction)
 
@@ -94,16 +95,16 @@ def test_tokens_at_patches_are_ignored(lay_out):
 def test_outputs_do_not_depend_on_later_inputs(lay_out):
     """A change affects all outputs from there to the end of its document, and no others."""
     net, batch = make(), inputs(lay_out, "ttAAAAttBBBBt|tCCCCt")
-    before = net(**batch)
+    before = run(net, **batch)
     for position in (0, 6, 12):
         tokens = batch["tokens"].clone()
         tokens[0, position] = (tokens[0, position] + 1) % V
-        after = net(**{**batch, "tokens": tokens})
+        after = run(net, **{**batch, "tokens": tokens})
         assert changed(before.logits, after.logits) == list(range(position, 13))
         assert changed(before.image_prediction, after.image_prediction) == [i for i in (0, 1) if position < (2, 8)[i]]
     images = batch["images"].clone()
     images[1] += 1
-    after = net(**{**batch, "images": images})
+    after = run(net, **{**batch, "images": images})
     assert changed(before.logits, after.logits) == list(range(8, 13))
     assert changed(before.image_prediction, after.image_prediction) == [1]
 
@@ -113,9 +114,9 @@ def test_outputs_do_not_depend_on_later_inputs(lay_out):
 def test_the_last_patch_affects_the_first_with_the_bidirectional_mask_only(lay_out, mask):
     """With the linear patcher, patches affect each other in the Transformer only."""
     net, batch = make(mask=mask), inputs(lay_out, "tAAAAt")
-    before = net(**batch).image_prediction
+    before = run(net, **batch).image_prediction
     batch["images"][:, :, 2:, 2:] += 1
-    moved = (net(**batch).image_prediction - before).abs().amax(1)[0]  # (4, 4)
+    moved = (run(net, **batch).image_prediction - before).abs().amax(1)[0]  # (4, 4)
     assert (moved[:2, :2].max() > 1e-4) == isinstance(mask, Bidirectional)
     assert moved[2:, 2:].max() > 1e-4
 
@@ -125,9 +126,9 @@ def test_the_last_patch_affects_the_first_with_the_bidirectional_mask_only(lay_o
 def test_the_order_of_patches_matters(lay_out, patcher):
     """If two patches change places, their predictions do not just change places."""
     net, batch = make(patcher), inputs(lay_out, "tAAAAt")
-    before = net(**batch)
+    before = run(net, **batch)
     batch["images"] = batch["images"].roll(2, dims=3)  # the left patches and the right ones
-    after = net(**batch)
+    after = run(net, **batch)
     assert not torch.allclose(after.image_prediction.roll(2, dims=3), before.image_prediction, atol=1e-2)
     assert changed(before.logits[5:], after.logits[5:]) == [0]  # the text after them changes, too
 
@@ -136,9 +137,9 @@ def test_the_order_of_patches_matters(lay_out, patcher):
 def test_the_timestep_changes_outputs_in_training(lay_out, patcher):
     """It changes the prediction of its image and the text after it, but not an earlier image."""
     net, batch = make(patcher).train(), inputs(lay_out, "AAAAtBBBBt")
-    before = net(**batch)
+    before = run(net, **batch)
     batch["timesteps"] = batch["timesteps"] + torch.tensor([0, 400])
-    after = net(**batch)
+    after = run(net, **batch)
     assert changed(before.image_prediction, after.image_prediction) == [1]
     assert changed(before.logits, after.logits) == [5, 6, 7, 8, 9]
 
@@ -150,7 +151,7 @@ def test_every_parameter_has_a_gradient(lay_out, patcher, row):
     net, batch = make(patcher), inputs(lay_out, row)
     if "t" not in row:
         batch["logit_positions"] = torch.zeros(0, dtype=torch.int64)
-    output = net(**batch)
+    output = run(net, **batch)
     assert output.logits.shape == (len(batch["logit_positions"]), V)
     assert output.image_prediction.shape == batch["images"].shape
     (output.logits.square().sum() + output.image_prediction.square().sum()).backward()
@@ -173,7 +174,7 @@ def test_patcher_of_another_width_is_an_error():
 def test_images_that_are_no_multiple_of_the_patch_size_are_an_error(lay_out, patcher, shape):
     batch = inputs(lay_out, "tAAAAt")
     with pytest.raises(InputError, match=f"image {shape[0]}x{shape[1]} is not divisible by patch_size 2"):
-        make(patcher)(**{**batch, "images": torch.zeros(1, 3, *shape)})
+        run(make(patcher), **(batch | {"images": torch.zeros(1, 3, *shape)}))
 
 
 def test_the_model_imports_torch_only():

@@ -24,13 +24,12 @@ from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Subject
-from lit_transfusion.latents import VAE, Codec, Pixels
+from lit_transfusion.latents import VAE, Codec, Moments, Pixels, Raw
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig
 from lit_transfusion.prepare import encoding, maker
 from lit_transfusion.prepare.command import prepare
 from lit_transfusion.shapes.source import Shapes
 from lit_transfusion.training.lit_module import LitTransfusion
-from lit_transfusion.training.objective import sample_latents
 
 REPOSITORY = Path(__file__).parents[2]
 COUNT, SIZE = 20, 16
@@ -98,13 +97,18 @@ def test_saved_moments_are_those_of_each_picture_and_its_mirror_image(pictures, 
     for i in range(len(shards)):
         example = shards[i]
         assert example.captions == pixels[i].captions
-        assert example.image.dtype == torch.float16 and example.image.shape == codec.moments_shape(SIZE)
-        for kept, picture in ((example.image, pixels[i].image), (example.mirror_image, pixels[i].image.flip(-1))):
+        assert example.image.tensor.dtype == torch.float16 and example.image.tensor.shape == codec.moments_shape(SIZE)
+        for kept, picture in (
+            (example.image.tensor, pixels[i].image),
+            (example.mirror_image.tensor, pixels[i].image.flip(-1)),
+        ):
             with torch.no_grad():
                 encoded = codec.autoencoder.encode(picture[None])
             expected = encoded.latent_dist.parameters if kind == "AutoencoderKL" else encoded.latents
             torch.testing.assert_close(kept.float(), expected[0], **FLOAT16)
-        assert (example.mirror_image - example.image.flip(-1)).abs().max() > 0.01  # which is another thing
+        assert (
+            example.mirror_image.tensor - example.image.tensor.flip(-1)
+        ).abs().max() > 0.01  # which is another thing
 
 
 def test_pictures_equal_those_of_the_folder(pictures, prepared):
@@ -132,7 +136,9 @@ def test_tars_have_a_third_member(prepared):
             assert moments.size == moments_row["moments_bytes"]
             assert tuple(json.load(tar.extractfile(text))["captions"]) == shards[i].captions
         assert array.dtype == np.float16 and array.shape == (2, 10, 4, 4)
-        assert np.array_equal(array[0], shards[i].image) and np.array_equal(array[1], shards[i].mirror_image)
+        assert np.array_equal(array[0], shards[i].image.tensor) and np.array_equal(
+            array[1], shards[i].mirror_image.tensor
+        )
 
 
 def test_index_names_the_codec(prepared, codec, vae):
@@ -305,14 +311,12 @@ def test_training_on_saved_latents_equals_encoding_in_training(prepared, codec, 
     fresh = batches(Shards(str(prepared), SIZE, latents=False), codec, tokenizer)
     for ours, theirs in zip(kept, fresh, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.image_ids, theirs.image_ids)
-        assert ours.images.shape == (len(theirs.images), 10, 4, 4) and len(theirs.images) > 0
-        found, expected = (
-            sample_latents(ours.images, codec, SIZE, generator()),
-            codec.encode(theirs.images, generator()),
-        )
-        assert found.dtype == torch.float32
+        (kept,), (fresh,) = ours.image_groups, theirs.image_groups
+        assert isinstance(kept.images, Moments) and isinstance(fresh.images, Raw) and len(fresh.at) > 0
+        found, expected = (codec.latents(group.images, generator()) for group in (kept, fresh))
+        assert found.dtype == torch.float32 and codec.shape_of_latents(kept.images) == found.shape[1:]
         torch.testing.assert_close(found, expected, **FLOAT16)
-        assert not torch.allclose(found, sample_latents(ours.images, codec, SIZE, generator(1)), atol=0.01)
+        assert not torch.allclose(found, codec.latents(kept.images, generator(1)), atol=0.01)
         losses = [module.losses(module.net, batch, generator())[0].total for batch in (ours, theirs)]
         torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
 
@@ -323,13 +327,14 @@ def test_mirrored_documents_contain_the_saved_mirror_image(prepared, codec, toke
     fresh = batches(Shards(str(prepared), SIZE, latents=False), codec, tokenizer, recipe=recipe)
     for ours, theirs in zip(kept, fresh, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)
-        torch.testing.assert_close(ours.images.float(), codec.moments(theirs.images), **FLOAT16)
+        (found,), (pictures,) = ours.image_groups, theirs.image_groups
+        torch.testing.assert_close(found.images.tensor.float(), codec.moments(pictures.images.tensor), **FLOAT16)
 
 
 def test_workers_do_not_change_latents(prepared, codec, tokenizer):
     source = Shards(str(prepared), SIZE)
     here, there = (batches(source, codec, tokenizer, num_workers=n) for n in (0, 2))
-    assert all(torch.equal(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=True))
+    torch.testing.assert_close(here, there, rtol=0, atol=0)
 
 
 def test_codec_of_another_run_is_an_error_with_a_fix(prepared, codec, vae, save_vae, tmp_path):
@@ -339,9 +344,9 @@ def test_codec_of_another_run_is_an_error_with_a_fix(prepared, codec, vae, save_
         assert str(prepared) in message
         assert f"codec {codec.identity()}, but data.codec is {other.identity()};" in message
         assert f"set data.codec to VAE (path={vae}), or data.source.init_args.latents to false" in message
-        assert data_of(Shards(str(prepared), SIZE, latents=False), other).image_shape == (3, SIZE, SIZE)
+        data_of(Shards(str(prepared), SIZE, latents=False), other)
     mean = VAE(str(shutil.copytree(vae, tmp_path / "moved")), sample_posterior=False)  # the same weights
-    assert data_of(source, mean).image_shape == (10, 4, 4)
+    data_of(source, mean)
 
 
 @pytest.fixture
@@ -351,24 +356,27 @@ def texts(tmp_path):
     return TextCorpus(str(tmp_path / "texts"), documents="block")
 
 
-def test_mix_contains_latents_or_pixels_and_shows_pixels(prepared, codec, texts, make_pipeline):
+def test_mix_contains_latents_and_pixels_and_shows_pixels(prepared, codec, texts, make_pipeline):
     shards = Shards(str(prepared), SIZE, val_fraction=0.3)
     mixed = Mix({"drawn": Shapes(SIZE), "kept": shards}, image_size=SIZE)
-    message = error_of(lambda: data_of(mixed, codec))
-    assert "data.source" in message and "latents (kept)" in message and "(drawn)" in message
-    assert "set data.source.init_args.sources.kept.init_args.latents to false" in message
+    batch = next(iter(data_of(mixed, codec).train_dataloader()))
+    assert {type(group.images) for group in batch.image_groups} == {Raw, Moments}
+    assert {codec.latents(group.images).shape[1:] for group in batch.image_groups} == {(5, 4, 4)}
     message = error_of(lambda: data_of(mixed, Pixels()))
     assert "or data.source.init_args.sources.kept.init_args.latents to false" in message
     mixed = Mix({"text": texts, "kept": shards}, image_size=SIZE)
     data = data_of(mixed, codec)
-    assert {batch.images.shape[1:] for batch in islice(data.train_dataloader(), 10)} == {(10, 4, 4)}
+    with_images = [batch for batch in islice(data.train_dataloader(), 10) if batch.num_images]
+    assert {batch.image_groups[0].images.tensor.shape[1:] for batch in with_images} == {(10, 4, 4)}
     pictures, written = data.val_dataloader()
-    assert next(iter(pictures)).images.shape[1:] == next(iter(written)).images.shape[1:] == (10, 4, 4)
+    assert next(iter(pictures)).image_groups[0].images.tensor.shape[1:] == (10, 4, 4)
+    assert next(iter(written)).num_images == 0
     # What is shown, predicted and measured is pixels.
     assert mixed.pictures.split("val")[0].image.shape == (3, SIZE, SIZE)
-    assert next(iter(data.predict_dataloader())).images.shape[1:] == (3, SIZE, SIZE)
+    assert next(iter(data.predict_dataloader())).images[0].shape == (3, SIZE, SIZE)
     subject = Subject(make_pipeline(), mixed, num_examples=3)
-    assert subject.pictures.shape == (3, 3, SIZE, SIZE) and subject.pictures.dtype == torch.float32
+    pictures = torch.stack(subject.pictures)
+    assert pictures.shape == (3, 3, SIZE, SIZE) and pictures.dtype == torch.float32
 
 
 # The command line

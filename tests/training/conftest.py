@@ -71,7 +71,7 @@ def make_batch(tokenizer):
             "mixed": [[caption_first(words, image(), tokenizer), text], [both]],
         }[kind]
         patches = (SIDE // PATCH) ** 2
-        flat = [[flatten(document, tokenizer, patches) for document in row] for row in rows]
+        flat = [[flatten(document, tokenizer, lambda image: patches) for document in row] for row in rows]
         return collate(flat, length, tokenizer.pad, SHAPE)
 
     return make_batch

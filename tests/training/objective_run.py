@@ -52,7 +52,7 @@ def four_rows(tokenizer: Tokenizer) -> list[list[FlatDocument]]:
         unconditional(image(), tokenizer),
         Document(short),
     ]
-    return [[flatten(document, tokenizer, patches_per_image=4)] for document in documents]
+    return [[flatten(document, tokenizer, lambda image: 4)] for document in documents]
 
 
 def batches_of(rows: list[list[FlatDocument]], number: int, tokenizer: Tokenizer) -> list[PackedBatch]:

@@ -147,7 +147,7 @@ def train_as_rank(rank: int, patcher: type) -> dict:
     alone = unconditional(image, tokenizer)
     without_gradient = []
     for documents in [(text, both), (both, alone), (alone, text)]:
-        batch = collate([[flatten(documents[rank], tokenizer, 4)]], 24, tokenizer.pad, (3, 4, 4))
+        batch = collate([[flatten(documents[rank], tokenizer, lambda image: 4)]], 24, tokenizer.pad, (3, 4, 4))
         terms, _ = module.losses(net, batch, torch.Generator().manual_seed(rank))
         optimizer.zero_grad()
         terms.total.backward()

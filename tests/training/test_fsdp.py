@@ -10,10 +10,13 @@ from small_run import checkpoint
 from test_resume import assert_same as assert_bit_equal
 from torch.distributed.device_mesh import init_device_mesh
 
+from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
+from lit_transfusion.latents import Pixels
 from lit_transfusion.run_folder import last_checkpoint
 from lit_transfusion.training.fsdp import FSDP2Strategy, check_sharding, check_strategy, shard
+from lit_transfusion.training.objective import run_with_noise
 
 SHARDED = "--trainer.strategy", "fsdp2"
 
@@ -118,10 +121,7 @@ def test_residual_stream_is_float32_with_bf16_as_with_ddp(make_module, make_batc
     net.transformer.blocks[0].register_forward_pre_hook(note)
     batch = make_batch()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        net(
-            *(batch.tokens, batch.positions, batch.document_ids, batch.image_ids, batch.images),
-            *(torch.zeros(len(batch.images), dtype=torch.int64), batch.target_positions),
-        )
+        run_with_noise(net, DDPM(), Pixels(), batch, torch.Generator())
     assert dtypes == {"stream": torch.float32, "gathered": torch.bfloat16}
 
 

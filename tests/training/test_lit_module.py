@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers.logger import DummyLogger
+from single_shape import given
 
 from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.data.types import IGNORE_INDEX
@@ -24,8 +25,9 @@ class CallRecorder:
         net.register_forward_hook(self.record, with_kwargs=True)
 
     def record(self, net, args, kwargs, output):
-        self.noisy_images.append(args[4].detach().clone())
-        self.timesteps.append(args[5].clone())
+        images, timesteps = given(args)
+        self.noisy_images.append(images.detach().clone())
+        self.timesteps.append(timesteps.clone())
         self.logit_positions.append(kwargs["logit_positions"])
         self.outputs.append(output)
 
@@ -45,6 +47,12 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def learning(batch, learned: torch.Tensor):
+    """The batch with a loss on these images only."""
+    (group,) = batch.image_groups
+    return batch._replace(image_groups=(group._replace(learned=learned),))
+
+
 # Noise
 
 
@@ -53,9 +61,9 @@ def test_target_contains_the_noise_of_the_input(make_module, make_batch, predict
     module, batch = make_module(noise=DDPM(prediction_type=prediction_type)), make_batch()
     calls = CallRecorder(module.net)
     terms, timesteps = module.losses(module.net, batch, generator())
-    assert len(batch.images) == 3 and torch.equal(timesteps, calls.timesteps[0])
+    assert batch.num_images == 3 and torch.equal(timesteps, calls.timesteps[0])
 
-    x_0, x_t, signal = batch.images, calls.noisy_images[0], alpha_bar(timesteps)
+    x_0, x_t, signal = batch.image_groups[0].images, calls.noisy_images[0], alpha_bar(timesteps)
     noise = (x_t - signal.sqrt() * x_0) / (1 - signal).sqrt()
     assert abs(noise.mean()) < 0.3 and noise.std() == pytest.approx(1, abs=0.2)
     target = {
@@ -63,7 +71,7 @@ def test_target_contains_the_noise_of_the_input(make_module, make_batch, predict
         "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * x_0,
         "sample": x_0,
     }[prediction_type]
-    expected = (calls.outputs[0].image_prediction - target).square().mean((1, 2, 3))
+    expected = (calls.outputs[0].image_predictions[0] - target).square().mean((1, 2, 3))
     torch.testing.assert_close(terms.per_image, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -163,8 +171,8 @@ def test_validation_losses_are_means_over_tokens_and_images(make_module, make_ba
         labels = batch.labels[batch.labels != IGNORE_INDEX]
         nats += torch.nn.functional.cross_entropy(output.logits, labels, reduction="sum").item()
         targets += len(labels)
-        noise = (noisy - alpha_bar(t).sqrt() * batch.images) / (1 - alpha_bar(t)).sqrt()
-        errors += (output.image_prediction - noise).square().mean((1, 2, 3)).tolist()
+        noise = (noisy - alpha_bar(t).sqrt() * batch.image_groups[0].images) / (1 - alpha_bar(t)).sqrt()
+        errors += (output.image_predictions[0] - noise).square().mean((1, 2, 3)).tolist()
     assert result["val/loss_text"] == pytest.approx(nats / targets, rel=1e-4)
     assert result["val/perplexity"] == pytest.approx(math.exp(nats / targets), rel=1e-4)
     assert result["val/loss_image"] == pytest.approx(sum(errors) / len(errors), rel=1e-3)
@@ -308,7 +316,7 @@ def test_only_images_that_are_learned_have_a_loss(make_module, make_batch):
     module, batch = make_module(), make_batch()
     everything, timesteps = module.losses(module.net, batch, generator())
     learned = torch.tensor([0, 2])
-    terms, its_timesteps = module.losses(module.net, batch._replace(learned_images=learned), generator())
+    terms, its_timesteps = module.losses(module.net, learning(batch, learned), generator())
     torch.testing.assert_close(terms.per_image, everything.per_image[learned])
     torch.testing.assert_close(terms.image, everything.per_image[learned].mean())
     assert torch.equal(its_timesteps, timesteps[learned]) and terms.text == everything.text
@@ -316,7 +324,7 @@ def test_only_images_that_are_learned_have_a_loss(make_module, make_batch):
 
 def test_batch_without_learned_images_has_all_gradients(make_module, make_batch):
     module, batch = make_module(), make_batch("image")
-    unlearned = batch._replace(learned_images=batch.learned_images[:0])
+    unlearned = learning(batch, torch.tensor([], dtype=torch.int64))
     terms, timesteps = module.losses(module.net, unlearned, generator())
     assert terms.total == 0 and terms.per_image.shape == timesteps.shape == (0,)
     terms.total.backward()
@@ -330,12 +338,12 @@ def test_clean_input_has_timestep_zero(make_module, make_batch):
     for seed in range(5):
         module.losses(module.net, batch, generator(seed))
         assert calls.timesteps[-1][1] == 0
-        assert (calls.noisy_images[-1][1] - batch.images[1]).abs().mean() < 2 / 255
+        assert (calls.noisy_images[-1][1] - batch.image_groups[0].images[1]).abs().mean() < 2 / 255
 
 
 def test_losses_by_timestep_omit_images_that_are_not_learned(make_module, make_batch, make_trainer, loader):
     module, batch = make_module(), make_batch(max_timestep=0)
-    batch = batch._replace(learned_images=torch.tensor([0, 2]))
+    batch = learning(batch, torch.tensor([0, 2]))
     (results,) = make_trainer().validate(module, loader(batch), verbose=False)
     terms, timesteps = module.losses(module.ema, batch, generator(hash_of(module.seed, 0)))
     assert len(terms.per_image) == 2

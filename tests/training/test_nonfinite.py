@@ -27,7 +27,8 @@ class Spoil(lightning.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.active = 3 <= trainer.global_step <= 3 + self.more
         if self.active and self.what == "picture":
-            batch.images[0, 0, 0, 0] = math.nan
+            images = batch.image_groups[0].images
+            (images if isinstance(images, torch.Tensor) else images.tensor)[0, 0, 0, 0] = math.nan
 
     def on_after_backward(self, trainer, pl_module):
         if self.active and self.what == "gradient":
@@ -83,7 +84,9 @@ def test_run_ends_and_its_last_checkpoint_does_not_change(fit, tmp_path, capsys,
     assert content["step"] == 4 and not math.isfinite(content["values"][loss])
     if what == "picture":
         (batch,), (row,) = content["batches"], content["pieces"][0]
-        assert batch["images"][0].isnan().any() and str(row[0][1]) in content["documents"][0]
+        assert (
+            batch["image_groups"][0]["images"]["tensor"][0].isnan().any() and str(row[0][1]) in content["documents"][0]
+        )
 
 
 def test_weights_stay_finite_if_steps_may_be_skipped(fit):
@@ -109,7 +112,7 @@ def test_skipped_step_changes_no_weight(make_module, make_batch, make_trainer, l
             weights.append({name: weight.clone() for name, weight in module.net.state_dict().items()})
 
     batches = [make_batch(seed=seed) for seed in range(3)]
-    batches[1].images[0] = math.nan
+    batches[1].image_groups[0].images[0] = math.nan
     make_trainer(callbacks=[RecordWeights()]).fit(module, loader(*batches))
     moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(weights)]
     assert moved == [False, True]

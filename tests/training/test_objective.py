@@ -30,7 +30,7 @@ def test_rows_have_different_numbers_of_targets():
     """A mean of the means of micro-batches would therefore be another number."""
     tokenizer = Tokenizer.train(["a red circle", "two blue squares above"], 300)
     batches = objective_run.batches_of(objective_run.four_rows(tokenizer), 4, tokenizer)
-    counts = [(len(batch.target_positions), len(batch.learned_images)) for batch in batches]
+    counts = [(len(batch.target_positions), len(batch.image_groups[0].learned)) for batch in batches]
     assert [images for _, images in counts] == [0, 1, 1, 0]
     texts = [text for text, _ in counts]
     assert len(set(texts)) == 4 and 0 in texts

@@ -27,7 +27,9 @@ class Witness(lightning.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.seen.append((trainer.global_step, batch.tokens, batch.images, outputs["loss"].detach(), rate))
+        self.seen.append(
+            (trainer.global_step, batch.tokens, batch.image_groups[0].images.tensor, outputs["loss"].detach(), rate)
+        )
 
 
 class StopAt(lightning.Callback):

@@ -240,11 +240,11 @@ def upload(label: str) -> gr.Image:
 
 
 def given(pipeline: Pipeline, file: str | None) -> Tensor:
-    """The uploaded picture, (3, S, S) in [-1, 1]."""
+    """The uploaded picture, (3, height, width) in [-1, 1]."""
     if file is None:
         raise InputError("no picture given: drop one into the picture box")
     try:
-        return read_image(file, pipeline.image_size)
+        return read_image(file, pipeline.image_size, pipeline.multiple_of)
     except ValueError as error:
         raise InputError(f"picture {Path(file).name}: {error}") from None
 

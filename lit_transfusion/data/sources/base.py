@@ -43,10 +43,12 @@ class Source(Dataset):
     example in any process. So a run can resume, and does not depend on the number of workers.
 
     Args:
-        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`).
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`); with `keep_ratio`,
+            the area of a picture is at most that of the square.
         val_fraction: Share that is held out, in [0, 1), for sources that have this option.
     """
 
+    multiple_of: int | None = None  # set by `keep_ratio`: pictures are not square, see `data/images.fitted_size`
     images_per_example: int = 1  # 2 for edits, 0 for texts; for a mix, the maximum
     has_texts: bool = False  # whether some examples are texts, in which lines and spaces matter
     encoding: Encoding | None = None  # None: pictures are pixels; for a mix, the encoding of the first source
@@ -58,6 +60,10 @@ class Source(Dataset):
             name = type(self).__name__
             raise InputError(f"{name}: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
 
+    def keep_ratio(self, multiple_of: int) -> None:
+        """Make pictures keep their aspect ratio, with sides that are multiples of this many pixels."""
+        self.multiple_of = multiple_of
+
     def split(self, name: Literal["train", "val"]) -> "Source":
         """The part for training, or the held-out part. They share no picture."""
         raise NotImplementedError
@@ -68,7 +74,9 @@ class Source(Dataset):
     def __getitem__(self, index: int) -> Example | EditExample | TextExample | Skipped:
         """The example at `index`, or Skipped with the reason why it cannot be used.
 
-        Images are pixels (3, image_size, image_size) in [-1, 1], or moments if `encoding` is set.
+        Images are pixels (3, height, width) in [-1, 1], or moments if `encoding` is set. Both sides are `image_size`,
+        unless `multiple_of` is set: then `read_image(file, self.image_size, self.multiple_of)` chooses them. A source
+        of square pictures may ignore `multiple_of`.
         """
         raise NotImplementedError
 

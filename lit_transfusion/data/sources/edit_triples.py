@@ -90,7 +90,7 @@ class EditTriples(Source):
         images = []
         for name in (triple.input, triple.output):
             try:
-                images.append(read_image(self._folder / name, self.image_size))
+                images.append(read_image(self._folder / name, self.image_size, self.multiple_of))
             except ValueError as error:
                 return Skipped(str(self._folder / name), str(error))
         return EditExample(images[0], triple.instructions, images[1])

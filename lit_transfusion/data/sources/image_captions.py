@@ -56,7 +56,7 @@ class ImageCaptions(Source):
     content; only `prepare` also finds pictures that look the same. To compare files, the first start reads each once.
 
     Hidden files and links to folders are ignored. Pictures without a caption are left out, with a warning.
-    The middle square of each picture is resized to `image_size`.
+    The middle square of each picture is resized to `image_size`; `data.keep_ratio` keeps the aspect ratio instead.
 
     Args:
         path: The folder.
@@ -108,7 +108,7 @@ class ImageCaptions(Source):
         entry = self._entries[index]
         file = self._folder / entry.name
         try:
-            return Example(read_image(file, self.image_size), entry.captions)
+            return Example(read_image(file, self.image_size, self.multiple_of), entry.captions)
         except ValueError as error:
             return Skipped(str(file), str(error))
 

@@ -9,6 +9,7 @@ from lit_transfusion.data.shards.folder import EncodedSample, Sample, ShardFolde
 from lit_transfusion.data.sources.base import Encoding, Source, digest
 from lit_transfusion.data.types import Example, Skipped
 from lit_transfusion.errors import InputError
+from lit_transfusion.latents import Moments
 
 MOST_READ = 20_000  # largest number of examples whose captions train a tokenizer
 
@@ -40,6 +41,7 @@ class Shards(Source):
             raise InputError("Shards has no path; set path to a folder made by `prepare`")
         self._shards = ShardFolder(path)
         super().__init__(self._shards.index["image_size"] if image_size is None else image_size, val_fraction)
+        self.multiple_of = self._shards.index.get("multiple_of")
         self._start, self._stop = 0, len(self._shards)
         if latents and (codec := self._shards.codec):
             arguments = " ".join(f"{name}={value}" for name, value in codec["init_args"].items())
@@ -58,6 +60,14 @@ class Shards(Source):
             raise InputError(
                 f"{self.path} contains pictures of {prepared} x {prepared}, but data.image_size is {image_size}; set "
                 f"data.image_size to {prepared}, or prepare the pictures again with --image_size {image_size}"
+            )
+
+    def keep_ratio(self, multiple_of: int) -> None:
+        """Check that the sides of the prepared pictures are multiples of this; a square always is."""
+        if self.multiple_of is not None and self.multiple_of % multiple_of:
+            raise InputError(
+                f"{self.path} contains pictures with sides that are multiples of {self.multiple_of}, but patches have "
+                f"{multiple_of} pixels a side; prepare the pictures again with --multiple_of {multiple_of}"
             )
 
     def split(self, name: Literal["train", "val"]) -> "Shards":
@@ -84,7 +94,7 @@ class Shards(Source):
         sample = self._shards.encoded(row) if self.encoding else self._shards[row]
         match sample:
             case EncodedSample():
-                return Example(sample.image, sample.captions, sample.mirror_image)
+                return Example(Moments(sample.image), sample.captions, Moments(sample.mirror_image))
             case Sample():
                 return Example(to_unit_range(sample.pixels), sample.captions)
         return sample

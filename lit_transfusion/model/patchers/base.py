@@ -35,6 +35,10 @@ class Patcher(nn.Module):
         """(N, P, D), (N, D), skips, (rows, columns) with rows · columns = P → (N, C, H, W)."""
         raise NotImplementedError
 
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images (N, C, H, W)."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+
     def learn_positions(self, positions: int) -> None:
         """Create the parameters of `add_positions`: a vector for each row and one for each column of patches.
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -109,7 +108,8 @@ class ShowSamples(Show):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         super().on_fit_start(trainer, pl_module)
         documents = [prompt_document(pl_module.pipeline, prompt) for prompt in self.prompts or []]
-        check_lengths(pl_module.pipeline, documents, True, "trainer.callbacks: ShowSamples.prompts: the prompt")
+        name = "trainer.callbacks: ShowSamples.prompts: the prompt"
+        check_lengths(pl_module.pipeline, documents, self.sampling, True, name)
 
     def pictures(self, source: Source, pipeline: Pipeline) -> dict[str, Image.Image]:
         held_out = first_of(source, Example, self.num_samples)
@@ -127,7 +127,7 @@ class ShowSamples(Show):
         )
         pictures = {"samples": captioned_grid(drawn, prompts), "denoising": to_pil_image(frames.sheet())}
         if held_out:
-            images = torch.stack([example.image for example in held_out])
+            images = [example.image for example in held_out]
             pictures["captions"] = captioned_grid(images, write(pipeline, images, self.sampling))
         return pictures
 
@@ -160,8 +160,8 @@ class ShowEdits(Show):
         held_out = first_of(source, EditExample, self.num_samples)
         if not held_out:
             return {}
-        inputs = torch.stack([e.input_image for e in held_out])
-        truths = torch.stack([e.output_image for e in held_out])
+        inputs = [e.input_image for e in held_out]
+        truths = [e.output_image for e in held_out]
         instructions = [e.instructions[i % len(e.instructions)] for i, e in enumerate(held_out)]
         outputs = edit(pipeline, inputs, instructions, self.sampling, cut=True)
         return {"edits": edit_grid(inputs, instructions, outputs, truths)}

@@ -10,6 +10,7 @@ import torch
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.model.flops import Flops, peak_bf16
+from lit_transfusion.training.objective import image_shapes
 
 
 class Throughput(lightning.Callback):
@@ -30,7 +31,7 @@ class Throughput(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         if self.flops is None:  # before a net is sharded
-            self.flops = Flops.count(pl_module.net, pl_module.pipeline.latent_shape)
+            self.flops = Flops.count(pl_module.net)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.waited = getattr(trainer.train_dataloader, "seconds", 0.0)
@@ -46,9 +47,9 @@ class Throughput(lightning.Callback):
         self.steps += 1
         self.tokens += batch.lengths.sum()
         self.positions += batch.tokens.numel()
-        self.images += len(batch.images)
+        self.images += batch.num_images
         self.operations += self.flops.of_batch(
-            lo, hi, batch.lengths, len(batch.target_positions), len(batch.images), batch.private
+            lo, hi, batch.lengths, len(batch.target_positions), image_shapes(batch, pl_module.codec), batch.private
         )
         last = (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0
         if last:

@@ -39,7 +39,7 @@ def test_counts_only_training(make_module, make_batch, make_trainer):
     logged = {name.removeprefix("throughput/"): float(value) for name, value in trainer.callback_metrics.items()}
 
     window = batches[2:]  # the steps since the last log
-    tokens, images = sum(int(b.lengths.sum()) for b in window), sum(len(b.images) for b in window)
+    tokens, images = sum(int(b.lengths.sum()) for b in window), sum(b.num_images for b in window)
     seconds = tokens / logged["tokens_per_second"]
     assert 0 < logged["data/fill"] < 1 and logged["data/fill"] == pytest.approx(
         tokens / sum(b.tokens.numel() for b in window)
@@ -47,13 +47,15 @@ def test_counts_only_training(make_module, make_batch, make_trainer):
     assert logged["images_per_second"] == pytest.approx(images / seconds, rel=1e-4)
     assert 0.1 < seconds < wall - 4 * 0.2  # includes the wait for data, but not the naps
     assert logged["data_wait_ms"] == pytest.approx(50, rel=0.01)
-    flops = Flops.count(module.net, (3, 4, 4))
+    flops = Flops.count(module.net)
     operations = 0
     for batch in window:
         lo, hi = module.net.mask.intervals(batch.document_ids, batch.image_ids)
         pairs = sum((hi - lo)[row, :length].sum() for row, length in enumerate(batch.lengths))
         targets = (batch.labels != -100).sum()
-        operations += flops.training_step(batch.lengths.sum(), pairs, targets, len(batch.images))
+        operations += flops.training_step(
+            batch.lengths.sum(), pairs, targets, batch.num_images * flops.image((3, 4, 4))
+        )
     assert logged["gflops_per_second"] == pytest.approx(float(operations) / seconds / 1e9, rel=1e-4)
     assert 0.05 < logged["peak_memory_gb"] < 64
     assert "mfu" not in logged  # only on a GPU
