@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import torch
 
-from lit_transfusion.data.packing import FlatDocument, collate, flatten
+from lit_transfusion.data.packing import FlatDocument, SquarePatches, collate, flatten
 from lit_transfusion.data.types import Document, ImageSegment, PackedBatch, TextSegment
 
 CHANNELS = 16  # channels of a latent image; a patch is one latent pixel
-MARKERS = SimpleNamespace(pad=0, bos=1, eos=2, boi=3, eoi=4)
+MARKERS = SimpleNamespace(pad=0, bos=1, eos=2, boi=3, eoi=4, encode=lambda text: ())  # a tokenizer without text
 
 
 def pairs(count: int, side: int, vocab_size: int = 8192, seed: int = 0) -> list[Document]:
@@ -36,8 +36,7 @@ def one_long_document(length: int, side: int, vocab_size: int = 8192, seed: int 
 
 
 def flat(document: Document) -> FlatDocument:
-    images = document.images
-    return flatten(document, MARKERS, images[0].latents[0].numel() if images else 0)
+    return flatten(document, MARKERS, SquarePatches(patch_size=1))
 
 
 def packed(length: int, rows: int, side: int, vocab_size: int = 8192, seed: int = 0, long: bool = False) -> PackedBatch:

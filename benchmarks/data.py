@@ -92,7 +92,7 @@ def latents(quick: bool) -> Table:
         kept, pixels = Shards(str(output), image_size, 0), Shards(str(output), image_size, 0, latents=False)
 
         def drawn() -> Tensor:
-            moments = torch.stack([kept[i].image for i in range(count)])
+            moments = torch.stack([kept[i].image.tensor for i in range(count)])
             return codec.sample(moments.float(), torch.Generator().manual_seed(0))
 
         def encoded() -> Tensor:

@@ -19,7 +19,7 @@ from lit_transfusion.generation.guidance import guide
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
-from lit_transfusion.model import SIZES
+from lit_transfusion.model import SIZES, NoisyImages
 
 VOCAB, STEPS = 8192, 4
 
@@ -99,7 +99,9 @@ def cached(pipeline: Pipeline, prompts: list[Document], guidance_scale: float) -
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        return denoise(branch, [torch.Generator().manual_seed(0) for _ in prompts], sampling, None)
+        return denoise(
+            branch, pipeline.latent_shape, [torch.Generator().manual_seed(0) for _ in prompts], sampling, None
+        )
 
     return run
 
@@ -122,8 +124,9 @@ def whole_document(pipeline: Pipeline, text: Document, latents: torch.Tensor, ti
     image_ids[0, -count:] = 0
     positions = torch.arange(tokens.shape[1])[None]
     nowhere = torch.zeros(0, dtype=torch.int64)
-    inputs = tokens, positions, torch.zeros_like(tokens), image_ids, latents, torch.tensor([timestep]), nowhere
-    return pipeline.net(*inputs).image_prediction
+    images = [NoisyImages(latents, torch.tensor([timestep]), torch.arange(tokens.shape[1])[None, -count:])]
+    output = pipeline.net(tokens, positions, torch.zeros_like(tokens), image_ids, images, nowhere)
+    return output.image_predictions[0]
 
 
 def writing(size, prefixes, quick: bool) -> Table:

@@ -2,10 +2,11 @@
 
 import torch
 
-from benchmarks.batches import packed
+from benchmarks.batches import CHANNELS, packed
 from benchmarks.report import Table
 from benchmarks.timing import gemm_rate, interleave, show
 from benchmarks.training import least_flops, new_net, new_step
+from lit_transfusion.data.packing import empty_group
 from lit_transfusion.model import SIZES, TransformerConfig
 from lit_transfusion.model.block_runner import block_runner
 
@@ -70,16 +71,15 @@ def without_images(quick: bool) -> Table:
     """The cost of the image path without images. It runs in each step, so that all ranks have its gradients."""
     size = SIZES["nano" if quick else "tiny"]
     batch = packed(512, 1, side=8)
-    text = batch._replace(
-        image_ids=torch.full_like(batch.image_ids, -1), images=batch.images[:0], max_timesteps=batch.max_timesteps[:0]
-    )
+    none = empty_group((CHANNELS, 8, 8))
+    text = batch._replace(image_ids=torch.full_like(batch.image_ids, -1), image_groups=(none,))
     net = new_net(size)
     step = new_step(net, text)
     t_emb = torch.zeros(0, size.dim)
     hidden = torch.zeros(0, 64, size.dim)
 
     def image_path() -> None:
-        patches, skips = net.patcher.patchify(text.images, net.time_embedding(text.max_timesteps) + t_emb)
+        patches, skips = net.patcher.patchify(none.images, net.time_embedding(none.max_timesteps) + t_emb)
         (net.patcher.unpatchify(hidden + patches.sum(), t_emb, skips, (8, 8)).sum() + patches.sum()).backward()
 
     timing = interleave({"step": step, "image path": image_path}, rounds=5 if quick else 21)

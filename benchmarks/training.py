@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from benchmarks.batches import CHANNELS
 from lit_transfusion.data.types import IGNORE_INDEX, PackedBatch
 from lit_transfusion.diffusion import DDPM
+from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 from lit_transfusion.model.flops import Flops
 from lit_transfusion.training.losses import transfusion_loss
+from lit_transfusion.training.objective import image_shapes, run_with_noise
 from lit_transfusion.training.optim import decay_groups
 
 
@@ -36,7 +38,7 @@ def new_step(
         fused: Use torch's fused AdamW; otherwise its loop over the parameters.
         precision: Precision of autocast; None computes all in float32.
     """
-    noise = DDPM()
+    noise, codec = DDPM(), Pixels()
     optimizer = torch.optim.AdamW(decay_groups(net), lr=1e-4, fused=fused or None, foreach=False if not fused else None)
     generator = torch.Generator(batch.tokens.device).manual_seed(0)
     everywhere = torch.arange(batch.tokens.numel(), device=batch.tokens.device)
@@ -52,22 +54,11 @@ def new_step(
         return loss.detach()
 
     def losses() -> torch.Tensor:
-        timesteps = noise.draw_timesteps(batch.max_timesteps, generator)
-        target = torch.randn(batch.images.shape, generator=generator, device=batch.images.device)
-        output = net(
-            batch.tokens,
-            batch.positions,
-            batch.document_ids,
-            batch.image_ids,
-            noise.add_noise(batch.images, target, timesteps),
-            timesteps,
-            everywhere if all_logits else batch.target_positions,
-        )
+        asked = batch._replace(target_positions=everywhere) if all_logits else batch
+        logits, targets, errors, _ = run_with_noise(net, noise, codec, asked, generator)
         if all_logits:
-            text = F.cross_entropy(output.logits.float(), labels, ignore_index=IGNORE_INDEX)
-            return text + 5 * F.mse_loss(output.image_prediction.float(), target)
-        targets = labels.index_select(0, batch.target_positions)
-        return transfusion_loss(output.logits, targets, output.image_prediction, target, 5.0).total
+            return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX) + 5 * errors.mean()
+        return transfusion_loss(logits, targets, errors, 5.0).total
 
     return step
 
@@ -75,5 +66,5 @@ def new_step(
 def least_flops(net: Transfusion, batch: PackedBatch) -> float:
     """The minimum FLOPs of a step on this batch (see `lit_transfusion/model/flops.py`)."""
     lo, hi = net.mask.intervals(batch.document_ids, batch.image_ids)
-    flops = Flops.count(net, tuple(batch.images.shape[1:]))
-    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), len(batch.images), batch.private))
+    shapes = image_shapes(batch, Pixels())
+    return float(Flops.count(net).of_batch(lo, hi, batch.lengths, len(batch.target_positions), shapes, batch.private))

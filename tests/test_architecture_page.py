@@ -84,7 +84,7 @@ def test_part_is_trained_described_and_drawn_with(built, module):
     again.net.load_state_dict(pipeline.net.state_dict())
     settings = Sampling(num_inference_steps=2)
     drawn, drawn_again = (draw(one, ["a red circle"], settings) for one in (pipeline, again))
-    assert drawn.shape == (1, 3, pipeline.image_size, pipeline.image_size) and torch.equal(drawn, drawn_again)
+    assert drawn[0].shape == (3, pipeline.image_size, pipeline.image_size) and torch.equal(*drawn, *drawn_again)
 
 
 def test_patch_under_the_mask_sees_its_image_alone(folder):

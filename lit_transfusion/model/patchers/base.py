@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_transfusion.errors import InputError
@@ -43,7 +44,8 @@ class Patcher(nn.Module):
         """Create the parameters of `add_positions`: a vector for each row and one for each column of patches.
 
         Args:
-            positions: Largest number of patches in a row or column; 0 for no learned positions.
+            positions: Number of rows and of columns that have their own vectors; 0 for no learned positions. For an
+                image with more of them, the vectors are interpolated.
         """
         if positions < 0:
             raise InputError(f"model.patcher: positions {positions} must be at least 0; 0 learns none")
@@ -61,13 +63,9 @@ class Patcher(nn.Module):
         """
         if not self.positions:
             return patches
-        rows, columns = patches.shape[1:3]
-        if max(rows, columns) > self.positions:
-            raise InputError(
-                f"model.patcher: positions {self.positions} is too small for an image of {rows}x{columns} patches; "
-                f"use at least {max(rows, columns)}"
-            )
-        return patches + self.row_positions.weight[:rows, None] + self.column_positions.weight[:columns]
+        rows = vectors_of(self.row_positions.weight, patches.shape[1])
+        columns = vectors_of(self.column_positions.weight, patches.shape[2])
+        return patches + rows[:, None] + columns
 
     def check(self, height: int, width: int) -> None:
         """Check that an image consists of whole patches.
@@ -80,3 +78,10 @@ class Patcher(nn.Module):
                 f"image {height}x{width} is not divisible by patch_size {self.patch_size}; change data.image_size or "
                 "patch_size of model.patcher"
             )
+
+
+def vectors_of(table: Tensor, number: int) -> Tensor:
+    """The first vectors of a table (positions, D), or all of them interpolated to a larger number: (number, D)."""
+    if number <= len(table):
+        return table[:number]
+    return F.interpolate(table.T[None], number, mode="linear", align_corners=True)[0].T

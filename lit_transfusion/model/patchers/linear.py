@@ -15,8 +15,8 @@ class LinearPatcher(Patcher):
         latent_channels: Channels C of the images (set by the data module's codec).
         dim: Width D of the Transformer (set by the model's size).
         patch_size: Side k of a patch in latent pixels; the image's height and width must be multiples of it.
-        positions: Largest number of patches in a row or column that have a learned position (see `add_positions`); 0
-            for none, as in the paper.
+        positions: Number of rows and columns of patches that have a learned position (see `learn_positions`); 0 for
+            none, as in the paper.
     """
 
     def __init__(self, latent_channels: int = 3, dim: int = 128, patch_size: int = 2, positions: int = 0) -> None:

@@ -43,8 +43,8 @@ class UNetPatcher(Patcher):
             divisor is used.
         attention_levels: Number of levels with attention, from the coarsest. The cost at a level grows with the square
             of its number of pixels, so on raw pixels 1 is several times cheaper than all.
-        positions: Largest number of patches in a row or column that have a learned position (see `add_positions`),
-            added to the vectors that enter the Transformer; 0 for none, as in the paper.
+        positions: Number of rows and columns of patches that have a learned position (see `learn_positions`), added to
+            the vectors that enter the Transformer; 0 for none, as in the paper.
     """
 
     def __init__(
