@@ -7,7 +7,7 @@ of the same name. Its description then has the form of YAML: {"class_path": …,
 import inspect
 from typing import Any, TypeVar
 
-from lit_transfusion.allowed_imports import allowed_module
+from lit_transfusion.allowed_imports import PACKAGE, allowed_module
 from lit_transfusion.errors import InputError
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def build(description: dict[str, Any], base: type[T]) -> T:
     """
     match description:
         case {"class_path": str(class_path), "init_args": dict(init_args)} if "." in class_path:
-            cls = getattr(allowed_module(class_path), class_path.rpartition(".")[2], None)
+            cls = find_class(class_path)
         case _:
             raise InputError(f"{description!r} does not describe a {base.__name__}")
     if cls is None:
@@ -47,6 +47,20 @@ def build(description: dict[str, Any], base: type[T]) -> T:
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InputError(f"{class_path} is not a {base.__name__}")
     return call(cls, init_args)
+
+
+def find_class(class_path: str) -> Any:
+    """Return the class at this path; None if there is no such class.
+
+    An earlier version of this package may have had the class in another file of the same subpackage. So it is then
+    looked up in the subpackage: `lit_transfusion.diffusion.process.DDPM` is `lit_transfusion.diffusion.DDPM`.
+    """
+    module, _, name = class_path.rpartition(".")
+    cls = getattr(allowed_module(class_path), name, None)
+    subpackage = module.rpartition(".")[0]
+    if cls is None and subpackage.startswith(f"{PACKAGE}."):
+        cls = getattr(allowed_module(f"{subpackage}.{name}"), name, None)
+    return cls
 
 
 def call(cls: type[T], arguments: dict[str, Any]) -> T:

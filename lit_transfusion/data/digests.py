@@ -20,7 +20,7 @@ def content_of(data: bytes, name: str) -> bytes:
 
 
 def seen_in(pixels: Tensor) -> bytes:
-    """Digest of pixels, uint8 (3, S, S), 16 bytes. A picture and its mirror image have the same digest."""
+    """Digest of pixels, uint8 (3, height, width), 16 bytes. A picture and its mirror image have the same digest."""
     return min(_digest(image.numpy().tobytes()) for image in (pixels, pixels.flip(-1)))
 
 

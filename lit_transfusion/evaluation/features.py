@@ -31,7 +31,7 @@ class FeatureExtractor(nn.Module):
         """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the features (N, F) of pictures (N, 3, S, S) in [-1, 1]."""
+        """Compute the features (N, F) of pictures (N, 3, height, width) in [-1, 1]."""
         raise NotImplementedError
 
 

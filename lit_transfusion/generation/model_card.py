@@ -14,7 +14,7 @@ One Transformer that writes text and draws images, after [Transfusion](https://a
 |---|---|
 | parameters | {{ parameters }} |
 | Transformer | dim {{ size.dim }}, {{ size.n_layers }} layers, {{ size.n_heads }} heads |
-| pictures | {{ image_size }} × {{ image_size }} pixels, {{ patches_per_image }} patches |
+| pictures | {{ picture_size }}, {{ patches_per_image }} patches |
 | vocabulary | {{ vocab_size }} |
 | patcher | {{ patcher }} |
 | mask | {{ mask }} |

@@ -143,6 +143,12 @@ class Pipeline(
         return self.patches.side if self.keep_ratio else None
 
     @property
+    def picture_size(self) -> str:
+        """The size of the pictures of training, for people."""
+        square = f"{self.image_size} × {self.image_size} pixels"
+        return f"any aspect ratio, at most the area of {square}" if self.keep_ratio else square
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a square image."""
         return self.codec.latent_shape(self.image_size)
@@ -310,7 +316,7 @@ class Pipeline(
             parameters=f"{sum(p.numel() for p in self.net.parameters()):,}",
             size=self.net.transformer.config,
             vocab_size=self.tokenizer.vocab_size,
-            image_size=self.image_size,
+            picture_size=self.picture_size,
             patches_per_image=self.patches_per_image,
             patcher=type(self.net.patcher).__name__,
             mask=type(self.net.mask).__name__,

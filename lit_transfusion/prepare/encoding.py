@@ -91,10 +91,13 @@ def with_moments(
 
 
 def moments_of(pixels: Tensor, codec: Codec) -> Tensor:
-    """Encode uint8 (n, 3, S, S) and their mirror images to moments float16 (n, 2, K, h, w), deterministically."""
+    """Encode uint8 (n, 3, height, width) and their mirror images to moments (n, 2, K, h, w) in float16.
+
+    The result is always the same.
+    """
     device = next(chain(codec.parameters(), codec.buffers()), pixels).device
     images = to_unit_range(pixels.to(device))
-    pairs = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)  # (2n, 3, S, S)
+    pairs = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)  # (2n, 3, height, width)
     try:
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True):
             moments = codec.moments(pairs)  # (2n, K, h, w)

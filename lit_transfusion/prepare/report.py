@@ -23,14 +23,16 @@ def report(folder: Path, index: dict[str, Any]) -> None:
     side = index["image_size"]
     codec = index.get("codec")
     made_by, options = "", f"--data.source Shards --data.source.init_args.path {folder} --data.image_size {side}"
+    size = f"{side} x {side}"
     if "multiple_of" in index:
+        size = f"any aspect ratio and at most the area of {size}"
         options += " --data.keep_ratio true"
     if codec:
         made_by = f", encoded by {codec['identity']},"
         options += f" --data.codec {codec['class_path']}"
         options += "".join(f" --data.codec.init_args.{name} {value}" for name, value in codec["init_args"].items())
     print(
-        f"{folder}: {counted(index['num_examples'], 'picture')} of {side} x {side}{made_by} in "
+        f"{folder}: {counted(index['num_examples'], 'picture')} of {size}{made_by} in "
         f"{counted(len(shards), 'shard')}, {megabytes:.0f} MB; some of them: {preview(folder)}; train with {options}"
     )
     if merged := index["num_merged"]:

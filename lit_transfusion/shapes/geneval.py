@@ -198,7 +198,7 @@ class GenEvalShapes(Metric):
             raise Unavailable(f"it needs the source Shapes, but data.source is {type(subject.source).__name__}")
         if missing := [name for name in SCENES if name not in subject.source.scenes]:
             raise Unavailable(f"it needs all kinds of scenes, but data.source.scenes lacks {', '.join(missing)}")
-        drawn = subject.draw([prompt.text for prompt in self.prompts])  # (N, 3, S, S)
+        drawn = subject.draw([prompt.text for prompt in self.prompts])
         right = [float(is_right(picture, prompt)) for picture, prompt in zip(drawn, self.prompts, strict=True)]
         k = self.pictures_per_prompt
         by_prompt = [sum(right[start : start + k]) / k for start in range(0, len(right), k)]

@@ -56,9 +56,12 @@ def test_a_description_contains_the_whole_configuration(tokenizer, assert_same_o
 
 
 def test_a_description_of_version_0_1(make_pipeline, assert_same_outputs):
-    """It has the widths only, and `rope_theta` beside them."""
+    """It has the widths only, and `rope_theta` beside them; DDPM was in another file; all pictures were squares."""
     pipeline = make_pipeline()
     description = pipeline.describe()
+    assert description["noise"]["class_path"] == "lit_transfusion.diffusion.ddpm.DDPM"
+    description["noise"] |= {"class_path": "lit_transfusion.diffusion.process.DDPM"}
+    del description["keep_ratio"]
     widths = {name: description["size"][name] for name in ("dim", "n_layers", "n_heads", "hidden_dim", "multiple_of")}
     again = Pipeline.from_description(description | {"size": widths, "rope_theta": 1e4})
     again.net.load_state_dict(pipeline.net.state_dict())

@@ -54,7 +54,7 @@ def heading(pipeline: Pipeline, name: str) -> str:
     facts = [
         f"{sum(p.numel() for p in net.parameters()) / 1e6:,.1f} M parameters",
         f"dim {size.dim}, {size.n_layers} layers, {size.n_heads} heads",
-        f"pictures of {pipeline.image_size} × {pipeline.image_size} pixels in {pipeline.patches_per_image} patches",
+        f"pictures of {pipeline.picture_size} in {pipeline.patches_per_image} patches",
         f"on {net.head.weight.device}",
     ]
     return f"# lit_transfusion\n`{name}` · {' · '.join(facts)}"

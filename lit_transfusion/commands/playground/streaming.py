@@ -46,7 +46,7 @@ def watch_drawing(pipeline: Pipeline, prompt: str, count: int, sampling: Samplin
 
 
 def watch_edit(pipeline: Pipeline, picture: Tensor, instruction: str, sampling: Sampling) -> Iterator[View]:
-    """Change the picture (3, S, S) in [-1, 1] as the instruction says."""
+    """Change the picture (3, height, width) in [-1, 1] as the instruction says."""
 
     def work(emit: Emit) -> None:
         start = time.monotonic()

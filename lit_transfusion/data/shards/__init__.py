@@ -1,4 +1,4 @@
-"""Prepared data: pictures of one size and their captions in tars, with an index of all pictures.
+"""Prepared data: pictures (squares of one size, or of any ratio) and their captions in tars, with an index of all.
 
     DIR/00000.tar, …    members 000000000.webp, 000000000.json, 000000001.webp, …: tars as WebDataset reads them
     DIR/moments.npy     only with a codec: the sizes of the moments, in the row order of index.npy

@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     """A picture with captions, as saved in a shard."""
 
     key: str
-    pixels: Tensor  # (3, S, S) uint8
+    pixels: Tensor  # (3, height, width) uint8
     captions: tuple[str, ...]
 
 
@@ -185,7 +185,7 @@ def check_row_count(path: Path, rows: np.ndarray, index: dict[str, Any]) -> None
 
 
 def decode_picture(content: bytes) -> Tensor:
-    """Decode the content of a picture file to uint8 (3, S, S)."""
+    """Decode the content of a picture file to uint8 (3, height, width)."""
     pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 

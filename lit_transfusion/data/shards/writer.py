@@ -100,7 +100,7 @@ def array_file(array: Tensor) -> bytes:
 
 
 def picture_file(pixels: Tensor, format: str) -> bytes:
-    """Encode uint8 (3, S, S) as the content of a picture file."""
+    """Encode uint8 (3, height, width) as the content of a picture file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, **FORMATS[format])
     return buffer.getvalue()
