@@ -10,29 +10,38 @@ PIECE = {"cpu": 2**18, "cuda": 2**26}
 
 
 class SumOfCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropy of (T, V) logits and (T,) targets, in float32. The gradient overwrites the logits.
+    """Sums of the cross-entropy and of the z-loss of (T, V) logits and (T,) targets, both in float32.
+
+    The z-loss of a position is the square of log Σ exp(logits), which keeps the logits from growing (Chowdhery et al.,
+    2022, PaLM). The gradient overwrites the logits.
 
     With a large vocabulary the logits are the largest tensor of a step. `F.cross_entropy` allocates three more float32
     tensors of that size; this function allocates none. A second backward pass through the same logits is an error.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # None tells the backward pass that the z-loss is unused
         log_sums = [rows.float().logsumexp(1) for rows in logits.split(rows_at_once(logits))]
         log_sum = torch.cat(log_sums)  # (T,)
         ctx.save_for_backward(logits, targets, log_sum)
-        return (log_sum - logits.gather(1, targets[:, None])[:, 0].float()).sum()
+        return (log_sum - logits.gather(1, targets[:, None])[:, 0].float()).sum(), log_sum.square().sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient is the softmax, minus one at the target."""
+    def backward(ctx: Any, gradient: Tensor, z_gradient: Tensor | None) -> tuple[Tensor, None]:
+        """The gradient is the softmax, minus one at the target; that of the z-loss is 2 · log Σ exp · softmax."""
         logits, targets, log_sum = ctx.saved_tensors
         pieces = (x.split(rows_at_once(logits)) for x in (logits, targets, log_sum))
         for rows, target, row_log_sum in zip(*pieces, strict=True):
             softmax = rows.float().sub_(row_log_sum[:, None]).exp_()  # overwrites the logits if they are float32
-            softmax.scatter_add_(1, target[:, None], torch.full_like(target[:, None], -1, dtype=softmax.dtype))
-            rows.copy_(softmax.mul_(gradient))
+            one = torch.ones_like(target[:, None], dtype=softmax.dtype)
+            if z_gradient is None:
+                softmax.scatter_add_(1, target[:, None], -one).mul_(gradient)
+            else:
+                softmax.mul_(gradient + 2 * z_gradient * row_log_sum[:, None])
+                softmax.scatter_add_(1, target[:, None], -gradient * one)
+            rows.copy_(softmax)
         return logits, None
 
 

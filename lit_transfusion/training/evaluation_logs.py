@@ -26,6 +26,8 @@ def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, terms: 
 
     log("loss_text", terms.text, len(batch.target_positions), prog_bar=True)
     log("loss_image", terms.image, len(terms.per_image), prog_bar=True)
+    if module.loss_weights["loss_z"]:
+        log("loss_z", terms.z, len(batch.target_positions))
     num_timesteps = module.noise.num_train_timesteps
     sums = sums_by_timestep(terms.per_image, timesteps, num_timesteps).flatten().tolist()
     for name, (mean, number) in means_by_timestep(sums, num_timesteps).items():
@@ -40,8 +42,7 @@ def log_totals(module: "LitTransfusion", stage: str) -> None:
         loader, _, loss = name.rpartition("/")
         if loss == "loss_text":  # missing if no text is learned, because all captions are dropped
             module.log(f"{loader}/perplexity", mean.exp())
-        if loss in ("loss_text", "loss_image"):
-            weight = module.image_loss_weight if loss == "loss_image" else 1.0
-            totals[loader] = totals.get(loader, 0.0) + weight * mean
+        if loss in module.loss_weights:
+            totals[loader] = totals.get(loader, 0.0) + module.loss_weights[loss] * mean
     for loader, total in totals.items():
         module.log(f"{loader}/loss", total, prog_bar=True)

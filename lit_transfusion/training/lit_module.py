@@ -63,6 +63,7 @@ class LitTransfusion(lightning.LightningModule):
         size: The Transformer: the name of a size (0.16B to 7B are the paper's Table 2), all its fields, or a name and,
             later in YAML or on the command line, the fields that differ from it (--model.size.n_layers 6).
         image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4).
+        z_loss_weight: Weight of the mean square of log Σ exp(logits), which keeps logits small; 1e-5 in Chameleon.
         ema_decay: Decay of the moving average of the weights, which validation and sampling use; null for no average.
         attention: Attention backend: auto, eager, dense, split or flex.
         compile: Compile the Transformer's blocks. It takes half a minute; then a GPU is much faster and a CPU some
@@ -90,6 +91,7 @@ class LitTransfusion(lightning.LightningModule):
         scheduler: LRSchedulerCallable,
         size: SizeName | TransformerConfig = "nano",
         image_loss_weight: float = 5.0,
+        z_loss_weight: float = 0.0,
         ema_decay: float | None = 0.999,
         attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",
         compile: bool = False,
@@ -112,7 +114,7 @@ class LitTransfusion(lightning.LightningModule):
         self.noise = noise
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.image_loss_weight = image_loss_weight
+        self.loss_weights = {"loss_text": 1.0, "loss_image": image_loss_weight, "loss_z": z_loss_weight}
         self.ema_decay = ema_decay
         self.seed = seed
         self.skip_nonfinite = skip_nonfinite
@@ -156,7 +158,8 @@ class LitTransfusion(lightning.LightningModule):
             counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
         *compared, timesteps = run_with_noise(net, self.noise, self.codec, batch, generator)
-        return transfusion_loss(*compared, self.image_loss_weight, counts), timesteps
+        _, image, z = self.loss_weights.values()
+        return transfusion_loss(*compared, image, counts, z), timesteps
 
     def on_train_start(self) -> None:
         check_steps(self.trainer)
@@ -221,7 +224,7 @@ class LitTransfusion(lightning.LightningModule):
         """
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        values = self.step.values(self.image_loss_weight, norm)
+        values = self.step.values(self.loss_weights, norm)
         if not all(map(math.isfinite, values.values())):
             skip_or_stop(self, values)
             optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient does not change

@@ -12,9 +12,10 @@ from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, buc
 class LossTerms(NamedTuple):
     """The losses of a batch."""
 
-    total: Tensor  # L_LM + λ · L_DDPM, scalar
+    total: Tensor  # L_LM + λ · L_DDPM + weight · z-loss, scalar
     text: Tensor  # L_LM in nats per token, scalar
     image: Tensor  # L_DDPM, scalar
+    z: Tensor  # mean square of log Σ exp(logits) over the text targets, scalar
     per_image: Tensor  # (M,) L_DDPM of each learned image, weighted
 
 
@@ -24,6 +25,7 @@ def transfusion_loss(
     image_errors: Tensor,
     image_loss_weight: float,
     counts: Tensor | None = None,
+    z_loss_weight: float = 0.0,
 ) -> LossTerms:
     """Compute the mean cross-entropy over text targets, plus λ times the mean error over images.
 
@@ -38,13 +40,18 @@ def transfusion_loss(
         counts: (2,) number of text targets and number of images by which sums are divided. An optimiser step uses the
             totals of all its micro-batches on all ranks; the sum of their losses is then that of one large batch,
             however it is split. None divides by T and M.
+        z_loss_weight: Weight of the z-loss; 0 as in the paper.
     """
     if counts is None:
         counts = torch.tensor([len(targets), len(image_errors)])
     num_targets, num_images = counts.clamp(min=1).unbind()
-    text = SumOfCrossEntropy.apply(logits, targets) / num_targets
+    cross_entropy, squares = SumOfCrossEntropy.apply(logits, targets)
+    text, z = cross_entropy / num_targets, squares / num_targets
     image = image_errors.sum() / num_images
-    return LossTerms(text + image_loss_weight * image, text, image, image_errors)
+    total = text + image_loss_weight * image
+    if z_loss_weight:
+        total = total + z_loss_weight * z
+    return LossTerms(total, text, image, z, image_errors)
 
 
 def sums_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -> Tensor:

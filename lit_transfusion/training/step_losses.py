@@ -29,25 +29,32 @@ class StepLosses:
         self.num_batches = num_batches
         self.world_size = world_size
         self.counts = self._sum_over_ranks(counts.clone())  # (2,) on all ranks
-        self.sums = torch.zeros(2 + 2 * TIMESTEP_BUCKETS, device=counts.device)
+        self.sums = torch.zeros(3 + 2 * TIMESTEP_BUCKETS, device=counts.device)
         self.batches: list[PackedBatch] = []  # of this rank
 
     def add(self, batch: PackedBatch, terms: LossTerms, timesteps: Tensor) -> None:
         """Add a micro-batch. Its losses must be divided by `counts`."""
         self.batches.append(batch)
         by_timestep = sums_by_timestep(terms.per_image, timesteps, self.num_timesteps)  # (2, 8)
-        self.sums += torch.cat([torch.stack([terms.text, terms.image]).detach(), by_timestep.flatten()])
+        self.sums += torch.cat([torch.stack([terms.text, terms.image, terms.z]).detach(), by_timestep.flatten()])
         if len(self.batches) == self.num_batches:
             self._sum_over_ranks(self.sums)
 
-    def values(self, image_loss_weight: float, gradient_norm: Tensor) -> dict[str, float]:
-        """Return the values to log, by name. Modalities and timesteps that the step lacks are omitted."""
+    def values(self, weights: dict[str, float], gradient_norm: Tensor) -> dict[str, float]:
+        """Return the values to log, by name. Modalities and timesteps that the step lacks are omitted.
+
+        Args:
+            weights: Weight of each loss in the sum, by name.
+            gradient_norm: The norm of the gradient, scalar.
+        """
         # One transfer, because each one synchronises the GPU.
         together = torch.cat([self.sums, self.counts, gradient_norm[None]]).tolist()
-        text, image, *by_timestep, num_targets, num_images, norm = together
-        values = {"loss": text + image_loss_weight * image, "grad_norm": norm}
+        text, image, z, *by_timestep, num_targets, num_images, norm = together
+        losses = {"loss_text": text, "loss_image": image, "loss_z": z}
+        values = {"loss": sum(weight * losses[name] for name, weight in weights.items()), "grad_norm": norm}
         if num_targets:
             values |= {"loss_text": text, "perplexity": math.exp(min(text, 700.0))}
+            values |= {"loss_z": z} if weights["loss_z"] else {}
         if num_images:
             values["loss_image"] = image
         return values | {name: mean for name, (mean, _) in means_by_timestep(by_timestep, self.num_timesteps).items()}

@@ -178,6 +178,20 @@ def test_validation_losses_are_means_over_tokens_and_images(make_module, make_ba
     assert result["val/loss_image"] == pytest.approx(sum(errors) / len(errors), rel=1e-3)
 
 
+def test_z_loss_is_logged_and_part_of_the_sum(make_module, make_batch, make_trainer, loader):
+    module = make_module(z_loss_weight=0.1)
+    trainer = make_trainer(log_every_n_steps=1, logger=(logger := MemoryLogger()))
+    trainer.fit(module, loader(make_batch()), loader(make_batch()))
+    (step,) = [metrics for _, metrics in logger.rows if "train/loss_z" in metrics]
+    for stage, values in (("train", step), ("val", trainer.callback_metrics)):
+        text, image, z = (float(values[f"{stage}/loss_{name}"]) for name in ("text", "image", "z"))
+        assert z > 0 and float(values[f"{stage}/loss"]) == pytest.approx(text + 5 * image + 0.1 * z, rel=1e-5)
+    plain = make_module()
+    trainer = make_trainer()
+    trainer.fit(plain, loader(make_batch()), loader(make_batch()))
+    assert "val/loss_z" not in trainer.callback_metrics
+
+
 class MemoryLogger(DummyLogger):
     """Records the logged values with their step."""
 

@@ -111,7 +111,7 @@ def test_cross_entropy_in_place_equals_that_of_torch(monkeypatch, count, dtype):
     targets = torch.randint(11, (count,), generator=generator)
     results = []
     for loss in (
-        SumOfCrossEntropy.apply(hidden @ weight.T, targets),
+        SumOfCrossEntropy.apply(hidden @ weight.T, targets)[0],
         F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum"),
     ):
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, (weight, hidden))])
@@ -119,9 +119,25 @@ def test_cross_entropy_in_place_equals_that_of_torch(monkeypatch, count, dtype):
     assert results[0][0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("count", [0, 1, 29])
+def test_z_loss_equals_the_square_of_logsumexp(monkeypatch, count):
+    """Together with cross-entropy, in pieces, in values and gradients."""
+    monkeypatch.setitem(cross_entropy.PIECE, "cpu", 8 * 11)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(count, 11, generator=generator).requires_grad_()
+    targets = torch.randint(11, (count,), generator=generator)
+    errors = torch.zeros(0)
+    ours = transfusion_loss(logits * 1, targets, errors, 5.0, z_loss_weight=0.3)
+    log_sum = logits.logsumexp(1)
+    mean_z = log_sum.square().sum() / max(count, 1)
+    theirs = F.cross_entropy(logits, targets, reduction="sum") / max(count, 1) + 0.3 * mean_z
+    torch.testing.assert_close((ours.total, ours.z), (theirs, mean_z))
+    torch.testing.assert_close(torch.autograd.grad(ours.total, logits), torch.autograd.grad(theirs, logits))
+
+
 def test_second_backward_pass_through_cross_entropy_in_place_is_an_error():
     """The logits are overwritten, so torch must raise an error instead of wrong gradients."""
-    loss = SumOfCrossEntropy.apply(torch.randn(3, 4, requires_grad=True) * 1, torch.tensor([0, 1, 2]))
+    loss = SumOfCrossEntropy.apply(torch.randn(3, 4, requires_grad=True) * 1, torch.tensor([0, 1, 2]))[0]
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
