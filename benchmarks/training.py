@@ -11,8 +11,9 @@ from lit_transfusion.diffusion import DDPM
 from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 from lit_transfusion.model.flops import Flops
+from lit_transfusion.training.batch_flops import batch_flops
 from lit_transfusion.training.losses import transfusion_loss
-from lit_transfusion.training.objective import image_shapes, run_with_noise
+from lit_transfusion.training.objective import run_with_noise
 from lit_transfusion.training.optim import decay_groups
 
 
@@ -65,6 +66,4 @@ def new_step(
 
 def least_flops(net: Transfusion, batch: PackedBatch) -> float:
     """The minimum FLOPs of a step on this batch (see `lit_transfusion/model/flops.py`)."""
-    lo, hi = net.mask.intervals(batch.document_ids, batch.image_ids)
-    shapes = image_shapes(batch, Pixels())
-    return float(Flops.count(net).of_batch(lo, hi, batch.lengths, len(batch.target_positions), shapes, batch.private))
+    return float(batch_flops(Flops.count(net), net.mask, batch, Pixels()))

@@ -247,8 +247,7 @@ def source_of(path: Path, pipeline: "Pipeline", passed: bool = True) -> "Source"
         try:
             with raising_own_errors():
                 source = parser.instantiate(options).source.pictures
-                if pipeline.multiple_of is not None:
-                    source.keep_ratio(pipeline.multiple_of)
+                source.set_multiple_of(pipeline.multiple_of)
         except InputError as error:  # such as data that have been moved
             raise InputError(f"{path}, data.source: {error}, or use another config with --data CONFIG.yaml") from None
     except ArgumentError as error:

@@ -80,8 +80,7 @@ class TransfusionData(lightning.LightningDataModule):
         self.seed = seed
         self.max_skipped = max_skipped
         self._check()
-        if keep_ratio:
-            source.keep_ratio(self.patches.side)
+        source.set_multiple_of(self.patches.side if keep_ratio else None)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -103,7 +102,7 @@ class TransfusionData(lightning.LightningDataModule):
     @property
     def patches_per_image(self) -> int:
         """Number of patches of a square picture; with `keep_ratio`, other pictures have at most this many."""
-        return self.patches.of_size(self.image_size, self.image_size, self.patches.side)
+        return self.patches.of_pixels(self.image_size, self.image_size)
 
     def train_dataloader(self) -> PackedLoader:
         return self._loader(self.source.split("train"), endless=True)
@@ -185,11 +184,6 @@ class TransfusionData(lightning.LightningDataModule):
                 f"data.image_size {self.image_size} gives latents of {height}x{width}, "
                 f"which the patcher's patch_size {self.patch_size} does not divide; change one of them"
             )
-        for part in self.source.parts.values():
-            if part.multiple_of is not None and not self.keep_ratio:
-                raise InputError(
-                    "data.source yields pictures of several sizes, but data.keep_ratio is false; set it to true"
-                )
         self._check_encodings()
         num_images = self.source.images_per_example
         patches = self.patches_per_image * self.recipe.copies_per_image

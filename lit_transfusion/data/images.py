@@ -4,7 +4,7 @@ import io
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -166,12 +166,18 @@ def fitted_size(height: int, width: int, image_size: int, multiple_of: int | Non
     return rows * multiple_of, columns * multiple_of
 
 
-def by_size(images: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
-    """Stack the images (…, height, width) of each size: their indices, and (n, …, height, width)."""
+def map_by_size(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> list[Tensor]:
+    """Apply a function to the stacked images of each size, (n, C, height, width) → (n, …).
+
+    Returns the results of the single images, in the order of the images.
+    """
     indices = defaultdict(list)
     for i, image in enumerate(images):
         indices[image.shape].append(i)
-    return [(same, torch.stack([images[i] for i in same])) for same in indices.values()]
+    found: dict[int, Tensor] = {}
+    for same in indices.values():
+        found |= zip(same, function(torch.stack([images[i] for i in same])), strict=True)
+    return [found[i] for i in range(len(images))]
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

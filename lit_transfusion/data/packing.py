@@ -35,16 +35,18 @@ class SquarePatches:
         return self.patch_size * self.downscale
 
     def __call__(self, image: ImageSegment) -> int:
-        raw = isinstance(image.value, Raw)
         height, width = tensor_of(image.value).shape[-2:]
-        return self.of_size(height, width, self.side if raw else self.patch_size)
+        return self.of_pixels(height, width) if isinstance(image.value, Raw) else self.of_latents(height, width)
 
-    def of_size(self, height: int, width: int, side: int) -> int:
-        """Number of patches of `side` x `side` in height x width.
+    def of_pixels(self, height: int, width: int) -> int:
+        """Number of patches of a picture; an InputError if it does not consist of whole patches."""
+        return self._count(height, width, self.side)
 
-        Raises:
-            InputError: They do not divide it.
-        """
+    def of_latents(self, height: int, width: int) -> int:
+        """Number of patches of latents; an InputError if they do not consist of whole patches."""
+        return self._count(height, width, self.patch_size)
+
+    def _count(self, height: int, width: int, side: int) -> int:
         if height % side or width % side or not height * width:
             raise InputError(
                 f"an image of {height}x{width} does not consist of whole patches of {side}x{side}; change "

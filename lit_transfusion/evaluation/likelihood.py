@@ -23,6 +23,7 @@ from lit_transfusion.model import NoisyImages, TransfusionOutput
 from lit_transfusion.model.cross_entropy import rows_at_once
 from lit_transfusion.model.visibility import FLEX_BLOCK
 from lit_transfusion.progress import OnProgress, silent
+from lit_transfusion.training.objective import squared_error
 
 
 class TextLikelihood(NamedTuple):
@@ -114,7 +115,7 @@ def image_losses(
                 continue
             timesteps, noise = noise_of(noised, own, prediction.device)
             target = pipeline.noise.target(group.images, noise, timesteps)
-            losses[own] = (prediction.float() - target.float()).square().flatten(1).mean(1).cpu()
+            losses[own] = squared_error(prediction, target).cpu()
     return losses
 
 

@@ -95,21 +95,19 @@ def features_of(subject: Subject, features: "FeatureExtractor") -> "tuple[Tensor
     """The features (N, F) of the held-out and of the drawn pictures, in float64."""
     import torch
 
-    from lit_transfusion.data.images import by_size
+    from lit_transfusion.data.images import map_by_size
 
     features.prepare()  # before the slow drawing
     device = subject.pipeline.net.head.weight.device
     features.to(device)
     both = []
     for pictures in (subject.pictures, subject.drawn):
-        found: dict[int, Tensor] = {}
+        vectors: list[Tensor] = []
         for rows in subject.batches(len(pictures)):
             subject.on_progress("comparing", rows.start, len(pictures))
-            for indices, batch in by_size(pictures[rows.start : rows.stop]):
-                with torch.inference_mode():
-                    vectors = features(batch.to(device)).double().cpu()
-                found |= zip((rows[i] for i in indices), vectors, strict=True)
-        both.append(torch.stack([found[i] for i in range(len(pictures))]))
+            with torch.inference_mode():
+                vectors += map_by_size(lambda batch: features(batch.to(device)), pictures[rows.start : rows.stop])
+        both.append(torch.stack(vectors).double().cpu())
     return both[0], both[1]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_transfusion import __version__
 from lit_transfusion.allowed_imports import foreign_modules
-from lit_transfusion.data.images import by_size, fit, to_rgb, to_unit_range
+from lit_transfusion.data.images import fit, map_by_size, to_rgb, to_unit_range
 from lit_transfusion.data.packing import SquarePatches
 from lit_transfusion.data.tokenizer import Tokenizer
 from lit_transfusion.data.types import ImageSegment, TextSegment
@@ -118,10 +118,7 @@ class Pipeline(
     @torch.no_grad()
     def decode_images(self, images: Sequence[ImageSegment]) -> list[Tensor]:
         """Decode latents to pictures (3, height, width) in [-1, 1]; those of one size together."""
-        pictures: dict[int, Tensor] = {}
-        for indices, latents in by_size([image.latents for image in images]):
-            pictures |= zip(indices, self.codec.decode(latents), strict=True)
-        return [pictures[i] for i in range(len(images))]
+        return map_by_size(self.codec.decode, [image.latents for image in images])
 
     def decode(self, segments: Sequence[TextSegment | ImageSegment]) -> list[str | Image.Image]:
         """Decode the parts of a document to strings and PIL pictures."""
@@ -156,7 +153,7 @@ class Pipeline(
     @property
     def patches_per_image(self) -> int:
         """Number of patches of a square image, and of the largest image in training."""
-        return self.patches.of_size(self.image_size, self.image_size, self.patches.side)
+        return self.patches.of_pixels(self.image_size, self.image_size)
 
     def describe(self) -> dict[str, Any]:
         """Plain data from which `from_description` makes the same pipeline, without its weights."""

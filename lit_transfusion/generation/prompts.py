@@ -62,7 +62,7 @@ def shape_to_draw(pipeline: Pipeline, prompt: Document, sampling: Sampling) -> t
 
 def image_length(pipeline: Pipeline, latent_shape: tuple[int, int, int]) -> int:
     """Positions of an image with its BOI and EOI."""
-    return pipeline.patches.of_size(*latent_shape[1:], pipeline.patches.patch_size) + 2
+    return pipeline.patches.of_latents(*latent_shape[1:]) + 2
 
 
 def check_lengths(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.images import by_size, to_unit_range
+from lit_transfusion.data.images import map_by_size, to_unit_range
 from lit_transfusion.data.shards.folder import decode_picture
 from lit_transfusion.data.shards.writer import Picture
 from lit_transfusion.data.types import Skipped
@@ -82,12 +82,9 @@ def with_moments(
     pictures = iter(pictures)
     while batch := list(islice(pictures, at_once)):
         read = [item for item in batch if not isinstance(item, Skipped)]
-        moments: dict[int, Tensor] = {}
-        for indices, pixels in by_size([pixels for _, pixels in read]):
-            moments |= zip(indices, moments_of(pixels, codec), strict=True)
-        encoded = (skip_nonfinite(picture._replace(moments=moments[i])) for i, (picture, _) in enumerate(read))
+        moments = iter(map_by_size(partial(moments_of, codec=codec), [pixels for _, pixels in read]))
         for item in batch:
-            yield item if isinstance(item, Skipped) else next(encoded)
+            yield item if isinstance(item, Skipped) else skip_nonfinite(item[0]._replace(moments=next(moments)))
 
 
 def moments_of(pixels: Tensor, codec: Codec) -> Tensor:

@@ -16,8 +16,8 @@ from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.errors import InputError
 from lit_transfusion.model.flops import Flops
 from lit_transfusion.studies.study import Study
+from lit_transfusion.training.batch_flops import batch_flops
 from lit_transfusion.training.lit_module import LitTransfusion
-from lit_transfusion.training.objective import image_shapes
 from lit_transfusion.wording import counted
 
 BATCHES = 8  # number of batches over which tokens and operations are averaged
@@ -94,7 +94,7 @@ def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPl
     batches = list(islice(loader, BATCHES))
     accumulated = trainer.accumulate_grad_batches
     of_parts = Flops.count(model.net)
-    flops = statistics.mean(operations(of_parts, model, batch) for batch in batches)
+    flops = statistics.mean(float(batch_flops(of_parts, model.net.mask, batch, model.codec)) for batch in batches)
     seconds = None
     if timed and (flops < MOST_TIMED or torch.cuda.is_available()):
         seconds = time_step(model, batches[0]) * accumulated
@@ -116,12 +116,6 @@ def config_text(parts: TransfusionCLI) -> str:
     config.pop("config", None)
     config.pop("arm", None)
     return parts.parser.dump(config, skip_link_targets=True)
-
-
-def operations(flops: Flops, model: LitTransfusion, batch: PackedBatch) -> float:
-    lo, hi = model.net.mask.intervals(batch.document_ids, batch.image_ids)
-    shapes = image_shapes(batch, model.codec)
-    return float(flops.of_batch(lo, hi, batch.lengths, len(batch.target_positions), shapes, batch.private))
 
 
 def time_step(model: LitTransfusion, batch: PackedBatch) -> float:

@@ -68,11 +68,6 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
-def image_shapes(batch: PackedBatch, codec: Codec) -> list[tuple[int, tuple[int, int, int]]]:
-    """The number of images of each shape (C, H, W) of latents."""
-    return [(len(group.at), codec.shape_of_latents(group.images)) for group in batch.image_groups]
-
-
 def check_clipping(noise: NoiseProcess, codec: Codec) -> None:
     """Raise InputError if sampling would clip latents to the range of pixels."""
     if getattr(noise, "clip_sample", False) and codec.downscale > 1:

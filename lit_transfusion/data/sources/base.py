@@ -43,12 +43,12 @@ class Source(Dataset):
     example in any process. So a run can resume, and does not depend on the number of workers.
 
     Args:
-        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`); with `keep_ratio`,
-            the area of a picture is at most that of the square.
+        image_size: Side of the square pictures, in pixels (set by the data module's `image_size`). With
+            `multiple_of`, the area of a picture is at most that of the square.
         val_fraction: Share that is held out, in [0, 1), for sources that have this option.
     """
 
-    multiple_of: int | None = None  # set by `keep_ratio`: pictures are not square, see `data/images.fitted_size`
+    multiple_of: int | None = None  # of the sides of pictures that keep their aspect ratio; None for squares
     images_per_example: int = 1  # 2 for edits, 0 for texts; for a mix, the maximum
     has_texts: bool = False  # whether some examples are texts, in which lines and spaces matter
     encoding: Encoding | None = None  # None: pictures are pixels; for a mix, the encoding of the first source
@@ -60,8 +60,12 @@ class Source(Dataset):
             name = type(self).__name__
             raise InputError(f"{name}: val_fraction is {val_fraction}; set it to at least 0 and less than 1")
 
-    def keep_ratio(self, multiple_of: int) -> None:
-        """Make pictures keep their aspect ratio, with sides that are multiples of this many pixels."""
+    def set_multiple_of(self, multiple_of: int | None) -> None:
+        """Make pictures keep their aspect ratio, with sides that are multiples of this many pixels; None for squares.
+
+        Raises:
+            InputError: The source cannot yield such pictures.
+        """
         self.multiple_of = multiple_of
 
     def split(self, name: Literal["train", "val"]) -> "Source":

@@ -58,10 +58,9 @@ class Mix(Source):
         self.images_per_example = max(source.images_per_example for source in self.sources.values())
         self.has_texts = any(source.has_texts for source in self.sources.values())
 
-    def keep_ratio(self, multiple_of: int) -> None:
-        self.multiple_of = multiple_of
+    def set_multiple_of(self, multiple_of: int | None) -> None:
         for source in self.sources.values():
-            source.keep_ratio(multiple_of)
+            source.set_multiple_of(multiple_of)
 
     def split(self, name: Literal["train", "val"]) -> "Mix":
         part = copy.copy(self)

@@ -41,7 +41,6 @@ class Shards(Source):
             raise InputError("Shards has no path; set path to a folder made by `prepare`")
         self._shards = ShardFolder(path)
         super().__init__(self._shards.index["image_size"] if image_size is None else image_size, val_fraction)
-        self.multiple_of = self._shards.index.get("multiple_of")
         self._start, self._stop = 0, len(self._shards)
         if latents and (codec := self._shards.codec):
             arguments = " ".join(f"{name}={value}" for name, value in codec["init_args"].items())
@@ -62,11 +61,16 @@ class Shards(Source):
                 f"data.image_size to {prepared}, or prepare the pictures again with --image_size {image_size}"
             )
 
-    def keep_ratio(self, multiple_of: int) -> None:
-        """Check that the sides of the prepared pictures are multiples of this; a square always is."""
-        if self.multiple_of is not None and self.multiple_of % multiple_of:
+    def set_multiple_of(self, multiple_of: int | None) -> None:
+        """Check that the prepared pictures are such pictures; squares always are."""
+        prepared = self._shards.index.get("multiple_of")
+        if prepared is not None and multiple_of is None:
             raise InputError(
-                f"{self.path} contains pictures with sides that are multiples of {self.multiple_of}, but patches have "
+                f"{self.path} contains pictures of several sizes, but data.keep_ratio is false; set it to true"
+            )
+        if prepared is not None and prepared % multiple_of:
+            raise InputError(
+                f"{self.path} contains pictures with sides that are multiples of {prepared}, but patches have "
                 f"{multiple_of} pixels a side; prepare the pictures again with --multiple_of {multiple_of}"
             )
 

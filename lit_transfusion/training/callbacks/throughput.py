@@ -10,7 +10,7 @@ import torch
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.model.flops import Flops, peak_bf16
-from lit_transfusion.training.objective import image_shapes
+from lit_transfusion.training.batch_flops import batch_flops
 
 
 class Throughput(lightning.Callback):
@@ -43,14 +43,11 @@ class Throughput(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        lo, hi = pl_module.net.mask.intervals(batch.document_ids, batch.image_ids)
         self.steps += 1
         self.tokens += batch.lengths.sum()
         self.positions += batch.tokens.numel()
         self.images += batch.num_images
-        self.operations += self.flops.of_batch(
-            lo, hi, batch.lengths, len(batch.target_positions), image_shapes(batch, pl_module.codec), batch.private
-        )
+        self.operations += batch_flops(self.flops, pl_module.net.mask, batch, pl_module.codec)
         last = (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0
         if last:
             self.operations = float(self.operations)  # on a GPU, waits until all steps are done
