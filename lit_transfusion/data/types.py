@@ -173,8 +173,9 @@ class PackedBatch(NamedTuple):
     def num_images(self) -> int:
         return sum(len(group.at) for group in self.image_groups)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        """A copy on a device."""
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """A copy on a device. A copy to a GPU does not wait, as when Lightning moves tensors."""
+        non_blocking = torch.device(device).type != "cpu"
 
         def moved(part: Any) -> Any:
             if isinstance(part, Tensor):

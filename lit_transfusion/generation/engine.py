@@ -71,7 +71,9 @@ def edit(
     seeds: Sequence[int] | None = None,
     cut: bool = False,
 ) -> list[Tensor]:
-    """Change each picture (3, height, width) in [-1, 1] as its instruction says. A result has the size of its picture.
+    """Change each picture (3, height, width) in [-1, 1] as its instruction says.
+
+    A result has the size of its picture, unless `sampling.size` is set.
 
     BOI is placed after each instruction. Guidance strengthens the instruction: the null prompt is the picture without
     an instruction, or with the negative one. `cut` is for instructions from data; see `draw`.
