@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from torch.utils._pytree import tree_leaves
 
 from lit_transfusion.cli import main
 from lit_transfusion.data.types import PackedBatch
@@ -31,7 +32,7 @@ class Witness(lightning.Callback):
 def digest(batch: PackedBatch) -> str:
     """Return a hash of types, shapes and values of a batch."""
     content = hashlib.sha256()
-    for column in batch:
+    for column in tree_leaves(batch):
         content.update(repr((column.dtype, column.shape)).encode() + column.numpy().tobytes())
     return content.hexdigest()
 

@@ -15,6 +15,7 @@ import yaml
 from small_run import SMALLEST_DATA, SMALLEST_MODEL, read
 
 from lit_transfusion.cli import main
+from lit_transfusion.data.packing import tensor_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STEPS = 8
@@ -27,9 +28,8 @@ class Witness(lightning.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.seen.append(
-            (trainer.global_step, batch.tokens, batch.image_groups[0].images.tensor, outputs["loss"].detach(), rate)
-        )
+        images = torch.cat([tensor_of(group.images).flatten() for group in batch.image_groups])
+        self.seen.append((trainer.global_step, batch.tokens, images, outputs["loss"].detach(), rate))
 
 
 class StopAt(lightning.Callback):
