@@ -56,7 +56,7 @@ def new_step(
 
     def losses() -> torch.Tensor:
         asked = batch._replace(target_positions=everywhere) if all_logits else batch
-        logits, targets, errors, _ = run_with_noise(net, noise, codec, asked, generator)
+        logits, targets, _, errors, *_ = run_with_noise(net, noise, codec, asked, generator)
         if all_logits:
             return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX) + 5 * errors.mean()
         return transfusion_loss(logits, targets, errors, 5.0).total

@@ -129,17 +129,19 @@ def commands_in(text: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def user_files(tmp_path_factory):
     """Files for the placeholders in documented commands: pictures, shards, an autoencoder and a tokenizer."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, VQModel
 
+    deep = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     folder = tmp_path_factory.mktemp("user_files")
     (folder / "pictures").mkdir()
     for colour in ("red", "blue"):
         Image.new("RGB", (16, 16), colour).save(folder / "pictures" / f"{colour}.png")
         (folder / "pictures" / f"{colour}.txt").write_text(f"a {colour} square")
     AutoencoderKL(block_out_channels=(32,) * 4, latent_channels=8).save_pretrained(folder / "vae")
+    VQModel(block_out_channels=(32,) * 4, **deep).save_pretrained(folder / "vq")
     prepare([str(folder / "pictures")], str(folder / "shards"), image_size=64, num_workers=0)
     (folder / "tokenizer.model").write_bytes(Tokenizer.train(["a red square"], 300).model)
-    named = {"DIR": "pictures", "SHARDS": "shards", "VAE": "vae", "tokenizer.model": "tokenizer.model"}
+    named = {"DIR": "pictures", "SHARDS": "shards", "VAE": "vae", "VQ": "vq", "tokenizer.model": "tokenizer.model"}
     return {placeholder: folder / name for placeholder, name in named.items()}
 
 
@@ -176,7 +178,7 @@ def test_config_creates_a_model_and_its_data(path, user_files, monkeypatch):
     command = documented[0] if documented else ["fit", "--config", name]
     cli.main([*filled_in(command, user_files), *LIGHTER.get(path.name, []), "--trainer.max_steps", "77"])
     model, data, trainer = Built.model, Built.data, Built.config.trainer
-    assert model.net.embedding.num_embeddings == data.tokenizer.vocab_size
+    assert model.net.embedding.num_embeddings == data.tokenizer.vocab_size + (data.codec.num_codes or 0)
     assert model.net.patcher.latent_channels == data.latent_channels
     assert model.net.patcher.patch_size == data.patch_size
     assert model.net.patcher.dim == model.net.transformer.config.dim
@@ -507,7 +509,7 @@ def test_command_has_a_function_of_its_name(name):
             ["fit", "--config", "small.yaml", "--data.source", "Photos"],
             ["Photos", "known: ", "ImageCaptions", "OpenMoji", "Shapes"],
         ),
-        (["fit", "--config", "small.yaml", "--data.codec", "VQ"], ["VQ", "Pixels, VAE"]),
+        (["fit", "--config", "small.yaml", "--data.codec", "GAN"], ["GAN", "Pixels, VAE, VQ"]),
         (["fit", "--config", "small.yaml", "--model.optimizer", "Lion"], ["Lion", "Adam, AdamW"]),
         (["fit", "--config", "small.yaml", "--model.size", "huge"], ["model.size", "huge", "'nano', 'tiny', '0.16B'"]),
         (["fit", "--config", "small.yaml", "--model.patcher.nothing", "1"], ["model.patcher", "nothing"]),

@@ -105,7 +105,7 @@ def check_before_drawing(pipeline: "Pipeline", benchmark: Benchmark, settings: S
     """Report invalid settings and prompts now rather than after hours of drawing."""
     from lit_transfusion.generation.prompts import caption_read, check_lengths, prompt_document
 
-    pipeline.noise.sampler(settings.sampler, settings.num_inference_steps)
+    pipeline.noise.check_sampler(settings.sampler, settings.num_inference_steps)
     wanted = dict.fromkeys(order.prompt for order in benchmark.orders)
     if benchmark.is_of_captions:
         cut = sum(caption_read(pipeline, prompt) != prompt for prompt in wanted)

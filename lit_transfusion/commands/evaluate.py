@@ -77,7 +77,7 @@ def evaluate(
     check_at_least("num_examples", num_examples, 2)
     check_at_least("batch_size", batch_size)
     pipeline = open_pipeline(ckpt, device, ema, compile)
-    pipeline.noise.sampler(sampler, num_inference_steps)  # reports invalid settings before anything is measured
+    pipeline.noise.check_sampler(sampler, num_inference_steps)  # before anything is measured
     if data:
         source = source_of(Path(data), pipeline)
     else:  # the user did not pass this config: it was found next to the checkpoint

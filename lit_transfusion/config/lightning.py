@@ -205,7 +205,7 @@ def check_sampling(trainer: lightning.Trainer, noise: NoiseProcess) -> None:
         sampling = getattr(callback, "sampling", None)
         if sampling is not None:
             try:
-                noise.sampler(sampling.sampler, sampling.num_inference_steps)
+                noise.check_sampler(sampling.sampler, sampling.num_inference_steps)
             except InputError as error:
                 raise InputError(f"trainer.callbacks: {type(callback).__name__}: {error}") from None
 

@@ -69,7 +69,7 @@ class TransfusionData(lightning.LightningDataModule):
         self.recipe = recipe
         self.image_size = image_size
         self.keep_ratio = keep_ratio
-        self.patch_size = patch_size
+        self.patch_size = patch_size if codec.num_codes is None else 1  # a code is a token
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.tokenizer_model = tokenizer_model
@@ -183,6 +183,11 @@ class TransfusionData(lightning.LightningDataModule):
             raise InputError(
                 f"data.image_size {self.image_size} gives latents of {height}x{width}, "
                 f"which the patcher's patch_size {self.patch_size} does not divide; change one of them"
+            )
+        if self.codec.num_codes is not None and self.recipe.clean_copies:
+            raise InputError(
+                "data.recipe.clean_copies true is for images with noise, but the codes of data.codec "
+                f"{type(self.codec).__name__} are tokens without noise; use false"
             )
         self._check_encodings()
         num_images = self.source.images_per_example

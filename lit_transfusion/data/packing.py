@@ -193,8 +193,14 @@ def collate(
         image_groups=groups,
         target_positions=targets,
         lengths=torch.tensor(lengths),
-        step_counts=torch.tensor([len(targets), sum(len(group.learned) for group in groups)]),
+        step_counts=counts_of(targets, groups),
     )
+
+
+def counts_of(targets: torch.Tensor, groups: Sequence[ImageGroup]) -> torch.Tensor:
+    """The `PackedBatch.step_counts` of a single batch."""
+    learned = [(len(group.learned), group.at.shape[1]) for group in groups]
+    return torch.tensor([len(targets), sum(n for n, _ in learned), sum(n * patches for n, patches in learned)])
 
 
 def empty_group(latent_shape: tuple[int, int, int]) -> ImageGroup:

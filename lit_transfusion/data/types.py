@@ -2,9 +2,9 @@
 
     B  rows of a batch               N  images of one shape in the batch
     L  positions of a row            P  patches of each of them
-    T  positions with a text target  M  images of them with a diffusion loss
+    T  positions with a text target  M  images of them with a loss
     D  width of the Transformer      C, H, W  channels, height and width of an image in latent space
-    V  vocabulary size
+    V  vocabulary size               K  codes of the images with a loss, if images are tokens
 
 All are NamedTuples: Lightning moves them to a device, and `_replace` makes changed copies.
 """
@@ -117,7 +117,7 @@ class ImageSegment(NamedTuple):
 
     value: ImageValue
     max_timestep: int = NO_LIMIT  # the largest timestep t that training may draw for this image (paper, Table 8)
-    learn: bool = True  # False: a prompt, no diffusion loss on this image
+    learn: bool = True  # False: a prompt, no loss on this image
     clean_copy: bool = False  # True: packing adds a clean copy, and what follows sees only that
 
     @property
@@ -145,7 +145,7 @@ class ImageGroup(NamedTuple):
     images: ImageValue  # of N images
     at: Tensor  # (N, P) int64; indices of their patches into the flattened (B · L) positions
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
-    learned: Tensor  # (M,) int64; indices of the images with a diffusion loss
+    learned: Tensor  # (M,) int64; indices of the images with a loss
 
 
 class PackedBatch(NamedTuple):
@@ -162,7 +162,9 @@ class PackedBatch(NamedTuple):
         Tensor  # (T,) int64; indices into the flattened (B · L) labels; found here, as a GPU would have to wait
     )
     lengths: Tensor  # (B,) int64; positions of each row that contain documents; the rest is padding
-    step_counts: Tensor  # (2,) int64; sums of T and of all M over this process's batches of the same optimiser step
+    step_counts: (
+        Tensor  # (3,) int64; sums of T, of all M, and of their patches, over this process's batches of the same step
+    )
 
     @property
     def private(self) -> Tensor | None:
@@ -172,6 +174,10 @@ class PackedBatch(NamedTuple):
     @property
     def num_images(self) -> int:
         return sum(len(group.at) for group in self.image_groups)
+
+    @property
+    def num_learned_patches(self) -> int:
+        return sum(len(group.learned) * group.at.shape[1] for group in self.image_groups)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """A copy on a device. A copy to a GPU does not wait, as when Lightning moves tensors."""

@@ -52,6 +52,7 @@ class NoiseProcess:
 
     num_train_timesteps: int  # T
     samplers: tuple[str, ...] = ("default",)  # the first is the default
+    images_are_tokens: bool = False  # whether images are codes instead of latents with noise
 
     def draw_timesteps(self, max_timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Draw (N,) timesteps, one for each image, up to and including (N,) upper bounds (paper, 3.3)."""
@@ -80,6 +81,10 @@ class NoiseProcess:
             InputError: The sampler is unknown, or cannot make this number of steps.
         """
         raise NotImplementedError
+
+    def check_sampler(self, name: str | None, num_inference_steps: int) -> None:
+        """Raise InputError if the sampler is unknown, or cannot make this number of steps."""
+        self.sampler(name, num_inference_steps)
 
     def known_sampler(self, name: str | None) -> str:
         """Return the name of a sampler, or of the default one for None.

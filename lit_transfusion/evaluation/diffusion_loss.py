@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lit_transfusion.evaluation.metric import Metric, Subject
+from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
 from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> 
     from lit_transfusion.generation.prompts import caption_tokens
 
     pipeline, losses = subject.pipeline, []
+    if pipeline.images_are_tokens:
+        raise Unavailable("there is no diffusion loss if images are tokens; `validate` logs the loss of their codes")
     for rows in subject.batches(len(captions)):
         subject.on_progress("denoising", rows.start, len(captions))
         latents = latents_of(pipeline, subject.pictures[rows.start : rows.stop])

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.data.grammar import continuation
+from lit_transfusion.data.image_tokens import with_image_tokens
 from lit_transfusion.data.packing import collate, flatten
-from lit_transfusion.data.types import Document, ImageSegment, PackedBatch
+from lit_transfusion.data.types import TEXT, Document, ImageSegment, PackedBatch
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import caption_tokens, prompt_document
@@ -161,6 +162,10 @@ def predict(
     pipeline: Pipeline, batch: PackedBatch, numbers: list[Tensor], noised: Noised | None, logit_positions: Tensor
 ) -> TransfusionOutput:
     """Run the net on a batch, with its images noised; without `noised` they are clean, at t = 0."""
+    if pipeline.images_are_tokens:
+        tokens = with_image_tokens(batch.tokens, batch.image_groups, pipeline.codec, pipeline.first_code)
+        no_images = torch.full_like(batch.image_ids, TEXT)
+        return pipeline.net(tokens, batch.positions, batch.document_ids, no_images, [], logit_positions)
     images = []
     for group, own in zip(batch.image_groups, numbers, strict=True):
         values, timesteps = group.images, torch.zeros(len(own), dtype=torch.int64, device=group.at.device)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_transfusion.data.image_tokens import with_image_tokens
 from lit_transfusion.data.packing import FlatDocument, image_groups
 from lit_transfusion.data.types import TEXT, ImageGroup, ImageSegment
 from lit_transfusion.generation.cuda_graph import Graphed
@@ -33,40 +34,48 @@ class Decoder:
         self.cache = pipeline.net.new_cache(batch_size, whole_buckets(capacity) if pipeline.cuda_graphs else capacity)
         self.capacity = capacity
         self.graphed: dict[int, Graphed] = {}  # number of cache slots → the pass that uses them
-        self.logits = torch.zeros(0)  # (R, V) for the next token of each row, from the last read
+        # (R, V) for the next token of each row, from the last read
+        self.logits = torch.zeros(batch_size, pipeline.net.head.out_features, device=self.device)
         self.lengths = [0] * batch_size  # positions of each row; on the host, since they determine tensor sizes
 
     def read(self, pieces: Sequence[FlatDocument]) -> None:
         """Read one piece of a document into each of the first rows. Images are clean, at t = 0."""
         added = [len(piece.tokens) for piece in pieces]
         length = max(added)
-        tokens, image_ids = [], []
+        token_rows, id_rows = [], []
         images: list[ImageSegment] = []
         for piece in pieces:
             padding = length - len(piece.tokens)
-            tokens.append([*piece.tokens, *[self.pipeline.tokenizer.pad] * padding])
-            image_ids.append([i if i < 0 else i + len(images) for i in piece.image_ids] + [TEXT] * padding)
+            token_rows.append([*piece.tokens, *[self.pipeline.tokenizer.pad] * padding])
+            id_rows.append([i if i < 0 else i + len(images) for i in piece.image_ids] + [TEXT] * padding)
             images += piece.images
+        codec, groups = self.pipeline.codec, image_groups(images, np.array(id_rows))
+        tokens, image_ids = torch.tensor(token_rows, device=self.device), torch.tensor(id_rows, device=self.device)
+        if self.pipeline.images_are_tokens:
+            tokens = with_image_tokens(tokens, groups, codec, self.pipeline.first_code)
+            image_ids, groups = torch.full_like(image_ids, TEXT), ()
         last = torch.tensor([row * length + n - 1 for row, n in enumerate(added)], device=self.device)
         self.logits = self._forward(
-            torch.tensor(tokens, device=self.device),
-            torch.tensor(image_ids, device=self.device),
-            [clean(group, self.pipeline.codec, self.device) for group in image_groups(images, np.array(image_ids))],
+            tokens,
+            image_ids,
+            [clean(group, codec, self.device) for group in groups],
             logit_positions=last,
         )[0]
         self._grow(added)
 
     def read_tokens(self, token_ids: Sequence[int | None]) -> None:
-        """Read one token into each row. A row with None does not grow, and its logits are invalid afterwards."""
+        """Read one token into each of the first rows. A row with None does not grow, and keeps its logits."""
         pad = self.pipeline.tokenizer.pad
         tokens = torch.tensor([[pad if token is None else token] for token in token_ids], device=self.device)  # (R, 1)
-        self.logits = self._forward(
+        logits = self._forward(
             tokens,
             torch.full_like(tokens, TEXT),
             [],
             logit_positions=torch.arange(len(tokens), device=self.device),
             repeated=True,
         )[0]
+        grows = torch.tensor([[token is not None] for token in token_ids], device=self.device)  # (R, 1)
+        self.logits = torch.where(grows, logits, self.logits)
         self._grow([int(token is not None) for token in token_ids])
 
     def predict_images(self, noisy_images: Tensor, timestep: float) -> Tensor:
@@ -97,7 +106,7 @@ class Decoder:
         branch = Decoder(self.pipeline, len(lengths), max(lengths) + room)
         for i, (part, taken) in enumerate(parts):
             branch.cache.take_over(list(range(i * len(rows), (i + 1) * len(rows))), part.cache, list(taken))
-        branch.lengths, branch.logits = lengths, self.logits[rows]
+        branch.lengths, branch.logits = lengths, torch.cat([part.logits[list(taken)] for part, taken in parts])
         return branch
 
     def merge(self, rows: Sequence[int], branch: "Decoder") -> None:

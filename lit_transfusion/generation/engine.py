@@ -25,6 +25,7 @@ from lit_transfusion.data.grammar import null_prompt
 from lit_transfusion.data.packing import FlatDocument, flatten
 from lit_transfusion.data.types import TEXT, Document, ImageSegment
 from lit_transfusion.errors import InputError
+from lit_transfusion.generation.code_writing import write_codes
 from lit_transfusion.generation.decoder import Decoder
 from lit_transfusion.generation.denoising import OnStep, denoise
 from lit_transfusion.generation.next_token import pick
@@ -150,7 +151,7 @@ def generate(
     if images is Images.NEVER:
         sampling = replace(sampling, max_images=0)
     else:
-        pipeline.noise.sampler(sampling.sampler, sampling.num_inference_steps)  # reports invalid settings early
+        pipeline.noise.check_sampler(sampling.sampler, sampling.num_inference_steps)
         if sampling.guided:
             null_prompts = [null_prompt(tokenizer, prompt.images, negative) for prompt in prompts]
 
@@ -189,7 +190,7 @@ def write_token(
     decoder: Decoder, samples: Sequence[SampleState], writing: Sequence[int], never: Sequence[int], sampling: Sampling
 ) -> None:
     """LM mode: write one token in each row of `writing`. The last token of a sample is not read."""
-    logits = decoder.logits[writing]
+    logits = decoder.logits[writing, : decoder.pipeline.first_code]
     logits[:, never] = -torch.inf
     token_ids: list[int | None] = [None] * len(samples)
     for row, token_id in zip(writing, pick(logits, [samples[row].generator for row in writing], sampling), strict=True):
@@ -209,7 +210,7 @@ def draw_image(
 ) -> None:
     """Diffusion mode: draw one image and EOI in each row of `drawing`, all of one size.
 
-    Later positions see the clean image.
+    Later positions see the clean image. If images are tokens, they are written code by code instead.
     """
     pipeline, null = decoder.pipeline, None
     if sampling.guided:
@@ -219,14 +220,19 @@ def draw_image(
     shape = samples[drawing[0]].latent_shape
     num_patches = image_length(pipeline, shape) - 2
     branch = decoder.branch(drawing, null, room=num_patches + 1)
-    latents = denoise(branch, shape, [samples[row].generator for row in drawing], sampling, on_step)
+    draw_latents = write_codes if pipeline.images_are_tokens else denoise
+    latents = draw_latents(branch, shape, [samples[row].generator for row in drawing], sampling, on_step)
     for row, image in zip(drawing, latents, strict=True):
         samples[row].add_image(image)
     if all(samples[row].stop_reason for row in drawing):
         return
-    tokens = [*[pipeline.tokenizer.pad] * num_patches, pipeline.tokenizer.eoi]
-    image_ids = [*[0] * num_patches, TEXT]
-    branch.read([FlatDocument(tokens, [], image_ids, [ImageSegment(image)]) for image in latents])
+    tail = FlatDocument([pipeline.tokenizer.eoi], [], [TEXT], [])
+    if pipeline.images_are_tokens:  # they have been read
+        branch.read([tail for _ in drawing])
+    else:
+        tokens = [*[pipeline.tokenizer.pad] * num_patches, *tail.tokens]
+        image_ids = [*[0] * num_patches, TEXT]
+        branch.read([FlatDocument(tokens, [], image_ids, [ImageSegment(image)]) for image in latents])
     decoder.merge(drawing, branch)
 
 

@@ -135,6 +135,16 @@ class Pipeline(
         return SquarePatches(self.net.patcher.patch_size, self.codec.downscale)
 
     @property
+    def images_are_tokens(self) -> bool:
+        """Whether images are tokens, the codes of the codec, instead of latents that are diffused."""
+        return self.noise.images_are_tokens
+
+    @property
+    def first_code(self) -> int:
+        """The token id of the first code if images are tokens; the ids of the text are smaller."""
+        return self.tokenizer.vocab_size
+
+    @property
     def multiple_of(self) -> int | None:
         """The sides of pictures are multiples of this many pixels; None if all are squares."""
         return self.patches.side if self.keep_ratio else None
@@ -182,14 +192,14 @@ class Pipeline(
         size = description["size"]
         if "rope_theta" in description:  # version 0.1 has it there
             size = {**size, "rope_theta": description["rope_theta"]}
+        codec = build(description["codec"], Codec)
         net = Transfusion(
-            tokenizer.vocab_size,
+            tokenizer.vocab_size + (codec.num_codes or 0),
             call(TransformerConfig, size),
             build(description["patcher"], Patcher),
             build(description["mask"], Visibility),
         )
         noise = build(description["noise"], NoiseProcess)
-        codec = build(description["codec"], Codec)
         sequence_length = description.get("sequence_length")  # older checkpoints lack it
         keep_ratio = description.get("keep_ratio", False)
         return cls(net.eval(), noise, codec, tokenizer, description["image_size"], sequence_length, keep_ratio)

@@ -30,6 +30,8 @@ class Sampling:
         negative_prompt: Text to steer away from, used in the null prompt.
         size: Size of the images to draw, WIDTHxHEIGHT in pixels, such as 96x64; null draws images of the size of the
             last picture of the prompt, or squares as in training if there is none.
+        image_temperature: Temperature for images as tokens (NextToken); 0 always takes the likeliest code.
+        image_top_k: Choose codes among this many likeliest ones; null for all.
     """
 
     sampler: str | None = None
@@ -45,16 +47,19 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     negative_prompt: str | None = None
     size: str | None = None
+    image_temperature: float = 1.0
+    image_top_k: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values; the noise process checks `sampler` and `num_inference_steps` when sampling starts."""
-        for name in ("guidance_scale", "temperature", "max_new_tokens", "max_images"):
+        for name in ("guidance_scale", "temperature", "image_temperature", "max_new_tokens", "max_images"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} {getattr(self, name)} is invalid: it must be finite and at least 0")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed {self.seed} is invalid: it must be at least 0 and less than 2^63")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k {self.top_k} is invalid: it must be at least 1, or null for all tokens")
+        for name in ("top_k", "image_top_k"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is invalid: it must be at least 1, or null for all")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p} is invalid: it must be above 0 and at most 1")
         if not 0 <= self.guidance_rescale <= 1:

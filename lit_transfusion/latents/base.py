@@ -36,6 +36,7 @@ class Codec(nn.Module):
 
     latent_channels: int  # C of the latents
     downscale: int  # pixels per latent pixel along one side
+    num_codes: int | None = None  # size of the codebook of a codec whose latents are codes (N, 1, H, W) int64
 
     def latents(self, images: Tensor | Raw | Moments, generator: torch.Generator | None = None) -> Tensor:
         """Convert images of any kind to latents (N, C, H, W). A plain tensor already contains latents."""

@@ -1,18 +1,14 @@
 """A pretrained autoencoder from `diffusers` as the latent space."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
-from lit_transfusion.errors import InputError
 from lit_transfusion.latents.base import Codec, identity_of
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")  # endings of a path to a file
+from lit_transfusion.latents.diffusers_folder import load_autoencoder, save_autoencoder
 
 
 class VAE(Codec):
@@ -36,52 +32,12 @@ class VAE(Codec):
         self, path: str, subfolder: str | None = None, sample_posterior: bool = True, revision: str | None = None
     ) -> None:
         super().__init__()
-        if not os.path.isdir(path):
-            check_may_be_on_hub(path, subfolder, revision)
+        self.autoencoder = load_autoencoder("VAE", ("AutoencoderKL", "AutoencoderTiny"), path, subfolder, revision)
         self.path = os.path.abspath(path) if os.path.isdir(path) else path  # also valid in another working directory
         self.subfolder = subfolder
         self.sample_posterior = sample_posterior
         self.revision = revision
-
-        # Imported here: it takes seconds, and Pixels does not use it.
-        from diffusers import AutoencoderKL, AutoencoderTiny
-
-        place = f"VAE path {path!r}" + (f", subfolder {subfolder!r}" if subfolder else "")
-        try:
-            config = AutoencoderKL.load_config(path, subfolder=subfolder, revision=revision)
-        except (OSError, ValueError) as error:
-            if os.path.isdir(path):
-                fix = "contains no readable config.json; check the folder"
-                fix += "" if subfolder else ", or if it is a whole pipeline, set subfolder: vae"
-            else:
-                fix = (
-                    "is not a folder on this machine, and the Hugging Face hub provided no such model; check the path "
-                    "and the network"
-                )
-            raise InputError(f"{place} {fix}") from error
-
-        class_name = config.get("_class_name")
-        classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-        if class_name not in classes:
-            raise InputError(
-                f"{place} contains a model of class {class_name}, not one of {', '.join(classes)}; choose such a model"
-            )
-        try:
-            self.autoencoder, loading = classes[class_name].from_pretrained(
-                path, subfolder=subfolder, revision=revision, low_cpu_mem_usage=False, output_loading_info=True
-            )
-        except Exception as error:  # a missing or truncated file, or weights that do not fit the config
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"{place}: the weights of the {class_name} cannot be loaded ({reason}); save or download them again"
-            ) from error
-        if missing := loading["missing_keys"]:  # diffusers would use random numbers for them
-            raise InputError(
-                f"{place}: the file of weights lacks {len(missing)} weights of the {class_name}, the first is "
-                f"{missing[0]}; save or download it again"
-            )
-
-        self.has_posterior = class_name == "AutoencoderKL"
+        self.has_posterior = type(self.autoencoder).__name__ == "AutoencoderKL"
         self.latent_channels = self.autoencoder.config.latent_channels
         self.downscale = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
         self.scaling_factor = self.autoencoder.config.scaling_factor
@@ -90,9 +46,7 @@ class VAE(Codec):
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the weights, also if they came from the hub, where a model may be removed or changed later."""
-        if os.path.isabs(self.path):  # diffusers would write this machine's path into its config.json
-            self.autoencoder.register_to_config(_name_or_path=os.path.basename(self.path))
-        self.autoencoder.save_pretrained(folder / "codec")
+        save_autoencoder(self.autoencoder, self.path, folder)
         return {"path": "./codec", "subfolder": None, "revision": None}
 
     def identity(self) -> str:
@@ -129,22 +83,3 @@ class VAE(Codec):
         z = latents / self.scaling_factor + self.shift_factor
         images = self.autoencoder.decode(z.to(self.autoencoder.dtype)).sample
         return images.to(latents.dtype).clamp(-1, 1)
-
-
-def check_may_be_on_hub(path: str, subfolder: str | None, revision: str | None) -> None:
-    """Check that a path may be a name on the hub. Without a network, a request to the hub takes half a minute.
-
-    Raises:
-        InputError: It is the path of a file, or of a folder that does not exist.
-    """
-    owner, _, name = path.partition("/")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) or name.endswith(WEIGHTS):
-        problem = "is a file, not a folder" if os.path.isfile(path) else "is not a folder on this machine"
-        raise InputError(f"VAE path {path!r} {problem}; use the folder with its config.json, or owner/name on the hub")
-    # A model in the cache was downloaded before, so the path is a name on the hub, for example one in a checkpoint.
-    fetched = try_to_load_from_cache(path, f"{subfolder}/config.json" if subfolder else "config.json")
-    if os.path.isdir(owner) and revision is None and fetched is None:
-        raise InputError(
-            f"VAE path {path!r} does not exist, but the folder {owner} does; fix the path, or set revision: main if it "
-            "is a name on the hub"
-        )

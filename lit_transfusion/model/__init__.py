@@ -1,7 +1,7 @@
 """The net. It depends on torch only."""
 
 from lit_transfusion.model.config import SIZES, TransformerConfig
-from lit_transfusion.model.patchers import LinearPatcher, Patcher, UNetPatcher
+from lit_transfusion.model.patchers import LinearPatcher, NoPatcher, Patcher, UNetPatcher
 from lit_transfusion.model.transformer import Transformer
 from lit_transfusion.model.transfusion import NoisyImages, Transfusion, TransfusionOutput
 from lit_transfusion.model.visibility import Bidirectional, Causal, Visibility
@@ -11,6 +11,7 @@ __all__ = [
     "Bidirectional",
     "Causal",
     "LinearPatcher",
+    "NoPatcher",
     "NoisyImages",
     "Patcher",
     "Transformer",

@@ -9,8 +9,8 @@ from torch import Tensor
 PIECE = {"cpu": 2**18, "cuda": 2**26}
 
 
-class SumOfCrossEntropy(torch.autograd.Function):
-    """Sums of the cross-entropy and of the z-loss of (T, V) logits and (T,) targets, both in float32.
+class CrossEntropy(torch.autograd.Function):
+    """The cross-entropy (T,) and the z-loss (T,) of (T, V) logits and (T,) targets, both in float32.
 
     The z-loss of a position is the square of log Σ exp(logits), which keeps the logits from growing (Chowdhery et al.,
     2022, PaLM). The gradient overwrites the logits.
@@ -25,22 +25,23 @@ class SumOfCrossEntropy(torch.autograd.Function):
         log_sums = [rows.float().logsumexp(1) for rows in logits.split(rows_at_once(logits))]
         log_sum = torch.cat(log_sums)  # (T,)
         ctx.save_for_backward(logits, targets, log_sum)
-        return (log_sum - logits.gather(1, targets[:, None])[:, 0].float()).sum(), log_sum.square().sum()
+        return log_sum - logits.gather(1, targets[:, None])[:, 0].float(), log_sum.square()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, z_gradient: Tensor | None) -> tuple[Tensor, None]:
         """The gradient is the softmax, minus one at the target; that of the z-loss is 2 · log Σ exp · softmax."""
         logits, targets, log_sum = ctx.saved_tensors
-        pieces = (x.split(rows_at_once(logits)) for x in (logits, targets, log_sum))
-        for rows, target, row_log_sum in zip(*pieces, strict=True):
+        z = torch.zeros_like(log_sum) if z_gradient is None else 2 * z_gradient * log_sum  # (T,)
+        pieces = (x.split(rows_at_once(logits)) for x in (logits, targets, log_sum, gradient, z))
+        for rows, target, row_log_sum, of_target, of_z in zip(*pieces, strict=True):
             softmax = rows.float().sub_(row_log_sum[:, None]).exp_()  # overwrites the logits if they are float32
-            one = torch.ones_like(target[:, None], dtype=softmax.dtype)
             if z_gradient is None:
-                softmax.scatter_add_(1, target[:, None], -one).mul_(gradient)
+                one = torch.ones_like(target[:, None], dtype=softmax.dtype)
+                softmax.scatter_add_(1, target[:, None], -one).mul_(of_target[:, None])
             else:
-                softmax.mul_(gradient + 2 * z_gradient * row_log_sum[:, None])
-                softmax.scatter_add_(1, target[:, None], -gradient * one)
+                softmax.mul_((of_target + of_z)[:, None])
+                softmax.scatter_add_(1, target[:, None], -of_target[:, None])
             rows.copy_(softmax)
         return logits, None
 

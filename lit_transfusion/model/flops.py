@@ -109,6 +109,8 @@ def image_flops(net: Transfusion) -> Callable[[tuple[int, int, int]], int]:
 
     torch counts them on a copy of the patcher without data, so that any patcher works.
     """
+    if net.patcher.images_are_tokens:
+        return lambda shape: 0
     time_embedding = copy.deepcopy(net.time_embedding).to("meta")
     patcher = copy.deepcopy(net.patcher).to("meta")
 

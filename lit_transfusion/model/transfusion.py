@@ -33,7 +33,7 @@ class Transfusion(nn.Module):
     """One Transformer over text tokens and image patches, with small modality-specific layers around it (paper, 3.2).
 
     Args:
-        vocab_size: V, including the markers BOI and EOI.
+        vocab_size: V, including the markers BOI and EOI, and the codes if images are tokens.
         config: Widths, depth and variants of the Transformer.
         patcher: Converts images to patch vectors and back; its `dim` must be that of `config`.
         mask: The visibility rule: which positions attend to which.
@@ -54,7 +54,7 @@ class Transfusion(nn.Module):
         self.mask = mask
         self.attention = attention
         self.embedding = nn.Embedding(vocab_size, config.dim)
-        self.time_embedding = TimestepEmbedding(config.dim)
+        self.time_embedding = nn.Identity() if patcher.images_are_tokens else TimestepEmbedding(config.dim)
         self.patcher = patcher
         self.transformer = Transformer(config)
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
@@ -82,7 +82,8 @@ class Transfusion(nn.Module):
             document_ids: (B, L) int64; ignored with a cache, where each row is one document.
             image_ids: (B, L) int64, a number for each image at its patches, negative elsewhere.
             images: The images, one group for each shape. Training needs at least one group, which may be empty (N = 0):
-                each parameter then has a gradient on every rank. Decoding needs none.
+                each parameter then has a gradient on every rank. Decoding needs none. There are none if images are
+                tokens.
             logit_positions: (T,) int64 indices into the flattened (B · L) positions. Logits are computed only there,
                 because the head is the widest layer of the net.
             cache: The prefix of each row, for decoding. The given positions are added to it.
@@ -130,7 +131,8 @@ class Transfusion(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise all weights except the patcher's (see `Transformer.reset_parameters` for the reasons)."""
         self.transformer.reset_parameters()
-        self.time_embedding.reset_parameters()
+        if isinstance(self.time_embedding, TimestepEmbedding):
+            self.time_embedding.reset_parameters()
         init_linear(self.head)
         # An embedding row is not summed with others: 1/√D gives it norm 1, and pre-norm makes its scale harmless.
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)

@@ -80,9 +80,7 @@ def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folde
 def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPlan:
     try:
         parts = parts_of(fit_arguments(study, arm, overrides, 0, Path("FOLDER")))
-        parts.model.noise.sampler(
-            study.asked.sampler, study.asked.num_inference_steps
-        )  # raises InputError if they do not fit
+        parts.model.noise.check_sampler(study.asked.sampler, study.asked.num_inference_steps)
     except (ArgumentError, InputError) as error:
         raise InputError(f"{study.path}, arm {arm}: {one_line(error)}") from None
     trainer, model = parts.config.trainer, parts.model

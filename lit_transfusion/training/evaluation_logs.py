@@ -24,10 +24,15 @@ def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, terms: 
         if number:  # the names contain the loaders of a mix
             module.log(f"{stage}/{name}", value, prog_bar, batch_size=number, add_dataloader_idx=False)
 
-    log("loss_text", terms.text, len(batch.target_positions), prog_bar=True)
-    log("loss_image", terms.image, len(terms.per_image), prog_bar=True)
-    if module.loss_weights["loss_z"]:
-        log("loss_z", terms.z, len(batch.target_positions))
+    tokens_only = module.noise.images_are_tokens
+    num_text = len(batch.target_positions)
+    num_images = batch.num_learned_patches if tokens_only else len(terms.per_image)
+    log("loss_text", terms.text, num_text, prog_bar=True)
+    log("loss_image", terms.image, num_images, prog_bar=True)
+    if module.z_loss_weight:
+        log("loss_z", terms.z, num_text + tokens_only * num_images)
+    if module.image_loss_weight is None:  # one cross-entropy over all tokens
+        log("loss", terms.total, num_text + num_images, prog_bar=True)
     num_timesteps = module.noise.num_train_timesteps
     sums = sums_by_timestep(terms.per_image, timesteps, num_timesteps).flatten().tolist()
     for name, (mean, number) in means_by_timestep(sums, num_timesteps).items():
@@ -36,13 +41,14 @@ def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, terms: 
 
 def log_totals(module: "LitTransfusion", stage: str) -> None:
     """Log the objective and the perplexity, computed from the means over all batches."""
+    weights = {"loss_text": 1.0, "loss_image": module.image_loss_weight, "loss_z": module.z_loss_weight}
     means = {name: loss for name, loss in module.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
     totals: dict[str, Tensor] = {}
     for name, mean in means.items():
         loader, _, loss = name.rpartition("/")
         if loss == "loss_text":  # missing if no text is learned, because all captions are dropped
             module.log(f"{loader}/perplexity", mean.exp())
-        if loss in module.loss_weights:
-            totals[loader] = totals.get(loader, 0.0) + module.loss_weights[loss] * mean
+        if loss in weights and module.image_loss_weight is not None:
+            totals[loader] = totals.get(loader, 0.0) + weights[loss] * mean
     for loader, total in totals.items():
         module.log(f"{loader}/loss", total, prog_bar=True)

@@ -31,7 +31,7 @@ from lit_transfusion.training.fsdp import shard_nets
 from lit_transfusion.training.graceful_stop import GracefulStop
 from lit_transfusion.training.losses import LossTerms, transfusion_loss
 from lit_transfusion.training.nonfinite import skip_or_stop
-from lit_transfusion.training.objective import check_clipping, run_with_noise
+from lit_transfusion.training.objective import check_parts, compare
 from lit_transfusion.training.optim import decay_groups
 from lit_transfusion.training.resumed_settings import ResumedSettings
 from lit_transfusion.training.step_losses import StepLosses, log_step
@@ -55,14 +55,15 @@ class LitTransfusion(lightning.LightningModule):
         codec: Codec of the images (set by the data module).
         image_size: Side of the square pictures in pixels (set by the data module).
         keep_ratio: Whether pictures keep their aspect ratio (set by the data module).
-        patcher: LinearPatcher, UNetPatcher, or your own class.
+        patcher: LinearPatcher, UNetPatcher, or your own class; NoPatcher if images are tokens.
         mask: Which positions attend to which: Bidirectional (the paper), Causal, or your own class.
-        noise: The noise process.
+        noise: The noise process: DDPM, FlowMatching, or your own class; NextToken if images are tokens.
         optimizer: Called with the parameter groups; weight decay is applied to matrices only.
         scheduler: Called with the optimiser; stepped after each optimiser step.
         size: The Transformer: the name of a size (0.16B to 7B are the paper's Table 2), all its fields, or a name and,
             later in YAML or on the command line, the fields that differ from it (--model.size.n_layers 6).
-        image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4).
+        image_loss_weight: λ in L = L_LM + λ · L_DDPM (paper, Equation 4). Null, only with NextToken, is one
+            cross-entropy over all tokens.
         z_loss_weight: Weight of the mean square of log Σ exp(logits), which keeps logits small; 1e-5 in Chameleon.
         ema_decay: Decay of the moving average of the weights, which validation and sampling use; null for no average.
         attention: Attention backend: auto, eager, dense, split or flex.
@@ -90,7 +91,7 @@ class LitTransfusion(lightning.LightningModule):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable,
         size: SizeName | TransformerConfig = "nano",
-        image_loss_weight: float = 5.0,
+        image_loss_weight: float | None = 5.0,
         z_loss_weight: float = 0.0,
         ema_decay: float | None = 0.999,
         attention: Literal["auto", "eager", "dense", "split", "flex"] = "auto",
@@ -104,7 +105,8 @@ class LitTransfusion(lightning.LightningModule):
         skip_nonfinite: int = 0,
     ) -> None:
         super().__init__()
-        check_clipping(noise, codec)
+        size = SIZES[size] if isinstance(size, str) else size
+        check_parts(codec, patcher, noise, size, image_loss_weight)
         self.tokenizer = tokenizer
         self._codec = [codec]  # in a list, so that checkpoints do not contain its frozen weights
         self.image_size = image_size
@@ -114,13 +116,13 @@ class LitTransfusion(lightning.LightningModule):
         self.noise = noise
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.loss_weights = {"loss_text": 1.0, "loss_image": image_loss_weight, "loss_z": z_loss_weight}
+        self.image_loss_weight = image_loss_weight
+        self.z_loss_weight = z_loss_weight
         self.ema_decay = ema_decay
         self.seed = seed
         self.skip_nonfinite = skip_nonfinite
         self.skipped_steps = 0
-        size = SIZES[size] if isinstance(size, str) else size
-        self.net = Transfusion(tokenizer.vocab_size, size, patcher, mask, attention)
+        self.net = Transfusion(tokenizer.vocab_size + (codec.num_codes or 0), size, patcher, mask, attention)
         if init_from is not None:
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
@@ -157,9 +159,10 @@ class LitTransfusion(lightning.LightningModule):
             generator: Generator of noise and timesteps.
             counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
-        *compared, timesteps = run_with_noise(net, self.noise, self.codec, batch, generator)
-        _, image, z = self.loss_weights.values()
-        return transfusion_loss(*compared, image, counts, z), timesteps
+        compared = compare(net, self.noise, self.codec, batch, generator, self.tokenizer.vocab_size)
+        logits, targets, _, errors, timesteps, num_codes = compared
+        weights = self.image_loss_weight, counts, self.z_loss_weight
+        return transfusion_loss(logits, targets, errors, *weights, num_codes), timesteps
 
     def on_train_start(self) -> None:
         check_steps(self.trainer)
@@ -173,7 +176,8 @@ class LitTransfusion(lightning.LightningModule):
         num_batches, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size
         number = batch_idx % num_batches
         if number == 0:
-            self.step = StepLosses(batch.step_counts, self.noise.num_train_timesteps, num_batches, world_size)
+            counts = batch.step_counts[::2] if self.noise.images_are_tokens else batch.step_counts[:2]
+            self.step = StepLosses(counts, self.noise.num_train_timesteps, num_batches, world_size)
         terms, timesteps = self.losses(self.net, batch, self.generator(number), self.step.counts)
         self.step.add(batch, terms, timesteps)
         # Lightning will divide by the number of micro-batches, and DDP and FSDP2 by the number of ranks.
@@ -224,7 +228,7 @@ class LitTransfusion(lightning.LightningModule):
         """
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        values = self.step.values(self.loss_weights, norm)
+        values = self.step.values(self.image_loss_weight, self.z_loss_weight, norm)
         if not all(map(math.isfinite, values.values())):
             skip_or_stop(self, values)
             optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient does not change

@@ -1,57 +1,75 @@
 """The two losses and their sum (paper, Equation 4), and the image loss by timestep."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_transfusion.model.cross_entropy import SumOfCrossEntropy
+from lit_transfusion.model.cross_entropy import CrossEntropy
 from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, bucket_of
+
+Number = Any  # a number, or a scalar tensor
 
 
 class LossTerms(NamedTuple):
     """The losses of a batch."""
 
-    total: Tensor  # L_LM + λ · L_DDPM + weight · z-loss, scalar
+    total: Tensor  # L_LM + λ · L_image + weight · z-loss, scalar
     text: Tensor  # L_LM in nats per token, scalar
-    image: Tensor  # L_DDPM, scalar
-    z: Tensor  # mean square of log Σ exp(logits) over the text targets, scalar
-    per_image: Tensor  # (M,) L_DDPM of each learned image, weighted
+    image: Tensor  # L_DDPM, or for images as tokens the cross-entropy in nats per code, scalar
+    z: Tensor  # mean square of log Σ exp(logits) over all targets, scalar
+    per_image: Tensor  # (M,) L_DDPM of each learned image, weighted; (0,) for images as tokens
 
 
 def transfusion_loss(
     logits: Tensor,
     targets: Tensor,
-    image_errors: Tensor,
-    image_loss_weight: float,
+    image_errors: Tensor | None,
+    image_loss_weight: float | None,
     counts: Tensor | None = None,
     z_loss_weight: float = 0.0,
+    num_codes: int = 0,
 ) -> LossTerms:
     """Compute the mean cross-entropy over text targets, plus λ times the mean error over images.
+
+    For images as tokens, the error is the cross-entropy of a code, and the mean is that over all codes.
 
     A modality that the batch lacks has a loss of zero that still depends on its parameters, so that all gradients exist
     on all ranks.
 
     Args:
-        logits: (T, V) at the positions with a target.
-        targets: (T,) token ids.
-        image_errors: (M,) weighted mean squared errors of the learned images.
-        image_loss_weight: λ.
-        counts: (2,) number of text targets and number of images by which sums are divided. An optimiser step uses the
-            totals of all its micro-batches on all ranks; the sum of their losses is then that of one large batch,
-            however it is split. None divides by T and M.
+        logits: (T + K, V) at the positions with a target.
+        targets: (T + K,) token ids: those of the text, then those of the codes.
+        image_errors: (M,) weighted mean squared errors of the learned images; None for images as tokens.
+        image_loss_weight: λ; None weights text and codes by their numbers, as one cross-entropy over all tokens.
+        counts: (2,) number of text targets and number of images (or codes) by which sums are divided. An optimiser step
+            uses the totals of all its micro-batches on all ranks; the sum of their losses is then that of one large
+            batch, however it is split. None divides by the numbers of this batch.
         z_loss_weight: Weight of the z-loss; 0 as in the paper.
+        num_codes: K, the number of codes among the targets.
     """
+    num_text = len(targets) - num_codes
     if counts is None:
-        counts = torch.tensor([len(targets), len(image_errors)])
+        counts = torch.tensor([num_text, num_codes if image_errors is None else len(image_errors)])
     num_targets, num_images = counts.clamp(min=1).unbind()
-    cross_entropy, squares = SumOfCrossEntropy.apply(logits, targets)
-    text, z = cross_entropy / num_targets, squares / num_targets
-    image = image_errors.sum() / num_images
-    total = text + image_loss_weight * image
+    cross_entropy, squares = CrossEntropy.apply(logits, targets)  # (T + K,), (T + K,)
+    of_text, of_codes = cross_entropy.split([num_text, num_codes])
+    text = of_text.sum() / num_targets
+    image = (of_codes if image_errors is None else image_errors).sum() / num_images
+    z = squares.sum() / (num_targets if image_errors is not None else counts.sum().clamp(min=1))
+    text_weight, image_weight = modality_weights(image_loss_weight, *counts)
+    total = text_weight * text + image_weight * image
     if z_loss_weight:
         total = total + z_loss_weight * z
-    return LossTerms(total, text, image, z, image_errors)
+    return LossTerms(total, text, image, z, logits.new_zeros(0) if image_errors is None else image_errors)
+
+
+def modality_weights(image_loss_weight: float | None, num_targets: Number, num_codes: Number) -> tuple[Number, Number]:
+    """Return the weights of the losses of text and images in the total; see `transfusion_loss`."""
+    if image_loss_weight is not None:
+        return 1.0, image_loss_weight
+    number = num_targets + num_codes + (num_targets + num_codes == 0)
+    return num_targets / number, num_codes / number
 
 
 def sums_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -> Tensor:

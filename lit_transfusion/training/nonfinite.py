@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.errors import InputError
 from lit_transfusion.run_folder import NONFINITE
-from lit_transfusion.training.objective import run_with_noise
+from lit_transfusion.training.objective import compare
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +77,12 @@ def nonfinite_documents(module: Any, pieces: list[list[list[tuple[int, int, int]
     names = []
     for number, batch in enumerate(module.step.batches):
         generator = module.generator(number)
-        logits, targets, image_errors, _ = run_with_noise(module.net, module.noise, module.codec, batch, generator)
-        tokens = F.cross_entropy(logits.float(), targets, reduction="none")  # (T,)
-        first_patches = torch.cat([group.at[group.learned, :1].flatten() for group in batch.image_groups])
-        at = torch.cat([batch.target_positions[~tokens.isfinite()], first_patches[~image_errors.isfinite()]])
+        parts = module.net, module.noise, module.codec
+        logits, targets, at, image_errors, *_ = compare(*parts, batch, generator, module.tokenizer.vocab_size)
+        at = at[~F.cross_entropy(logits.float(), targets, reduction="none").isfinite()]
+        if image_errors is not None:
+            first_patches = torch.cat([group.at[group.learned, :1].flatten() for group in batch.image_groups])
+            at = torch.cat([at, first_patches[~image_errors.isfinite()]])
         length = batch.tokens.shape[1]
         rows, documents = at // length, batch.document_ids.flatten()[at]
         for row, document in sorted(set(zip(rows.tolist(), documents.tolist(), strict=True))):

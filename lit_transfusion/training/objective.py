@@ -1,24 +1,41 @@
-"""What the losses of a batch are computed from: noise is added to the images, and the net runs once."""
+"""What the losses of a batch are computed from: the net runs once, on noised images or on images as tokens."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.types import PackedBatch
+from lit_transfusion.data.image_tokens import positions_before, with_image_tokens
+from lit_transfusion.data.types import TEXT, PackedBatch
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
-from lit_transfusion.model import NoisyImages, Transfusion
+from lit_transfusion.model import NoisyImages, Patcher, TransformerConfig, Transfusion
 
 
 class Compared(NamedTuple):
     """The logits with their targets, and the errors of the learned images, group by group."""
 
-    logits: Tensor  # (T, V) at the positions with a target
-    targets: Tensor  # (T,) token ids
-    image_errors: Tensor  # (M,) weighted mean squared error of each learned image (paper, Equation 3)
-    timesteps: Tensor  # (M,) of these images
+    logits: Tensor  # (T + K, V) at the positions with a target, first those of the text, then those of codes
+    targets: Tensor  # (T + K,) token ids
+    at: Tensor  # (T + K,) the flattened positions of these logits
+    image_errors: Tensor | None  # (M,) weighted mean squared error of each learned image; None for images as tokens
+    timesteps: Tensor  # (M,) of these images; (0,) for images as tokens
+    num_codes: int = 0  # K
+
+
+def compare(
+    net: Transfusion,
+    noise: NoiseProcess,
+    codec: Codec,
+    batch: PackedBatch,
+    generator: torch.Generator,
+    first_code: int,
+) -> Compared:
+    """Run the net on a batch: with noise in the images, or with images as tokens. See the two functions."""
+    if noise.images_are_tokens:
+        return run_with_codes(net, codec, batch, generator, first_code)
+    return run_with_noise(net, noise, codec, batch, generator)
 
 
 def run_with_noise(
@@ -58,9 +75,32 @@ def run_with_noise(
     return Compared(
         output.logits,
         batch.labels.flatten().index_select(0, batch.target_positions),
+        batch.target_positions,
         torch.cat(errors) * noise.weight(timesteps),
         timesteps,
     )
+
+
+def run_with_codes(
+    net: Transfusion, codec: Codec, batch: PackedBatch, generator: torch.Generator, first_code: int
+) -> Compared:
+    """Put the codes of the images into the rows as tokens, and run the net, to which they are like text.
+
+    Args:
+        net: The net.
+        codec: Makes the codes of the images.
+        batch: A batch on the net's device.
+        generator: Generator of a codec that draws random numbers.
+        first_code: Id of the token of code 0.
+    """
+    tokens = with_image_tokens(batch.tokens, batch.image_groups, codec, first_code, generator)  # (B, L)
+    before = positions_before(batch.image_groups)  # (K,)
+    at = torch.cat([batch.target_positions, before])  # (T + K,)
+    no_images = torch.full_like(batch.image_ids, TEXT)
+    output = net(tokens, batch.positions, batch.document_ids, no_images, [], logit_positions=at)
+    labels = batch.labels.flatten().index_select(0, batch.target_positions)  # (T,)
+    targets = torch.cat([labels, tokens.flatten().index_select(0, before + 1)])
+    return Compared(output.logits, targets, at, None, output.logits.new_zeros(0), len(before))
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -68,8 +108,29 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
-def check_clipping(noise: NoiseProcess, codec: Codec) -> None:
-    """Raise InputError if sampling would clip latents to the range of pixels."""
+def check_parts(
+    codec: Codec, patcher: Patcher, noise: NoiseProcess, config: TransformerConfig, image_loss_weight: float | None
+) -> None:
+    """Raise InputError if the parts do not fit together."""
+    kinds = {
+        f"data.codec {type(codec).__name__}": codec.num_codes is not None,
+        f"model.patcher {type(patcher).__name__}": patcher.images_are_tokens,
+        f"model.noise {type(noise).__name__}": noise.images_are_tokens,
+    }
+    if len(set(kinds.values())) > 1:
+        of_tokens = " and ".join(name for name, tokens in kinds.items() if tokens)
+        others = " and ".join(name for name, tokens in kinds.items() if not tokens)
+        raise InputError(
+            f"{of_tokens} is for images as tokens, but {others} is for images with noise; use data.codec VQ, "
+            "model.patcher NoPatcher and model.noise NextToken together, or none of them"
+        )
+    if noise.images_are_tokens and config.groups_modalities:
+        raise InputError(
+            f"model.size.modality_weights {config.modality_weights} needs patches, but with model.noise NextToken an "
+            "image is tokens; use none"
+        )
+    if not noise.images_are_tokens and image_loss_weight is None:
+        raise InputError("model.image_loss_weight null is for images as tokens (model.noise NextToken); use a number")
     if getattr(noise, "clip_sample", False) and codec.downscale > 1:
         raise InputError(
             "model.noise.clip_sample true is for pixels only: it would clip latents to [-1, 1]; "

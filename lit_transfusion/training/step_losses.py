@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS
-from lit_transfusion.training.losses import LossTerms, means_by_timestep, sums_by_timestep
+from lit_transfusion.training.losses import LossTerms, means_by_timestep, modality_weights, sums_by_timestep
 
 if TYPE_CHECKING:
     from lit_transfusion.training.lit_module import LitTransfusion
@@ -18,7 +18,7 @@ class StepLosses:
     """Sums the losses of one optimiser step over its micro-batches and ranks. All ranks must call it alike.
 
     Args:
-        counts: (2,) number of text targets and of learned images of the step on this rank.
+        counts: (2,) number of text targets and of learned images (or codes) of the step on this rank.
         num_timesteps: T.
         num_batches: Number of micro-batches.
         world_size: Number of ranks.
@@ -40,21 +40,22 @@ class StepLosses:
         if len(self.batches) == self.num_batches:
             self._sum_over_ranks(self.sums)
 
-    def values(self, weights: dict[str, float], gradient_norm: Tensor) -> dict[str, float]:
+    def values(self, image_loss_weight: float | None, z_loss_weight: float, gradient_norm: Tensor) -> dict[str, float]:
         """Return the values to log, by name. Modalities and timesteps that the step lacks are omitted.
 
         Args:
-            weights: Weight of each loss in the sum, by name.
+            image_loss_weight: λ; see `transfusion_loss`.
+            z_loss_weight: Weight of the z-loss.
             gradient_norm: The norm of the gradient, scalar.
         """
         # One transfer, because each one synchronises the GPU.
         together = torch.cat([self.sums, self.counts, gradient_norm[None]]).tolist()
         text, image, z, *by_timestep, num_targets, num_images, norm = together
-        losses = {"loss_text": text, "loss_image": image, "loss_z": z}
-        values = {"loss": sum(weight * losses[name] for name, weight in weights.items()), "grad_norm": norm}
+        text_weight, image_weight = modality_weights(image_loss_weight, num_targets, num_images)
+        values = {"loss": text_weight * text + image_weight * image + z_loss_weight * z, "grad_norm": norm}
         if num_targets:
             values |= {"loss_text": text, "perplexity": math.exp(min(text, 700.0))}
-            values |= {"loss_z": z} if weights["loss_z"] else {}
+            values |= {"loss_z": z} if z_loss_weight else {}
         if num_images:
             values["loss_image"] = image
         return values | {name: mean for name, (mean, _) in means_by_timestep(by_timestep, self.num_timesteps).items()}

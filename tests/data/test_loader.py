@@ -167,7 +167,15 @@ def test_batches_of_a_step_are_those_of_a_loader_without_steps(make_loader):
 def test_each_batch_knows_the_counts_of_its_step(make_loader):
     batches = list(islice(make_loader(Numbered(30), batches_per_step=3), 9))
     for step in (batches[:3], batches[3:6], batches[6:]):
-        counts = [sum(len(b.target_positions) for b in step), sum(len(b.image_groups[0].learned) for b in step)]
+        targets, images, patches = (
+            sum(map(count, step))
+            for count in (
+                lambda b: len(b.target_positions),
+                lambda b: len(b.image_groups[0].learned),
+                lambda b: b.num_learned_patches,
+            )
+        )
+        counts = [targets, images, patches]
         assert all(b.step_counts.tolist() == counts for b in step)
     assert len({tuple(b.step_counts.tolist()) for b in batches}) == 3
 

@@ -44,7 +44,7 @@ def train(pipeline, documents, steps):
     labels = batch.labels.flatten()[batch.target_positions]
     optimizer, generator = torch.optim.AdamW(net.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
     for _ in range(steps):
-        logits, _, errors, _ = run_with_noise(net, pipeline.noise, pipeline.codec, batch, generator)
+        logits, _, _, errors, *_ = run_with_noise(net, pipeline.noise, pipeline.codec, batch, generator)
         loss = transfusion_loss(logits, labels, errors, 5.0).total
         optimizer.zero_grad()
         loss.backward()

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.latents import VAE, Codec, Pixels
-from lit_transfusion.latents.vae import check_may_be_on_hub
+from lit_transfusion.latents import VAE, VQ, Codec, Pixels
+from lit_transfusion.latents.diffusers_folder import check_may_be_on_hub
 
 
 def tiny_kl(**config):
@@ -40,6 +40,33 @@ def tiny_taesd(**config):
         latent_channels=6,
         **config,
     ).eval()
+
+
+def tiny_vq(**config):
+    from diffusers import VQModel
+
+    torch.manual_seed(0)
+    return VQModel(
+        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=2,
+        latent_channels=5,
+        vq_embed_dim=4,
+        num_vq_embeddings=600,
+        **config,
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def vq(tmp_path_factory):
+    """A folder with a VQModel whose codes are used evenly, and the model."""
+    folder = tmp_path_factory.mktemp("vq")
+    model = tiny_vq()
+    with torch.no_grad():
+        model.quantize.embedding.weight.normal_(std=0.1)
+    model.save_pretrained(folder)
+    return str(folder), model
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +222,47 @@ def test_moments_of_tiny_are_its_latents_before_they_are_scaled(tmp_path):
     assert torch.equal(codec.sample(z, generator()), (z - 0.1) * 2.0)
 
 
+# Codes
+
+
+def test_codes_are_the_rows_of_the_codebook_that_diffusers_finds(vq):
+    codec = VQ(vq[0])
+    with torch.no_grad():
+        h = vq[1].encode(images()).latents  # (2, 4, 4, 4)
+        vectors = h.permute(0, 2, 3, 1).flatten(0, 2)
+        nearest = (vectors[:, None] - vq[1].quantize.embedding.weight).square().sum(2).argmin(1)
+        decoded = vq[1].decode(h).sample.clamp(-1, 1)
+    codes = codec.encode(images())
+    assert codes.shape == (2, *codec.latent_shape(16)) == (2, 1, 4, 4) and codes.dtype == torch.int64
+    assert torch.equal(codes.flatten(), nearest) and len(nearest.unique()) > 4
+    torch.testing.assert_close(codec.decode(codes), decoded)
+    assert codec.num_codes == 600 and codec.identity().startswith("VQ-")
+
+
+def test_a_model_that_looks_its_codes_up_decodes_the_same(tmp_path, vq):
+    model = tiny_vq(lookup_from_codebook=True)
+    model.load_state_dict(vq[1].state_dict())
+    model.save_pretrained(tmp_path)
+    codes = VQ(vq[0]).encode(images())
+    torch.testing.assert_close(VQ(str(tmp_path)).decode(codes), VQ(vq[0]).decode(codes))
+
+
+def test_moments_of_codes_are_exact_in_float16(vq):
+    """Prepared pictures have moments in float16, which cannot contain each number above 2048."""
+    codec, codes = VQ(vq[0]), torch.tensor([0, 1, 255, 256, 2049, 16_383, 262_143]).view(1, 1, 7, 1)
+    moments = torch.cat([codes // 256, codes % 256], 1).half()
+    assert torch.equal(codec.sample(moments.float()), codes)
+    assert torch.equal(codec.sample(codec.moments(images()).half()), codec.encode(images()))
+    assert codec.moments_shape(16) == (2, 4, 4)
+
+
+def test_each_codec_names_the_other_for_a_folder_of_the_other(vq, kl):
+    with pytest.raises(InputError, match=r"VAE path .* class VQModel.* codec VQ"):
+        VAE(vq[0])
+    with pytest.raises(InputError, match=r"VQ path .* class AutoencoderKL.* codec VAE"):
+        VQ(kl[0])
+
+
 # The identity of a codec
 
 
@@ -236,12 +304,14 @@ def test_codec_may_implement_only_encode():
 # All codecs
 
 
-@pytest.fixture(params=["pixels", "kl", "tiny"])
-def codec(request, kl, tmp_path):
+@pytest.fixture(params=["pixels", "kl", "tiny", "vq"])
+def codec(request, kl, vq, tmp_path):
     if request.param == "pixels":
         return Pixels()
     if request.param == "kl":
         return VAE(kl[0])
+    if request.param == "vq":
+        return VQ(vq[0])
     tiny_taesd().save_pretrained(tmp_path)
     return VAE(str(tmp_path))
 
@@ -264,7 +334,8 @@ def test_empty_batch_of_images(codec):
 
 
 def test_decoded_images_are_in_range(codec):
-    decoded = codec.decode(100 * torch.randn(1, *codec.latent_shape(16), generator=generator()))
+    latents = 100 * torch.randn(1, *codec.latent_shape(16), generator=generator())
+    decoded = codec.decode(latents if codec.num_codes is None else latents.long().clamp(0, codec.num_codes - 1))
     assert decoded.min() >= -1
     assert decoded.max() <= 1
 
@@ -272,7 +343,8 @@ def test_decoded_images_are_in_range(codec):
 def test_latents_keep_the_dtype_of_the_images_under_autocast(codec):
     with torch.autocast("cpu", torch.bfloat16):
         latents = codec.encode(images())
-        assert latents.dtype == codec.decode(latents).dtype == torch.float32
+        assert codec.decode(latents).dtype == torch.float32
+        assert latents.dtype == (torch.float32 if codec.num_codes is None else torch.int64)
 
 
 def test_image_size_must_be_a_multiple_of_the_downscale_factor(codec):
@@ -335,15 +407,15 @@ def test_name_on_the_hub_whose_owner_is_also_a_local_folder(tmp_path, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    check_may_be_on_hub("there/vae", None, "main")
+    check_may_be_on_hub("VAE", "there/vae", None, "main")
     with pytest.raises(InputError, match="there/vae"):
-        check_may_be_on_hub("there/vae", None, None)
+        check_may_be_on_hub("VAE", "there/vae", None, None)
     fetched = tmp_path / "cache" / "models--there--vae"  # the layout of the cache
     (fetched / "snapshots" / "0123").mkdir(parents=True)
     (fetched / "snapshots" / "0123" / "config.json").write_text("{}")
     (fetched / "refs").mkdir()
     (fetched / "refs" / "main").write_text("0123")
-    check_may_be_on_hub("there/vae", None, None)
+    check_may_be_on_hub("VAE", "there/vae", None, None)
 
 
 def test_folder_without_a_config(tmp_path):

@@ -197,13 +197,11 @@ def test_a_slurm_job_is_saved_and_queued_again_at_the_end_of_a_step(whole, tmp_p
         ("ddp", 2, "SIGINT", "group"),
         ("fsdp2", 2, "SIGTERM", "group"),
         ("fsdp2", 1, "SIGTERM", "second"),
-        ("fsdp2", 1, "SIGINT", "group"),
-        ("auto", 2, "SIGTERM", "group"),
     ],
 )
 def test_all_processes_stop_after_the_same_step(tmp_path, strategy, accumulate, name, who):
     """The signal is sent to one process, or to all of them and their workers, as a terminal or a cluster does."""
-    devices = 1 if strategy == "auto" else 2
+    devices = 2
     witness = {"class_path": "killed_run.Witness"}, {"class_path": "LimitThreads"}
 
     def start(run: str, *arguments: str) -> subprocess.Popen:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_transfusion.model import LinearPatcher, cross_entropy
-from lit_transfusion.model.cross_entropy import SumOfCrossEntropy
+from lit_transfusion.model.cross_entropy import CrossEntropy
 from lit_transfusion.training.losses import means_by_timestep, sums_by_timestep, transfusion_loss
 from lit_transfusion.training.objective import squared_error
 
@@ -111,7 +111,7 @@ def test_cross_entropy_in_place_equals_that_of_torch(monkeypatch, count, dtype):
     targets = torch.randint(11, (count,), generator=generator)
     results = []
     for loss in (
-        SumOfCrossEntropy.apply(hidden @ weight.T, targets)[0],
+        CrossEntropy.apply(hidden @ weight.T, targets)[0].sum(),
         F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum"),
     ):
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, (weight, hidden))])
@@ -137,7 +137,7 @@ def test_z_loss_equals_the_square_of_logsumexp(monkeypatch, count):
 
 def test_second_backward_pass_through_cross_entropy_in_place_is_an_error():
     """The logits are overwritten, so torch must raise an error instead of wrong gradients."""
-    loss = SumOfCrossEntropy.apply(torch.randn(3, 4, requires_grad=True) * 1, torch.tensor([0, 1, 2]))[0]
+    loss = CrossEntropy.apply(torch.randn(3, 4, requires_grad=True) * 1, torch.tensor([0, 1, 2]))[0].sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

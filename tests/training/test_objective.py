@@ -34,7 +34,7 @@ def test_rows_have_different_numbers_of_targets():
     assert [images for _, images in counts] == [0, 1, 1, 0]
     texts = [text for text, _ in counts]
     assert len(set(texts)) == 4 and 0 in texts
-    assert batches[0].step_counts.tolist() == [sum(texts), 2]
+    assert batches[0].step_counts.tolist() == [sum(texts), 2, 8]
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])

@@ -148,10 +148,11 @@ def newest(folder: Path) -> dict:
 
 
 def metrics(folder: Path) -> dict[int, dict[str, str]]:
-    """Read losses and learning rates of each step from metrics.csv."""
+    """Read losses and learning rates of each step from metrics.csv, without a line that a killed process began."""
     rows: dict[int, dict[str, str]] = {}
     for path in sorted((folder / "metrics").glob("version_*/metrics.csv")):
-        for row in csv.DictReader(path.open(newline="")):
+        text = path.read_text()
+        for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
             names = ("train/loss", "train/loss_text", "train/loss_image", "val/loss", "lr-AdamW/pg1")
             rows.setdefault(int(row["step"]), {}).update({name: row[name] for name in names if row.get(name)})
     return rows

@@ -20,6 +20,7 @@ class Patcher(nn.Module):
         patch_size: Side of a patch in latent pixels; the image's height and width must be multiples of it.
     """
 
+    images_are_tokens: bool = False  # whether there are no patches, since each code of an image is a token
     positions = 0  # no learned positions, unless `learn_positions` is called
 
     def __init__(self, latent_channels: int = 3, dim: int = 128, patch_size: int = 2) -> None:
