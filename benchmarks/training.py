@@ -12,7 +12,7 @@ from lit_transfusion.latents import Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
 from lit_transfusion.model.flops import Flops
 from lit_transfusion.training.batch_flops import batch_flops
-from lit_transfusion.training.losses import transfusion_loss
+from lit_transfusion.training.losses import LossWeights, transfusion_loss
 from lit_transfusion.training.objective import run_with_noise
 from lit_transfusion.training.optim import decay_groups
 
@@ -59,7 +59,7 @@ def new_step(
         logits, targets, _, errors, *_ = run_with_noise(net, noise, codec, asked, generator)
         if all_logits:
             return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX) + 5 * errors.mean()
-        return transfusion_loss(logits, targets, errors, 5.0).total
+        return transfusion_loss(logits, targets, errors, LossWeights(5.0)).total
 
     return step
 

@@ -509,7 +509,7 @@ def test_command_has_a_function_of_its_name(name):
             ["fit", "--config", "small.yaml", "--data.source", "Photos"],
             ["Photos", "known: ", "ImageCaptions", "OpenMoji", "Shapes"],
         ),
-        (["fit", "--config", "small.yaml", "--data.codec", "GAN"], ["GAN", "Pixels, VAE, VQ"]),
+        (["fit", "--config", "small.yaml", "--data.codec", "GAN"], ["GAN", "Pixels", "VAE, VQ"]),
         (["fit", "--config", "small.yaml", "--model.optimizer", "Lion"], ["Lion", "Adam, AdamW"]),
         (["fit", "--config", "small.yaml", "--model.size", "huge"], ["model.size", "huge", "'nano', 'tiny', '0.16B'"]),
         (["fit", "--config", "small.yaml", "--model.patcher.nothing", "1"], ["model.patcher", "nothing"]),

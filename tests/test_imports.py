@@ -14,7 +14,7 @@ ORDER = [  # packages and top-level modules
     *("__init__", "errors", "wording", "hardware", "printing", "text_reader", "whole_file", "file_lock", "progress"),
     "timestep_buckets",
     *("allowed_imports", "serialization", "lightning_compat"),
-    *("model", "diffusion", "latents"),
+    *("model", "diffusion", "latents", "feature_maps"),
     "data",
     "generation",
     "run_folder",

@@ -18,7 +18,7 @@ PARTS = (
     "shapes.geneval",
     "shapes.source",
 )
-TRAINING_PARTS = ("training.callbacks", "training.fsdp", "training.optim")  # they import Lightning: seconds
+TRAINING_PARTS = ("training.callbacks", "training.fsdp", "training.optim", "training.repa")  # Lightning: seconds
 
 
 def import_all(modules: Iterable[str]) -> None:
@@ -28,6 +28,7 @@ def import_all(modules: Iterable[str]) -> None:
 
 
 BASES = {  # last word of a key → the base class of the classes that it can name
+    "auxiliary": ("lit_transfusion.training.auxiliary", "AuxiliaryLoss"),
     "codec": ("lit_transfusion.latents", "Codec"),
     "mask": ("lit_transfusion.model", "Visibility"),
     "metrics": ("lit_transfusion.evaluation", "Metric"),

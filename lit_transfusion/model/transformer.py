@@ -34,7 +34,13 @@ class Transformer(nn.Module):
         self.run_cached_block: RunBlock = as_it_is  # decoding with a cache may set another runner
 
     def forward(
-        self, x: Tensor, coordinates: Tensor, is_patch: Tensor, attend: Attend, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        coordinates: Tensor,
+        is_patch: Tensor,
+        attend: Attend,
+        cache: KVCache | None = None,
+        kept: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Map (B, L, D) embeddings to (B, L, D) normalised hidden states.
 
@@ -44,6 +50,7 @@ class Transformer(nn.Module):
             is_patch: (B, L) bool, True at patches.
             attend: Attention over the new positions. With a cache, it also sees the cached keys.
             cache: Keys and values of the prefix.
+            kept: Receives the hidden states (B, L, D) after the blocks whose numbers, from 1, are its keys.
         """
         rope = rotary_angles(coordinates, self.config.head_dim, self.config.rope_theta)
         inputs: tuple[object, ...] = (rope,)
@@ -55,6 +62,8 @@ class Transformer(nn.Module):
                 x = self.run_block(block, x, attend, *inputs)
             else:
                 x = self.run_cached_block(block, x, cache.layer(layer, attend), *inputs)
+            if kept is not None and layer + 1 in kept:
+                kept[layer + 1] = grouping.ungroup(x) if self.config.groups_modalities else x
         if self.config.groups_modalities:
             x = grouping.ungroup(x)
         if self.config.modality_weights == "all":

@@ -26,6 +26,7 @@ class NoisyImages(NamedTuple):
 class TransfusionOutput(NamedTuple):
     logits: Tensor  # (T, V) at the T logit_positions
     image_predictions: tuple[Tensor, ...]  # for each shape (N, C, H, W): noise, velocity or clean image
+    patch_states: tuple[Tensor, ...] = ()  # for each shape (N, P, D) after block `state_layer`; empty without one
 
 
 @final
@@ -73,6 +74,7 @@ class Transfusion(nn.Module):
         cache: KVCache | None = None,
         slots: Tensor | None = None,
         private: Tensor | None = None,
+        state_layer: int | None = None,
     ) -> TransfusionOutput:
         """Predict the next tokens, and the target of the noise process for each image.
 
@@ -91,6 +93,7 @@ class Transfusion(nn.Module):
                 image have the same positions.
             private: (B, L) int64, the `image_ids` of patches that only their own image sees, negative elsewhere; None
                 if there are none.
+            state_layer: Number of the block, from 1, whose hidden states of patches are returned; None for no block.
         """
         x = self.embedding(tokens)  # (B, L, D)
         coordinates = positions[..., None]  # (B, L, axes)
@@ -111,14 +114,19 @@ class Transfusion(nn.Module):
             attend = attention(self.attention, lo, hi, x.dtype, private)  # once, for all layers
         else:
             attend = cache.open(self.mask, positions if slots is None else slots, image_ids, private)
-        hidden = self.transformer(x, coordinates, image_ids >= 0, attend, cache).flatten(0, 1)  # (B · L, D)
+        kept = None if state_layer is None else {state_layer: x}
+        hidden = self.transformer(x, coordinates, image_ids >= 0, attend, cache, kept).flatten(0, 1)  # (B · L, D)
 
         logits = self.head(hidden.index_select(0, logit_positions))  # (T, V)
         predictions = [
             self.patcher.unpatchify(hidden.index_select(0, at).view(shape), t_emb, skips, grid)  # (N, C, H, W)
             for at, shape, t_emb, skips, grid in inputs
         ]
-        return TransfusionOutput(logits, tuple(predictions))
+        if kept is None or state_layer is None:
+            return TransfusionOutput(logits, tuple(predictions))
+        states = kept[state_layer].flatten(0, 1)  # (B · L, D)
+        of_patches = tuple(states.index_select(0, at).view(shape) for at, shape, *_ in inputs)
+        return TransfusionOutput(logits, tuple(predictions), of_patches)
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Create an empty cache of `batch_size` rows with `capacity` positions each."""

@@ -29,9 +29,11 @@ def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, terms: 
     num_images = batch.num_learned_patches if tokens_only else len(terms.per_image)
     log("loss_text", terms.text, num_text, prog_bar=True)
     log("loss_image", terms.image, num_images, prog_bar=True)
-    if module.z_loss_weight:
+    if module.loss_weights.z:
         log("loss_z", terms.z, num_text + tokens_only * num_images)
-    if module.image_loss_weight is None:  # one cross-entropy over all tokens
+    if module.loss_weights.auxiliary:
+        log("loss_auxiliary", terms.auxiliary, num_images)
+    if module.loss_weights.image is None:  # one cross-entropy over all tokens
         log("loss", terms.total, num_text + num_images, prog_bar=True)
     num_timesteps = module.noise.num_train_timesteps
     sums = sums_by_timestep(terms.per_image, timesteps, num_timesteps).flatten().tolist()
@@ -41,14 +43,20 @@ def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, terms: 
 
 def log_totals(module: "LitTransfusion", stage: str) -> None:
     """Log the objective and the perplexity, computed from the means over all batches."""
-    weights = {"loss_text": 1.0, "loss_image": module.image_loss_weight, "loss_z": module.z_loss_weight}
+    image_weight, z_weight, auxiliary_weight = module.loss_weights
+    weights = {
+        "loss_text": 1.0,
+        "loss_image": image_weight,
+        "loss_z": z_weight,
+        "loss_auxiliary": auxiliary_weight,
+    }
     means = {name: loss for name, loss in module.trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
     totals: dict[str, Tensor] = {}
     for name, mean in means.items():
         loader, _, loss = name.rpartition("/")
         if loss == "loss_text":  # missing if no text is learned, because all captions are dropped
             module.log(f"{loader}/perplexity", mean.exp())
-        if loss in weights and module.image_loss_weight is not None:
+        if loss in weights and image_weight is not None:
             totals[loader] = totals.get(loader, 0.0) + weights[loss] * mean
     for loader, total in totals.items():
         module.log(f"{loader}/loss", total, prog_bar=True)

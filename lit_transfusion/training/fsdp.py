@@ -96,6 +96,8 @@ def shard_nets(module: "LitTransfusion", mesh: DeviceMesh) -> None:
         )
     for net in filter(None, (module.net, module.ema)):
         shard(net, mesh, bf16=module.trainer.precision == "bf16-mixed")
+    if module.auxiliary is not None:
+        fully_shard(module.auxiliary, mesh=mesh)
 
 
 def shard(net: Transfusion, mesh: DeviceMesh, bf16: bool) -> None:

@@ -23,13 +23,14 @@ from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import SIZES, Patcher, TransformerConfig, Transfusion, Visibility
 from lit_transfusion.model.block_runner import ActivationCheckpointing, block_runner
+from lit_transfusion.training.auxiliary import AuxiliaryLoss
 from lit_transfusion.training.checkpoint_compat import check_fits, start_from
 from lit_transfusion.training.ema import update_average
 from lit_transfusion.training.evaluation_logs import log_losses, log_totals, stage_of
 from lit_transfusion.training.exact_resume import ExactResume
 from lit_transfusion.training.fsdp import shard_nets
 from lit_transfusion.training.graceful_stop import GracefulStop
-from lit_transfusion.training.losses import LossTerms, transfusion_loss
+from lit_transfusion.training.losses import LossTerms, LossWeights, transfusion_loss
 from lit_transfusion.training.nonfinite import skip_or_stop
 from lit_transfusion.training.objective import check_parts, compare
 from lit_transfusion.training.optim import decay_groups
@@ -78,6 +79,7 @@ class LitTransfusion(lightning.LightningModule):
         sampling: Settings of `predict`.
         skip_nonfinite: Number of steps in a run that may be skipped because a loss or the norm of the gradient is not
             finite; the next one ends the run.
+        auxiliary: A loss of the hidden states of patches, such as REPA; null for none, as in the paper.
     """
 
     def __init__(
@@ -103,10 +105,11 @@ class LitTransfusion(lightning.LightningModule):
         keep_ratio: bool = False,
         sampling: Sampling = Sampling(),
         skip_nonfinite: int = 0,
+        auxiliary: AuxiliaryLoss | None = None,
     ) -> None:
         super().__init__()
         size = SIZES[size] if isinstance(size, str) else size
-        check_parts(codec, patcher, noise, size, image_loss_weight)
+        check_parts(codec, patcher, noise, size, image_loss_weight, auxiliary)
         self.tokenizer = tokenizer
         self._codec = [codec]  # in a list, so that checkpoints do not contain its frozen weights
         self.image_size = image_size
@@ -116,8 +119,7 @@ class LitTransfusion(lightning.LightningModule):
         self.noise = noise
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.image_loss_weight = image_loss_weight
-        self.z_loss_weight = z_loss_weight
+        self.loss_weights = LossWeights(image_loss_weight, z_loss_weight, auxiliary.weight if auxiliary else 0.0)
         self.ema_decay = ema_decay
         self.seed = seed
         self.skip_nonfinite = skip_nonfinite
@@ -126,6 +128,9 @@ class LitTransfusion(lightning.LightningModule):
         if init_from is not None:
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.auxiliary = auxiliary
+        if auxiliary is not None:
+            auxiliary.build(size.dim)
         self.net.transformer.run_block = block_runner(
             compile, activation_checkpointing, size.dropout, grouped=size.groups_modalities
         )
@@ -159,10 +164,9 @@ class LitTransfusion(lightning.LightningModule):
             generator: Generator of noise and timesteps.
             counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
-        compared = compare(net, self.noise, self.codec, batch, generator, self.tokenizer.vocab_size)
-        logits, targets, _, errors, timesteps, num_codes = compared
-        weights = self.image_loss_weight, counts, self.z_loss_weight
-        return transfusion_loss(logits, targets, errors, *weights, num_codes), timesteps
+        compared = compare(net, self.noise, self.codec, batch, generator, self.tokenizer.vocab_size, self.auxiliary)
+        logits, targets, _, errors, timesteps, *rest = compared
+        return transfusion_loss(logits, targets, errors, self.loss_weights, counts, *rest), timesteps
 
     def on_train_start(self) -> None:
         check_steps(self.trainer)
@@ -216,7 +220,7 @@ class LitTransfusion(lightning.LightningModule):
         log_totals(self, "test")
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer(decay_groups(self.net))
+        optimizer = self.optimizer(decay_groups(self))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -226,9 +230,9 @@ class LitTransfusion(lightning.LightningModule):
 
         (Lightning's clipping does not work with fused AdamW under bf16-mixed, and returns no norm.)
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        values = self.step.values(self.image_loss_weight, self.z_loss_weight, norm)
+        values = self.step.values(self.loss_weights, norm)
         if not all(map(math.isfinite, values.values())):
             skip_or_stop(self, values)
             optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient does not change

@@ -11,6 +11,21 @@ from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, buc
 Number = Any  # a number, or a scalar tensor
 
 
+class LossWeights(NamedTuple):
+    """The weights of the losses in their sum; that of the text is 1."""
+
+    image: float | None  # λ; None weights text and codes by their numbers, as one cross-entropy over all tokens
+    z: float = 0.0
+    auxiliary: float = 0.0
+
+    def of_modalities(self, num_targets: Number, num_codes: Number) -> tuple[Number, Number]:
+        """Return the weights of the losses of text and images, for these numbers of text targets and codes."""
+        if self.image is not None:
+            return 1.0, self.image
+        number = num_targets + num_codes + (num_targets + num_codes == 0)
+        return num_targets / number, num_codes / number
+
+
 class LossTerms(NamedTuple):
     """The losses of a batch."""
 
@@ -18,6 +33,7 @@ class LossTerms(NamedTuple):
     text: Tensor  # L_LM in nats per token, scalar
     image: Tensor  # L_DDPM, or for images as tokens the cross-entropy in nats per code, scalar
     z: Tensor  # mean square of log Σ exp(logits) over all targets, scalar
+    auxiliary: Tensor  # mean of the auxiliary loss over the learned images, scalar; 0 without one
     per_image: Tensor  # (M,) L_DDPM of each learned image, weighted; (0,) for images as tokens
 
 
@@ -25,10 +41,10 @@ def transfusion_loss(
     logits: Tensor,
     targets: Tensor,
     image_errors: Tensor | None,
-    image_loss_weight: float | None,
+    weights: LossWeights,
     counts: Tensor | None = None,
-    z_loss_weight: float = 0.0,
     num_codes: int = 0,
+    auxiliary: Tensor | None = None,
 ) -> LossTerms:
     """Compute the mean cross-entropy over text targets, plus λ times the mean error over images.
 
@@ -41,12 +57,12 @@ def transfusion_loss(
         logits: (T + K, V) at the positions with a target.
         targets: (T + K,) token ids: those of the text, then those of the codes.
         image_errors: (M,) weighted mean squared errors of the learned images; None for images as tokens.
-        image_loss_weight: λ; None weights text and codes by their numbers, as one cross-entropy over all tokens.
+        weights: Weights of the losses in their sum.
         counts: (2,) number of text targets and number of images (or codes) by which sums are divided. An optimiser step
             uses the totals of all its micro-batches on all ranks; the sum of their losses is then that of one large
             batch, however it is split. None divides by the numbers of this batch.
-        z_loss_weight: Weight of the z-loss; 0 as in the paper.
         num_codes: K, the number of codes among the targets.
+        auxiliary: (M,) auxiliary loss of each learned image.
     """
     num_text = len(targets) - num_codes
     if counts is None:
@@ -57,19 +73,14 @@ def transfusion_loss(
     text = of_text.sum() / num_targets
     image = (of_codes if image_errors is None else image_errors).sum() / num_images
     z = squares.sum() / (num_targets if image_errors is not None else counts.sum().clamp(min=1))
-    text_weight, image_weight = modality_weights(image_loss_weight, *counts)
-    total = text_weight * text + image_weight * image
-    if z_loss_weight:
-        total = total + z_loss_weight * z
-    return LossTerms(total, text, image, z, logits.new_zeros(0) if image_errors is None else image_errors)
-
-
-def modality_weights(image_loss_weight: float | None, num_targets: Number, num_codes: Number) -> tuple[Number, Number]:
-    """Return the weights of the losses of text and images in the total; see `transfusion_loss`."""
-    if image_loss_weight is not None:
-        return 1.0, image_loss_weight
-    number = num_targets + num_codes + (num_targets + num_codes == 0)
-    return num_targets / number, num_codes / number
+    extra = image.new_zeros(()) if auxiliary is None else auxiliary.sum() / num_images
+    of_text, of_image = weights.of_modalities(*counts)
+    total = of_text * text + of_image * image
+    if weights.z:
+        total = total + weights.z * z
+    if auxiliary is not None:
+        total = total + weights.auxiliary * extra
+    return LossTerms(total, text, image, z, extra, logits.new_zeros(0) if image_errors is None else image_errors)
 
 
 def sums_by_timestep(per_image: Tensor, timesteps: Tensor, num_timesteps: int) -> Tensor:

@@ -1,5 +1,6 @@
 """What the losses of a batch are computed from: the net runs once, on noised images or on images as tokens."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import NoisyImages, Patcher, TransformerConfig, Transfusion
+from lit_transfusion.training.auxiliary import AuxiliaryLoss, PatchStates
 
 
 class Compared(NamedTuple):
@@ -22,6 +24,7 @@ class Compared(NamedTuple):
     image_errors: Tensor | None  # (M,) weighted mean squared error of each learned image; None for images as tokens
     timesteps: Tensor  # (M,) of these images; (0,) for images as tokens
     num_codes: int = 0  # K
+    auxiliary: Tensor | None = None  # (M,) the auxiliary loss of each learned image
 
 
 def compare(
@@ -31,15 +34,21 @@ def compare(
     batch: PackedBatch,
     generator: torch.Generator,
     first_code: int,
+    auxiliary: AuxiliaryLoss | None = None,
 ) -> Compared:
     """Run the net on a batch: with noise in the images, or with images as tokens. See the two functions."""
     if noise.images_are_tokens:
         return run_with_codes(net, codec, batch, generator, first_code)
-    return run_with_noise(net, noise, codec, batch, generator)
+    return run_with_noise(net, noise, codec, batch, generator, auxiliary)
 
 
 def run_with_noise(
-    net: Transfusion, noise: NoiseProcess, codec: Codec, batch: PackedBatch, generator: torch.Generator
+    net: Transfusion,
+    noise: NoiseProcess,
+    codec: Codec,
+    batch: PackedBatch,
+    generator: torch.Generator,
+    auxiliary: AuxiliaryLoss | None = None,
 ) -> Compared:
     """Add noise to each image at its own timestep, and run the net.
 
@@ -51,6 +60,7 @@ def run_with_noise(
         codec: Makes the latents of the images.
         batch: A batch on the net's device.
         generator: Generator of latents, timesteps and noise.
+        auxiliary: An auxiliary loss of the hidden states.
     """
     images, targets = [], []
     for group in batch.image_groups:
@@ -67,6 +77,7 @@ def run_with_noise(
         images,
         logit_positions=batch.target_positions,
         private=batch.private,
+        state_layer=None if auxiliary is None else auxiliary.layer,
     )
     learned = [group.learned for group in batch.image_groups]
     timesteps = torch.cat([group.timesteps.index_select(0, i) for group, i in zip(images, learned, strict=True)])
@@ -78,7 +89,19 @@ def run_with_noise(
         batch.target_positions,
         torch.cat(errors) * noise.weight(timesteps),
         timesteps,
+        auxiliary=auxiliary and auxiliary(patch_states(net, codec, batch, images, output.patch_states)),
     )
+
+
+def patch_states(
+    net: Transfusion, codec: Codec, batch: PackedBatch, noisy: Sequence[NoisyImages], states: Sequence[Tensor]
+) -> list[PatchStates]:
+    """The hidden states of the patches of the learned images, with their clean pictures."""
+    found = []
+    for group, images, of_patches in zip(batch.image_groups, noisy, states, strict=True):
+        pictures = codec.pictures(group.images).index_select(0, group.learned)  # (M, 3, height, width)
+        found.append(PatchStates(of_patches.index_select(0, group.learned), net.patcher.grid(images.values), pictures))
+    return found
 
 
 def run_with_codes(
@@ -109,7 +132,12 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def check_parts(
-    codec: Codec, patcher: Patcher, noise: NoiseProcess, config: TransformerConfig, image_loss_weight: float | None
+    codec: Codec,
+    patcher: Patcher,
+    noise: NoiseProcess,
+    config: TransformerConfig,
+    image_loss_weight: float | None,
+    auxiliary: AuxiliaryLoss | None,
 ) -> None:
     """Raise InputError if the parts do not fit together."""
     kinds = {
@@ -128,6 +156,12 @@ def check_parts(
         raise InputError(
             f"model.size.modality_weights {config.modality_weights} needs patches, but with model.noise NextToken an "
             "image is tokens; use none"
+        )
+    if auxiliary is not None and noise.images_are_tokens:
+        raise InputError("model.auxiliary needs patches, but with model.noise NextToken an image is tokens; use null")
+    if auxiliary is not None and not 1 <= auxiliary.layer <= config.n_layers:
+        raise InputError(
+            f"model.auxiliary: layer {auxiliary.layer} does not exist; use a number from 1 to {config.n_layers}"
         )
     if not noise.images_are_tokens and image_loss_weight is None:
         raise InputError("model.image_loss_weight null is for images as tokens (model.noise NextToken); use a number")

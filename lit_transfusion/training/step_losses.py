@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS
-from lit_transfusion.training.losses import LossTerms, means_by_timestep, modality_weights, sums_by_timestep
+from lit_transfusion.training.losses import LossTerms, LossWeights, means_by_timestep, sums_by_timestep
 
 if TYPE_CHECKING:
     from lit_transfusion.training.lit_module import LitTransfusion
@@ -29,35 +29,37 @@ class StepLosses:
         self.num_batches = num_batches
         self.world_size = world_size
         self.counts = self._sum_over_ranks(counts.clone())  # (2,) on all ranks
-        self.sums = torch.zeros(3 + 2 * TIMESTEP_BUCKETS, device=counts.device)
+        self.sums = torch.zeros(4 + 2 * TIMESTEP_BUCKETS, device=counts.device)
         self.batches: list[PackedBatch] = []  # of this rank
 
     def add(self, batch: PackedBatch, terms: LossTerms, timesteps: Tensor) -> None:
         """Add a micro-batch. Its losses must be divided by `counts`."""
         self.batches.append(batch)
         by_timestep = sums_by_timestep(terms.per_image, timesteps, self.num_timesteps)  # (2, 8)
-        self.sums += torch.cat([torch.stack([terms.text, terms.image, terms.z]).detach(), by_timestep.flatten()])
+        self.sums += torch.cat(
+            [torch.stack([terms.text, terms.image, terms.z, terms.auxiliary]).detach(), by_timestep.flatten()]
+        )
         if len(self.batches) == self.num_batches:
             self._sum_over_ranks(self.sums)
 
-    def values(self, image_loss_weight: float | None, z_loss_weight: float, gradient_norm: Tensor) -> dict[str, float]:
+    def values(self, weights: LossWeights, gradient_norm: Tensor) -> dict[str, float]:
         """Return the values to log, by name. Modalities and timesteps that the step lacks are omitted.
 
         Args:
-            image_loss_weight: λ; see `transfusion_loss`.
-            z_loss_weight: Weight of the z-loss.
+            weights: The weights of the losses in their sum.
             gradient_norm: The norm of the gradient, scalar.
         """
         # One transfer, because each one synchronises the GPU.
         together = torch.cat([self.sums, self.counts, gradient_norm[None]]).tolist()
-        text, image, z, *by_timestep, num_targets, num_images, norm = together
-        text_weight, image_weight = modality_weights(image_loss_weight, num_targets, num_images)
-        values = {"loss": text_weight * text + image_weight * image + z_loss_weight * z, "grad_norm": norm}
+        text, image, z, auxiliary, *by_timestep, num_targets, num_images, norm = together
+        of_text, of_image = weights.of_modalities(num_targets, num_images)
+        total = of_text * text + of_image * image + weights.z * z + weights.auxiliary * auxiliary
+        values = {"loss": total, "grad_norm": norm}
         if num_targets:
             values |= {"loss_text": text, "perplexity": math.exp(min(text, 700.0))}
-            values |= {"loss_z": z} if z_loss_weight else {}
+            values |= {"loss_z": z} if weights.z else {}
         if num_images:
-            values["loss_image"] = image
+            values |= {"loss_image": image} | ({"loss_auxiliary": auxiliary} if weights.auxiliary else {})
         return values | {name: mean for name, (mean, _) in means_by_timestep(by_timestep, self.num_timesteps).items()}
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:

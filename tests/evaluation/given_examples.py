@@ -6,7 +6,7 @@ from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.sources.base import Source
 from lit_transfusion.data.types import Example
 from lit_transfusion.evaluation.metric import Subject
-from lit_transfusion.training.losses import transfusion_loss
+from lit_transfusion.training.losses import LossWeights, transfusion_loss
 from lit_transfusion.training.objective import run_with_noise
 
 CAPTIONS = ["a red circle", "two green triangles on white", "a blue square", "circle and square and circle", "green"]
@@ -45,7 +45,7 @@ def train(pipeline, documents, steps):
     optimizer, generator = torch.optim.AdamW(net.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
     for _ in range(steps):
         logits, _, _, errors, *_ = run_with_noise(net, pipeline.noise, pipeline.codec, batch, generator)
-        loss = transfusion_loss(logits, labels, errors, 5.0).total
+        loss = transfusion_loss(logits, labels, errors, LossWeights(5.0)).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -40,11 +40,14 @@ def test_two_processes_train_as_with_ddp(fit):
     assert Pipeline.from_pretrained(last).net.head.weight.dtype == torch.float32
 
 
+REPA = ("--model.ema_decay", "null", "--model.auxiliary", "REPA", "--model.auxiliary.layer", "1")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [("--model.compile", "true"), ("--model.activation_checkpointing", "full"), ("--model.ema_decay", "null")],
-    ids=["compiled", "checkpointing", "no average"],
+    [("--model.compile", "true"), ("--model.activation_checkpointing", "full"), REPA],
+    ids=["compiled", "checkpointing", "no average, REPA"],
 )
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(fit, options):
     options = *SHARDED, *options, "--trainer.limit_val_batches", "0"
