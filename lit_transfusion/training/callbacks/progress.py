@@ -9,13 +9,19 @@ from lightning.pytorch.callbacks import ProgressBar
 from lit_transfusion.lightning_compat import saved_step
 from lit_transfusion.progress import Pace, Progress, Row
 
-LOSSES = {"train/loss_text": "text", "train/loss_image": "image"}
+LOSSES = {  # of a run, and of an autoencoder
+    "train/loss_text": "text",
+    "train/loss_image": "image",
+    "train/loss_l1": "L1",
+    "train/loss_perceptual": "perceptual",
+    "train/loss_gan": "GAN",
+}
 RATES = {"throughput/images_per_second": "images/s", "throughput/tokens_per_second": "tokens/s"}
 SECONDS = 1.0  # between two refreshes, each of which synchronises the GPU
 
 
 class RunProgress(ProgressBar):
-    """Shows the optimiser steps, the two losses, images per second and the time left, on standard error.
+    """Shows the optimiser steps, the losses, images per second and the time left, on standard error.
 
     On a terminal, or in a notebook, it is a bar. Otherwise it prints lines: the first soon after the start, then one
     each minute, or one for each percent of a longer run. The lines also report validations and checkpoints.
@@ -112,5 +118,6 @@ class RunProgress(ProgressBar):
 
 
 def is_loss(name: str) -> bool:
-    """Whether this is a validation loss: of text, of images, or their sum, but not of a range of timesteps."""
-    return name.startswith("val/") and name.rpartition("/")[2] in ("loss", "loss_text", "loss_image")
+    """Whether a line reports this: a validation loss, but not that of a range of timesteps, or PSNR and use of codes."""
+    known = "loss", "loss_text", "loss_image", "psnr", "code_usage"
+    return name.startswith("val/") and name.rpartition("/")[2] in known
