@@ -18,6 +18,12 @@ class Term(NamedTuple):
     weight: float | Tensor
 
 
+def total(terms: dict[str, Term]) -> Tensor:
+    """The weighted sum of losses."""
+    values = [term.weight * term.value for term in terms.values()]
+    return sum(values[1:], values[0])
+
+
 class Encoded(NamedTuple):
     """Pictures after the bottleneck, as input of the decoder."""
 

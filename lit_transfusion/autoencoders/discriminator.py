@@ -1,5 +1,7 @@
 """The patch GAN, which makes reconstructions sharp: a discriminator, its loss, and that of the autoencoder."""
 
+from itertools import pairwise
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_transfusion.autoencoders.bottlenecks import Term
-from lit_transfusion.errors import check_at_least
+from lit_transfusion.errors import InputError, check_at_least
 
 
 class PatchGAN(nn.Module):
@@ -22,7 +24,7 @@ class PatchGAN(nn.Module):
         adaptive: Multiply `weight` by the ratio of the norms of the gradients of the reconstruction losses and of the
             GAN loss in the last layer of the decoder, at most 10⁴.
         channels: Channels of the first layer; each further one has twice as many, at most 8 times.
-        layers: Layers that halve the sides. A patch then has 22, 46 or 94 pixels a side for 2, 3 or 4.
+        layers: Layers that halve the sides. A patch then has 16, 34 or 70 pixels a side for 1, 2 or 3.
     """
 
     def __init__(
@@ -34,14 +36,24 @@ class PatchGAN(nn.Module):
         self.start_step = start_step
         self.weight = weight
         self.adaptive = adaptive
+        self.halvings = layers
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, after) in enumerate(pairwise(widths)):
             stride = 2 if i < layers - 1 else 1
             # Groups instead of a batch norm: nothing depends on the other pictures, or on the number of processes.
             norm = nn.GroupNorm(1, after)
             parts += [nn.Conv2d(before, after, 4, stride, padding=1, bias=False), norm, nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))
+
+    def check_size(self, image_size: int) -> None:
+        """Raise InputError if pictures of this size are too small."""
+        least = 3 * 2**self.halvings  # the last two layers remove one position each
+        if image_size < least:
+            raise InputError(
+                f"model.gan.layers {self.halvings} needs pictures of at least {least} pixels a side, but "
+                f"data.image_size is {image_size}; use fewer layers"
+            )
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Score the patches of pictures (N, 3, H, W): (N, 1, h, w), high for pictures of the data."""

@@ -1,7 +1,6 @@
 """The LightningModule of an autoencoder: losses of reconstruction, of the bottleneck and of the patch GAN."""
 
 import copy
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_transfusion.autoencoders.bottlenecks import Bottleneck, Encoded, Term
+from lit_transfusion.autoencoders.bottlenecks import Bottleneck, Encoded, Term, total
 from lit_transfusion.autoencoders.discriminator import PatchGAN
-from lit_transfusion.autoencoders.networks import architecture
+from lit_transfusion.autoencoders.gradient_clipping import clip_each
+from lit_transfusion.autoencoders.networks import architecture, check_shapes
 from lit_transfusion.autoencoders.perceptual import PerceptualLoss
 from lit_transfusion.autoencoders.reconstruction_measures import ReconstructionMeasures
 from lit_transfusion.data.permutation import hash_of
@@ -23,7 +23,6 @@ from lit_transfusion.evaluation.metric import Unavailable
 from lit_transfusion.training.ema import update_average
 from lit_transfusion.training.exact_resume import ExactResume
 from lit_transfusion.training.graceful_stop import GracefulStop
-from lit_transfusion.training.nonfinite import NonFiniteError
 from lit_transfusion.training.optim import decay_groups
 from lit_transfusion.training.resumed_settings import ResumedSettings
 from lit_transfusion.training.trainer_settings import check_steps
@@ -86,11 +85,13 @@ class LitAutoencoder(lightning.LightningModule):
         self.scheduler = scheduler
         self.ema_decay = ema_decay
         self.seed = seed
-        if features is not None:
-            try:
+        if gan is not None:
+            gan.check_size(image_size)
+        try:
+            if features is not None:
                 features.prepare()
-            except Unavailable as error:
-                raise InputError(f"model.features: {error}") from error
+        except Unavailable as error:
+            raise InputError(f"model.features: {error}") from error
 
     def setup(self, stage: str) -> None:
         self.bottleneck.distribute()
@@ -174,19 +175,12 @@ class LitAutoencoder(lightning.LightningModule):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
     ) -> None:
         """Clip the gradients of the autoencoder and of the discriminator, each by its own norm."""
-        norms = {"grad_norm": torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)}
-        if self.gan is not None:
-            weights = list(self.gan.parameters())
-            norms["grad_norm_discriminator"] = torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val or math.inf)
-            if self.global_step < self.gan.start_step:
-                for weight in weights:
-                    weight.grad = None  # the optimiser leaves it unchanged
-        for name, norm in norms.items():
-            if not math.isfinite(norm):
-                raise NonFiniteError(
-                    f"step {self.global_step + 1} is not finite: {name} is {norm.item()}. The last checkpoint is "
-                    "unchanged; lower the learning rate, or raise model.gan.start_step"
-                )
+        nets = {"grad_norm": list(self.net.parameters())}
+        if self.gan is not None and self.global_step >= self.gan.start_step:
+            nets["grad_norm_discriminator"] = list(self.gan.parameters())
+        elif self.gan is not None:
+            self.gan.zero_grad()  # sets them to None, so that the optimiser leaves the weights unchanged
+        norms = clip_each(nets, gradient_clip_val, self.global_step + 1)
         self.log_dict({f"train/{name}": norm for name, norm in norms.items()})
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -200,16 +194,4 @@ class LitAutoencoder(lightning.LightningModule):
         checkpoint[KEY] = {"class": type(self.net).__name__, "config": dict(self.net.config)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = self.state_dict()
-        for name, saved in checkpoint["state_dict"].items():
-            if name not in own or own[name].shape != saved.shape:
-                raise InputError(
-                    f"the checkpoint is of another autoencoder: its {name} has the shape {tuple(saved.shape)}; resume "
-                    "with the config.yaml of its run"
-                )
-
-
-def total(terms: dict[str, Term]) -> Tensor:
-    """The weighted sum of losses."""
-    values = [term.weight * term.value for term in terms.values()]
-    return sum(values[1:], values[0])
+        check_shapes(checkpoint["state_dict"], self.state_dict())

@@ -1,7 +1,9 @@
-"""The architecture that all autoencoders share, as arguments of `diffusers`."""
+"""The architecture that all autoencoders share, as arguments of `diffusers`, and the check of saved weights."""
 
 from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from lit_transfusion.errors import InputError, check_at_least
 
@@ -47,3 +49,14 @@ def architecture(
         "norm_num_groups": norm_num_groups,
         "mid_block_add_attention": attention,
     }
+
+
+def check_shapes(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raise InputError if saved weights are those of another architecture."""
+    for name in saved.keys() | own.keys():
+        shapes = [tuple(weights[name].shape) if name in weights else "none" for weights in (saved, own)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"the checkpoint is of another autoencoder: {name} has the shape {shapes[0]} there and {shapes[1]} "
+                "here; resume with the config.yaml of its run"
+            )

@@ -1,5 +1,7 @@
 """Perceptual losses: distances between the features that a frozen, trained net computes of two pictures."""
 
+import warnings
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,11 +69,11 @@ class EfficientNetLite0Features(PerceptualLoss):
         x = self.net._swish(self.net._bn0(self.net._conv_stem(pixels)))  # (N, 32, H/2, W/2)
         found = []
         for block in self.net._blocks:
-            before, x = x, block(x)
-            if x.shape[-1] < before.shape[-1]:
-                found.append(before)
-            if len(found) == 4:
-                break
+            if block._depthwise_conv.stride[0] == 2:
+                found.append(x)
+                if len(found) == 4:
+                    break
+            x = block(x)
         return found
 
 
@@ -91,7 +93,8 @@ class LPIPS(PerceptualLoss):
         try:
             import lpips
 
-            with limited_wait(PATIENCE):
+            with limited_wait(PATIENCE), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it calls torchvision in an old way
                 self.distance = lpips.LPIPS(net=net, verbose=False)
         except ImportError as error:
             raise InputError(f"LPIPS needs the package {error.name}: pip install 'lit-transfusion[codec]'") from error

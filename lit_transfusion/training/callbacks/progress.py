@@ -118,6 +118,6 @@ class RunProgress(ProgressBar):
 
 
 def is_loss(name: str) -> bool:
-    """Whether a line reports this: a validation loss, but not that of a range of timesteps, or PSNR and use of codes."""
+    """Whether a line reports this: PSNR, use of codes, or a validation loss, but not that of a range of timesteps."""
     known = "loss", "loss_text", "loss_image", "psnr", "code_usage"
     return name.startswith("val/") and name.rpartition("/")[2] in known
