@@ -16,7 +16,7 @@ from lit_transfusion.data.types import Example
 from lit_transfusion.generation.pictures import captioned_grid
 from lit_transfusion.training.callbacks.show import Show, first_of
 
-BATCHES = 16  # of training pictures that are measured if none are held out
+BATCHES = 16  # batches that are measured at the end, if the last validation was before the last step
 SHOWN = ("psnr", "ssim", "code_usage", "code_perplexity")  # at the end of a run
 
 
@@ -46,8 +46,9 @@ class ShowReconstructions(Show):
 class CodecFolder(lightning.Callback):
     """Writes the averaged weights as a folder of `diffusers`, `codec/` of the run directory.
 
-    It is written after each validation and at the end, with the scale of the latents of the pictures of the
-    validation; without held-out pictures, of some pictures of training. `data.codec` of a run loads the folder.
+    It is written after each validation and at the end, with the scale of the latents of the validation's pictures. If
+    the last step has no validation, the scale is that of some held-out pictures; without these, of some pictures of
+    training. `data.codec` of a run loads the folder.
     """
 
     def __init__(self) -> None:
@@ -64,9 +65,9 @@ class CodecFolder(lightning.Callback):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.step != trainer.global_step:
-            loader = trainer.datamodule.val_dataloader() or islice(trainer.datamodule.train_dataloader(), BATCHES)
+            loader = trainer.datamodule.val_dataloader() or trainer.datamodule.train_dataloader()
             with trainer.precision_plugin.forward_context():
-                self._write(trainer, pl_module, pl_module.measure_all(loader))
+                self._write(trainer, pl_module, pl_module.measure_all(islice(loader, BATCHES)))
         self._say(trainer, pl_module)
 
     def _write(self, trainer: lightning.Trainer, pl_module: Any, measures: ReconstructionMeasures) -> None:

@@ -1,6 +1,8 @@
 """A small autoencoder, and the command that trains it on drawn shapes."""
 
+import contextlib
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,12 +37,12 @@ def pictures():
     return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.fixture
-def train(tmp_path, monkeypatch):
+@pytest.fixture(scope="session")
+def train_in():
     """Run `train_codec` in a folder, with changes to the smallest config, and return the folder of the run."""
     from lit_transfusion import cli
 
-    def train(name, *words, bottleneck="KL", gan_start=2):
+    def train_in(working_directory, name, *words, bottleneck="KL", gan_start=2):
         config = {
             "trainer": {
                 "default_root_dir": name,
@@ -89,9 +91,15 @@ def train(tmp_path, monkeypatch):
                 "batch_size": 4,
             },
         }
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "codec.yaml").write_text(yaml.safe_dump(config))
-        cli.main(["train_codec", "--config", "codec.yaml", *words])
-        return tmp_path / name
+        with contextlib.chdir(working_directory):
+            Path("codec.yaml").write_text(yaml.safe_dump(config))
+            cli.main(["train_codec", "--config", "codec.yaml", *words])
+        return working_directory / name
 
-    return train
+    return train_in
+
+
+@pytest.fixture
+def train(train_in, tmp_path):
+    """`train_in`, in the folder of the test."""
+    return functools.partial(train_in, tmp_path)

@@ -1,5 +1,6 @@
 """The progress of a run, as a bar on a terminal or as lines in a log."""
 
+import math
 import time
 from typing import Any
 
@@ -81,7 +82,8 @@ class RunProgress(ProgressBar):
 
     def _on_start(self, trainer: lightning.Trainer, doing: str, batches: list[int | float]) -> Row:
         self._open(trainer)
-        return self.progress.add(doing, sum(batches), unit="batches")
+        total = sum(batches)  # infinite if all batches of a loader without a length are used
+        return self.progress.add(doing, total if math.isfinite(total) else None, unit="batches")
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
