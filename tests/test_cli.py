@@ -448,7 +448,14 @@ def test_links_of_a_page_lead_to_files_and_headings(path):
         (["validate", "--help"], ["Which positions attend to which"]),
         (["test", "--help"], ["Which positions attend to which"]),
         (["predict", "--help"], ["Which positions attend to which"]),
-        (["train_codec", "--help"], ["Channels of each level of the encoder", "Pictures in a batch on each device"]),
+        (
+            ["train_codec", "--help"],
+            [
+                "usage: lit_transfusion train_codec [-h]",
+                "Channels of each level of the encoder",
+                "Pictures in a batch on each device",
+            ],
+        ),
         (["fit", "--model.patcher.help", "UNetPatcher"], ["Features of the coarsest level"]),
         (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
         (

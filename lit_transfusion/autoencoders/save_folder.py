@@ -23,7 +23,7 @@ def save_folder(net: Any, folder: Path, statistics: LatentStatistics, measured: 
     net.register_to_config(**scale)
     report = {
         "step": step,
-        **measured,
+        **{name: value for name, value in measured.items() if not name.startswith("latent_")},
         "latent_mean": statistics.mean.tolist(),
         "latent_std": statistics.std.tolist(),
     }
