@@ -451,7 +451,7 @@ def test_links_of_a_page_lead_to_files_and_headings(path):
         (
             ["train_codec", "--help"],
             [
-                "usage: lit_transfusion train_codec [-h]",
+                "usage: lit_transfusion train_codec [-c",
                 "Channels of each level of the encoder",
                 "Pictures in a batch on each device",
             ],
