@@ -1,6 +1,7 @@
 """Perceptual losses: distances between the features that a frozen, trained net computes of two pictures."""
 
 import warnings
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,10 +87,8 @@ class LPIPS(PerceptualLoss):
         net: The net below it: vgg (as in the paper), alex or squeeze.
     """
 
-    def __init__(self, net: str = "vgg") -> None:
+    def __init__(self, net: Literal["vgg", "alex", "squeeze"] = "vgg") -> None:
         super().__init__()
-        if net not in ("vgg", "alex", "squeeze"):
-            raise InputError(f"model.perceptual.net {net} is invalid: use vgg, alex or squeeze")
         try:
             import lpips
 

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
-
 from lit_transfusion.autoencoders import LitAutoencoder, PictureData
 from lit_transfusion.autoencoders.lit_autoencoder import KEY
 from lit_transfusion.config.lightning import RunCLI, arm_first, launch
 from lit_transfusion.errors import InputError
 from lit_transfusion.lightning_compat import parser_of
+from lit_transfusion.training.fsdp import FSDP2Strategy
 
 PROG = "lit_transfusion train_codec"
 
@@ -28,9 +27,9 @@ class CodecCLI(RunCLI):
         parser_of(self, "fit").prog = PROG  # otherwise the usage in the help has the word fit
 
     def before_fit(self) -> None:
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            raise InputError("trainer.strategy: an autoencoder is too small to be sharded; use ddp")
         super().before_fit()
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            raise InputError("trainer.strategy fsdp2: an autoencoder cannot be sharded; use ddp")
 
 
 def train_codec(argv: Sequence[str]) -> None:

@@ -145,6 +145,7 @@ class RunCLI(LightningCLI):
 
     def before_fit(self) -> None:
         check_precision(self.trainer)
+        check_strategy(self.trainer.strategy)
         self._before_any()
 
     def _before_any(self) -> None:
@@ -182,9 +183,8 @@ class TransfusionCLI(RunCLI):
         parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
 
     def before_fit(self) -> None:
-        check_strategy(self.trainer.strategy)
-        check_sampling(self.trainer, self.model.noise)
         super().before_fit()
+        check_sampling(self.trainer, self.model.noise)
 
 
 class SaveConfig(lightning.Callback):

@@ -122,8 +122,17 @@ def test_lpips_is_the_distance_of_its_package(pictures, monkeypatch):
     torch.testing.assert_close(loss(guess, large), loss.distance(guess, large).mean())
     (gradient,) = torch.autograd.grad(loss(guess, large), guess)
     assert gradient.abs().max() > 0
-    with pytest.raises(InputError, match=r"model\.perceptual\.net resnet is invalid: use vgg, alex or squeeze"):
-        LPIPS("resnet")
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch):
+    lpips = pytest.importorskip("lpips")
+
+    def offline(**_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(lpips, "LPIPS", offline)
+    with pytest.raises(InputError, match=r"weights of vgg cannot be downloaded \(no network\); use EfficientNet"):
+        LPIPS()
 
 
 # Bottlenecks

@@ -167,6 +167,7 @@ def test_bf16(train, monkeypatch):
         (["--model.bottleneck", "RVQ"], ["RVQ", "known: FSQ, KL, VQ"]),
         (["--model.perceptual", "VGG"], ["VGG", "known: EfficientNetLite0Features, LPIPS"]),
         (["--trainer.precision", "bf16-true"], ["trainer.precision bf16-true is not supported"]),
+        (["--trainer.strategy", "fsdp2"], ["trainer.strategy fsdp2", "use ddp"]),
         (["--ckpt_path", "last"], ["no checkpoint in run/checkpoints"]),
     ],
     ids=lambda value: " ".join(value),
