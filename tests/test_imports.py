@@ -18,7 +18,7 @@ ORDER = [  # packages and top-level modules
     "data",
     "generation",
     "run_folder",
-    *("training", "evaluation", "prepare", "shapes"),
+    *("training", "evaluation", "autoencoders", "prepare", "shapes"),
     *("config", "studies", "commands"),
     *("cli", "__main__"),
 ]

@@ -25,7 +25,7 @@ from lit_transfusion.config.registry import PARTS, TRAINING_PARTS, import_all
 from lit_transfusion.data.datamodule import TransfusionData
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation.checkpoint import check_resumable
+from lit_transfusion.generation.checkpoint import KEY, check_resumable
 from lit_transfusion.hardware import has_bf16
 from lit_transfusion.lightning_compat import model_checkpoints, parser_of
 from lit_transfusion.model import SIZES
@@ -54,8 +54,13 @@ class Parser(LightningArgumentParser):
         return text
 
 
-class TransfusionCLI(LightningCLI):
-    """The commands fit, validate, test and predict. With `run=False` it only creates the data module and the model."""
+class RunCLI(LightningCLI):
+    """The commands of a trainer, for any module and data module. With `run=False` it only creates the two.
+
+    A subclass links what the two share.
+    """
+
+    checkpoint_key = KEY  # the entry by which checkpoints of this kind of run are known
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
@@ -72,15 +77,8 @@ class TransfusionCLI(LightningCLI):
         parser.add_argument("--arm", type=str | None, default=None, help="Arm of a study; null is the first.")
         parser.set_defaults({"data.seed": "${..seed_everything}", "model.seed": "${..seed_everything}"})
         # A value that two parts share is set once and linked.
-        parser.link_arguments("data.tokenizer", "model.tokenizer", apply_on="instantiate")
-        parser.link_arguments("data", "model.codec", compute_fn=lambda data: data.codec, apply_on="instantiate")
-        parser.link_arguments("data.latent_channels", "model.patcher.init_args.latent_channels", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size")
-        parser.link_arguments("data.keep_ratio", "model.keep_ratio")
-        parser.link_arguments("data.sequence_length", "model.sequence_length")
         parser.link_arguments("data.image_size", "data.source.init_args.image_size")
-        parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")
-        parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with naming_likely_options(parser_of(self, args[0] if args else "")):
@@ -148,7 +146,6 @@ class TransfusionCLI(LightningCLI):
     def before_fit(self) -> None:
         check_precision(self.trainer)
         check_strategy(self.trainer.strategy)
-        check_sampling(self.trainer, self.model.noise)
         self._before_any()
 
     def _before_any(self) -> None:
@@ -156,7 +153,7 @@ class TransfusionCLI(LightningCLI):
         if self.options.ckpt_path not in (None, "hpc"):
             # Otherwise Lightning would silently use random weights, or start from the beginning.
             check_sharding(Path(self.options.ckpt_path), self.trainer.strategy)
-            check_resumable(Path(self.options.ckpt_path), fit=self.subcommand == "fit")
+            check_resumable(Path(self.options.ckpt_path), self.subcommand == "fit", self.checkpoint_key)
 
     before_validate = before_test = before_predict = _before_any
 
@@ -170,6 +167,24 @@ class TransfusionCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would overwrite the YAML and the command line with values from the checkpoint."""
+
+
+class TransfusionCLI(RunCLI):
+    """The commands fit, validate, test and predict of a Transfusion net."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("data.tokenizer", "model.tokenizer", apply_on="instantiate")
+        parser.link_arguments("data", "model.codec", compute_fn=lambda data: data.codec, apply_on="instantiate")
+        parser.link_arguments("data.latent_channels", "model.patcher.init_args.latent_channels", apply_on="instantiate")
+        parser.link_arguments("data.keep_ratio", "model.keep_ratio")
+        parser.link_arguments("data.sequence_length", "model.sequence_length")
+        parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")
+        parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
+
+    def before_fit(self) -> None:
+        super().before_fit()
+        check_sampling(self.trainer, self.model.noise)
 
 
 class SaveConfig(lightning.Callback):
@@ -235,13 +250,24 @@ def parts_of(argv: Sequence[str]) -> TransfusionCLI:
 
 
 def start(argv: list[str], description: str | None = None, run: bool = True) -> TransfusionCLI:
-    return TransfusionCLI(
-        LitTransfusion,
-        TransfusionData,
+    return launch(TransfusionCLI, (LitTransfusion, TransfusionData), argv, "lit_transfusion", description, run)
+
+
+def launch(
+    cli: type[RunCLI],
+    classes: tuple[type[lightning.LightningModule], type[lightning.LightningDataModule]],
+    argv: list[str],
+    prog: str,
+    description: str | None = None,
+    run: bool = True,
+) -> Any:
+    """Create the parts of a run from a command line whose first word is the subcommand, and run it."""
+    return cli(
+        *classes,
         parser_kwargs={
             "parser_mode": "omegaconf+",
             "description": description,
-            "prog": "lit_transfusion",
+            "prog": prog,
             "exit_on_error": False,
         },
         auto_configure_optimizers=False,

@@ -29,11 +29,13 @@ def import_all(modules: Iterable[str]) -> None:
 
 BASES = {  # last word of a key → the base class of the classes that it can name
     "auxiliary": ("lit_transfusion.training.auxiliary", "AuxiliaryLoss"),
+    "bottleneck": ("lit_transfusion.autoencoders", "Bottleneck"),
     "codec": ("lit_transfusion.latents", "Codec"),
     "mask": ("lit_transfusion.model", "Visibility"),
     "metrics": ("lit_transfusion.evaluation", "Metric"),
     "noise": ("lit_transfusion.diffusion", "NoiseProcess"),
     "optimizer": ("torch.optim", "Optimizer"),
+    "perceptual": ("lit_transfusion.autoencoders", "PerceptualLoss"),
     "patcher": ("lit_transfusion.model", "Patcher"),
     "scheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
     "source": ("lit_transfusion.data.sources", "Source"),

@@ -118,13 +118,12 @@ class PackedLoader:
             step.append(rows)
             if len(step) < self.batches_per_step:
                 continue
-            batches, self._state_before, self.step_pieces = list(map(self._collate, step)), self._state, []
-            counts = torch.stack([batch.step_counts for batch in batches]).sum(0)
+            batches, self._state_before, self.step_pieces = self.collate_step(step), self._state, []
             for number, (rows, batch) in enumerate(zip(step, batches, strict=True), 1):
                 self.step_pieces.append([[piece for piece, _ in row] for row in rows])
                 if number == len(step) and self.endless:  # each validation starts at the first example
                     self._state = state
-                yield batch._replace(step_counts=counts)
+                yield batch
             step = []
 
     def _full_rows(self) -> Iterator[tuple[Rows, dict[str, Any]]]:
@@ -281,6 +280,10 @@ class PackedLoader:
             "batches": batches,
         }
 
-    def _collate(self, rows: Rows) -> PackedBatch:
-        documents = [[document for _, document in row] for row in rows]
-        return collate(documents, self.length, self.documents.tokenizer.pad, self.latent_shape)
+    def collate_step(self, step: list[Rows]) -> list[PackedBatch]:
+        """Make the batches of one optimiser step. Each contains the number of targets of the whole step."""
+        pad = self.documents.tokenizer.pad
+        documents = [[[document for _, document in row] for row in rows] for rows in step]
+        batches = [collate(rows, self.length, pad, self.latent_shape) for rows in documents]
+        counts = torch.stack([batch.step_counts for batch in batches]).sum(0)
+        return [batch._replace(step_counts=counts) for batch in batches]

@@ -19,8 +19,8 @@ KEY = "lit_transfusion"  # the checkpoint's entry with the description of the mo
 META = "meta.pt"  # Lightning's file, in a folder of shards, for everything that is not a tensor
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint: the weights under `state_dict`, the description of the model under KEY, and the other entries.
+def read_checkpoint(path: str | Path, key: str = KEY) -> dict[str, Any]:
+    """Read a checkpoint: the weights under `state_dict`, the description of the model under `key`, and other entries.
 
     Raises:
         InputError: The file is missing, incomplete, damaged, or from another program.
@@ -32,9 +32,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} is incomplete: writing it did not finish; use an earlier checkpoint")
     with naming(path):
         checkpoint = _read_shards(path) if path.is_dir() else _read_file(path)
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+    if not isinstance(checkpoint, dict) or key not in checkpoint:
         raise InputError(
-            f"{path} is not a checkpoint of lit_transfusion: it has no {KEY!r} entry; use a file from RUN/checkpoints"
+            f"{path} is not a checkpoint of lit_transfusion: it has no {key!r} entry; use a file from RUN/checkpoints"
         )
     if not any(name.startswith("net.") for name in checkpoint.get("state_dict", {})):
         raise InputError(
@@ -44,14 +44,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_resumable(path: Path, fit: bool) -> None:
+def check_resumable(path: Path, fit: bool, key: str = KEY) -> None:
     """Check, before a run starts, that it can use a checkpoint; with `fit`, that training can resume from it.
+
+    `key` is the entry that checkpoints of this kind of run have.
 
     Raises:
         InputError: The checkpoint is incomplete, is from another program, or contains only weights.
     """
     if path.is_file():
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, key)
     else:
         with naming(path):
             checkpoint = torch.load(path / META, map_location="cpu", weights_only=True)

@@ -66,7 +66,8 @@ class Killed(BaseException):
 
 def config(folder: Path, stop: tuple[int, str] | None) -> dict:
     """Make the config of the smallest run, with the callbacks of configs/default.yaml and ShowSamples."""
-    callbacks = yaml.safe_load((CONFIGS / "default.yaml").read_text())["trainer"]["callbacks"]
+    below, own = (yaml.safe_load((CONFIGS / name).read_text())["trainer"] for name in ("trainer.yaml", "default.yaml"))
+    callbacks = below["callbacks"] + own["callbacks+"]
     callbacks = [c for c in callbacks if not c["class_path"].endswith(("Progress", "ShowSamples"))]
     (checkpoint,) = (c for c in callbacks if c["class_path"] == "ModelCheckpoint")
     checkpoint["init_args"]["every_n_train_steps"] = 2

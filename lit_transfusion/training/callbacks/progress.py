@@ -1,5 +1,6 @@
 """The progress of a run, as a bar on a terminal or as lines in a log."""
 
+import math
 import time
 from typing import Any
 
@@ -9,13 +10,19 @@ from lightning.pytorch.callbacks import ProgressBar
 from lit_transfusion.lightning_compat import saved_step
 from lit_transfusion.progress import Pace, Progress, Row
 
-LOSSES = {"train/loss_text": "text", "train/loss_image": "image"}
+LOSSES = {  # of a run, and of an autoencoder
+    "train/loss_text": "text",
+    "train/loss_image": "image",
+    "train/loss_l1": "L1",
+    "train/loss_perceptual": "perceptual",
+    "train/loss_gan": "GAN",
+}
 RATES = {"throughput/images_per_second": "images/s", "throughput/tokens_per_second": "tokens/s"}
 SECONDS = 1.0  # between two refreshes, each of which synchronises the GPU
 
 
 class RunProgress(ProgressBar):
-    """Shows the optimiser steps, the two losses, images per second and the time left, on standard error.
+    """Shows the optimiser steps, the losses, images per second and the time left, on standard error.
 
     On a terminal, or in a notebook, it is a bar. Otherwise it prints lines: the first soon after the start, then one
     each minute, or one for each percent of a longer run. The lines also report validations and checkpoints.
@@ -75,7 +82,8 @@ class RunProgress(ProgressBar):
 
     def _on_start(self, trainer: lightning.Trainer, doing: str, batches: list[int | float]) -> Row:
         self._open(trainer)
-        return self.progress.add(doing, sum(batches), unit="batches")
+        total = sum(batches)  # infinite if all batches of a loader without a length are used
+        return self.progress.add(doing, total if math.isfinite(total) else None, unit="batches")
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
@@ -112,5 +120,6 @@ class RunProgress(ProgressBar):
 
 
 def is_loss(name: str) -> bool:
-    """Whether this is a validation loss: of text, of images, or their sum, but not of a range of timesteps."""
-    return name.startswith("val/") and name.rpartition("/")[2] in ("loss", "loss_text", "loss_image")
+    """Whether a line reports this: PSNR, use of codes, or a validation loss, but not that of a range of timesteps."""
+    known = "loss", "loss_text", "loss_image", "psnr", "code_usage"
+    return name.startswith("val/") and name.rpartition("/")[2] in known

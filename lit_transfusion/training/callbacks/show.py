@@ -39,6 +39,10 @@ class Show(lightning.Callback):
         """Return the pictures to show, by name. `source` is the validation split."""
         raise NotImplementedError
 
+    def draw(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Image.Image]:
+        """Return the pictures to show, by name. Override it if the module has no pipeline."""
+        return self.pictures(trainer.datamodule.source.pictures.split("val"), pl_module.pipeline)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.last_step = trainer.global_step  # nothing has been learned since then
 
@@ -54,7 +58,7 @@ class Show(lightning.Callback):
         """Draw in the precision of training, on every rank, because a sharded net runs on all of them."""
         self.last_step = trainer.global_step
         with trainer.precision_plugin.forward_context():
-            pictures = self.pictures(trainer.datamodule.source.pictures.split("val"), pl_module.pipeline)
+            pictures = self.draw(trainer, pl_module)
         self._save(trainer, pictures)
 
     @rank_zero_only
