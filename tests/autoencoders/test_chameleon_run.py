@@ -48,23 +48,37 @@ def test_every_command_works(codec, capsys):
     assert pipeline.patches_per_image == 64 and pipeline.net.transformer.config.qk_norm
     rows = Path("run/metrics/version_0/metrics.csv").read_text()
     assert all(name in rows for name in ("train/loss_image", "train/loss_z", "val/loss", "val/loss_image"))
+    again = ["--config", "run/config.yaml", "--ckpt_path", "last"]
     for command in ("validate", "test", "predict"):
-        cli.main([command, "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.limit_predict_batches", "1"])
-    cli.main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4"])
+        cli.main([command, *again, "--trainer.limit_predict_batches", "1"])
+    cli.main(["fit", *again, "--trainer.max_steps", "4"])
 
     cli.main(["export", "--ckpt", ckpt, "--output", "model"])
     cli.main(["generate", "--ckpt", ckpt, "--prompt", "a red circle", "--output", "a.png"])
     cli.main(["generate", "--ckpt", "model", "--prompt", "a red circle", "--output", "b.png"])
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     cli.main(["generate", "--ckpt", "model", "--image", "a.png", "--max_new_tokens", "3"])
-    words = ["--prompt", "a", "--guidance_scale", "1", "--image_temperature", "0", "--size", "24x16"]
-    cli.main(["generate", "--ckpt", "model", *words, "--output", "wide.png"])
-    assert Image.open("wide.png").size == (24, 16)
+    (wide,) = pipeline.generate("a", images="forced", size="24x16", guidance_scale=1, image_temperature=0)
+    assert wide.size == (24, 16)
     cli.main(["evaluate", "--ckpt", ckpt, "--num_examples", "4", "--output", "scores", *QUICK])
     result = json.loads(Path("scores/evaluation.json").read_text())
     assert "DiffusionLoss" in result["skipped"] and "perplexity" in result["metrics"]["3"]
-    Path("prompts.txt").write_text("a red circle\na blue cross\n")
-    cli.main(["draw_benchmark", "--ckpt", "model", "--prompts", "prompts.txt", "--output", "drawn", *QUICK])
+    prompts = [{"tag": "single_object", "include": [], "prompt": prompt} for prompt in ("a circle", "a cross")]
+    Path("prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    cli.main(
+        [
+            "draw_benchmark",
+            "--ckpt",
+            "model",
+            "--num_samples",
+            "1",
+            "--prompts",
+            "prompts.jsonl",
+            "--output",
+            "drawn",
+            *QUICK,
+        ]
+    )
     assert len(list(Path("drawn").rglob("*.png"))) >= 2
 
 
