@@ -56,10 +56,11 @@ def new_step(
 
     def losses() -> torch.Tensor:
         asked = batch._replace(target_positions=everywhere) if all_logits else batch
-        logits, targets, _, errors, *_ = run_with_noise(net, noise, codec, asked, generator)
+        compared, _ = run_with_noise(net, noise, codec, asked, generator)
         if all_logits:
-            return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX) + 5 * errors.mean()
-        return transfusion_loss(logits, targets, errors, LossWeights(5.0)).total
+            text = F.cross_entropy(compared.logits.float(), labels, ignore_index=IGNORE_INDEX)
+            return text + 5 * compared.image_errors.mean()
+        return transfusion_loss(compared, LossWeights(5.0)).total
 
     return step
 

@@ -149,10 +149,11 @@ def run(argv: Sequence[str]) -> None:
         sys.exit(0)
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(COMMANDS)}")
-    if argv[0] in COMMANDS and COMMANDS[argv[0]].implementation and not COMMANDS[argv[0]].has_trainer:
-        run_tool(argv[0], argv[1:])
-    else:
+    command = COMMANDS.get(argv[0])
+    if command is None or command.implementation is None or command.has_trainer:
         run_trainer(argv)
+    else:
+        run_tool(argv[0], argv[1:])
 
 
 def help_text() -> str:
@@ -180,7 +181,7 @@ def run_tool(name: str, argv: Sequence[str]) -> None:
 
 
 def tool_of(name: str) -> Callable[..., None]:
-    """Import the function of a command that needs no trainer."""
+    """Import the function of a command that is not Lightning's."""
     module, _, function = (COMMANDS[name].implementation or "").partition(":")
     return getattr(importlib.import_module(f"lit_transfusion.{module}"), function)
 
@@ -216,7 +217,8 @@ def run_trainer(argv: Sequence[str]) -> None:
     from lit_transfusion.config.lightning import run_lightning
 
     try:
-        if argv[0] in COMMANDS and COMMANDS[argv[0]].has_trainer:
+        command = COMMANDS.get(argv[0])
+        if command is not None and command.has_trainer:
             tool_of(argv[0])(argv[1:])
         else:
             run_lightning(argv, "Transfusion: one Transformer that writes text and draws images.")

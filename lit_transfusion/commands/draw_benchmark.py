@@ -62,7 +62,7 @@ def draw_benchmark(
     """
     # Imports are here and in the functions below, since they take seconds, and --help is quick.
     from lit_transfusion.generation.engine import draw
-    from lit_transfusion.generation.pipeline import open_pipeline
+    from lit_transfusion.generation.open_pipeline import open_pipeline
 
     settings = Sampling(**sampling)
     check_at_least("batch_size", batch_size)

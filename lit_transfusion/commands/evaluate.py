@@ -66,7 +66,7 @@ def evaluate(
             for many samples on a GPU; it is not faster on a CPU.
     """
     # Imports are here and in the functions below, since they take seconds, and --help is quick.
-    from lit_transfusion.generation.pipeline import open_pipeline
+    from lit_transfusion.generation.open_pipeline import open_pipeline
     from lit_transfusion.generation.prompts import caption_read
 
     began = time.monotonic()

@@ -66,8 +66,8 @@ def generate(
     from lit_transfusion.commands.output import Gallery, exhibit
     from lit_transfusion.generation import engine as sampler
     from lit_transfusion.generation.engine import Images
+    from lit_transfusion.generation.open_pipeline import open_pipeline
     from lit_transfusion.generation.pictures import Frames
-    from lit_transfusion.generation.pipeline import open_pipeline
     from lit_transfusion.generation.prompts import check_lengths, prompt_document
 
     settings = Sampling(**sampling)

@@ -31,7 +31,7 @@ def rank_choices(
     # Here, since these imports take seconds, and --help is quick.
     from lit_transfusion.evaluation.metric import Unavailable
     from lit_transfusion.evaluation.ranked_classification import LLAMA_SUITE, RankedClassification
-    from lit_transfusion.generation.pipeline import open_pipeline
+    from lit_transfusion.generation.open_pipeline import open_pipeline
 
     check_at_least("batch_size", batch_size)
     metric = RankedClassification(tuple(task or LLAMA_SUITE), include_path, limit, num_fewshot)

@@ -183,6 +183,7 @@ def collate(
         document_ids[i, end:] += len(row)
     targets = torch.from_numpy(np.flatnonzero(labels != IGNORE_INDEX))
     groups = image_groups(images, image_ids) if images else (empty_group(latent_shape),)
+    counts = len(targets), sum(len(g.learned) for g in groups), sum(g.num_learned_patches for g in groups)
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
@@ -193,14 +194,8 @@ def collate(
         image_groups=groups,
         target_positions=targets,
         lengths=torch.tensor(lengths),
-        step_counts=counts_of(targets, groups),
+        step_counts=torch.tensor(counts),
     )
-
-
-def counts_of(targets: torch.Tensor, groups: Sequence[ImageGroup]) -> torch.Tensor:
-    """The `PackedBatch.step_counts` of a single batch."""
-    learned = [(len(group.learned), group.at.shape[1]) for group in groups]
-    return torch.tensor([len(targets), sum(n for n, _ in learned), sum(n * patches for n, patches in learned)])
 
 
 def empty_group(latent_shape: tuple[int, int, int]) -> ImageGroup:

@@ -147,6 +147,10 @@ class ImageGroup(NamedTuple):
     max_timesteps: Tensor  # (N,) int64; upper bound of t for each image, inclusive
     learned: Tensor  # (M,) int64; indices of the images with a loss
 
+    @property
+    def num_learned_patches(self) -> int:
+        return len(self.learned) * self.at.shape[1]
+
 
 class PackedBatch(NamedTuple):
     """Documents packed into rows of equal length. Their images may have several shapes."""
@@ -177,7 +181,7 @@ class PackedBatch(NamedTuple):
 
     @property
     def num_learned_patches(self) -> int:
-        return sum(len(group.learned) * group.at.shape[1] for group in self.image_groups)
+        return sum(group.num_learned_patches for group in self.image_groups)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """A copy on a device. A copy to a GPU does not wait, as when Lightning moves tensors."""

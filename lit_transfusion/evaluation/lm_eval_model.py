@@ -6,7 +6,8 @@ from typing import Any
 from lit_transfusion.data import grammar
 from lit_transfusion.evaluation.likelihood import text_likelihoods
 from lit_transfusion.generation.engine import Images, generate
-from lit_transfusion.generation.pipeline import Pipeline, open_pipeline
+from lit_transfusion.generation.open_pipeline import open_pipeline
+from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.progress import OnProgress, silent
 

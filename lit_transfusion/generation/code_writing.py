@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_transfusion.generation.decoder import Decoder
-from lit_transfusion.generation.denoising import OnStep
+from lit_transfusion.generation.denoising import OnStep, report_step
 from lit_transfusion.generation.next_token import pick
 from lit_transfusion.generation.settings import Sampling
 
@@ -27,7 +27,7 @@ def write_codes(
     first, count = decoder.pipeline.first_code, len(generators)
     choice = replace(sampling, temperature=sampling.image_temperature, top_k=sampling.image_top_k, top_p=1.0)
     latents = torch.zeros(count, *shape, dtype=torch.int64)
-    codes, done = latents.flatten(1), 0  # (N, H · W), a view
+    codes = latents.flatten(1)  # (N, H · W), a view
     for number in range(codes.shape[1]):
         logits = decoder.logits[:, first:]
         if sampling.guided:
@@ -37,7 +37,5 @@ def write_codes(
         codes[:, number] = torch.tensor(picked)
         tokens = [first + code for code in picked]
         decoder.read_tokens([*tokens, *tokens] if sampling.guided else tokens)
-        before, done = done, (number + 1) * sampling.num_inference_steps // codes.shape[1]
-        if on_step is not None and done > before:
-            on_step(done - 1, latents)
+        report_step(on_step, number + 1, codes.shape[1], sampling.num_inference_steps, latents)
     return latents.to(decoder.device)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.image_tokens import with_image_tokens
+from lit_transfusion.data.image_tokens import images_as_text
 from lit_transfusion.data.packing import FlatDocument, image_groups
 from lit_transfusion.data.types import TEXT, ImageGroup, ImageSegment
 from lit_transfusion.generation.cuda_graph import Graphed
@@ -52,8 +52,8 @@ class Decoder:
         codec, groups = self.pipeline.codec, image_groups(images, np.array(id_rows))
         tokens, image_ids = torch.tensor(token_rows, device=self.device), torch.tensor(id_rows, device=self.device)
         if self.pipeline.images_are_tokens:
-            tokens = with_image_tokens(tokens, groups, codec, self.pipeline.first_code)
-            image_ids, groups = torch.full_like(image_ids, TEXT), ()
+            tokens, image_ids = images_as_text(tokens, image_ids, groups, codec, self.pipeline.first_code)
+            groups = ()
         last = torch.tensor([row * length + n - 1 for row, n in enumerate(added)], device=self.device)
         self.logits = self._forward(
             tokens,

@@ -30,7 +30,7 @@ def denoise(
     scheduler = noise.sampler(sampling.sampler, sampling.num_inference_steps)
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(decoder.device)
     latents = latents * scheduler.init_noise_sigma
-    timesteps, done = scheduler.timesteps.tolist(), 0
+    timesteps = scheduler.timesteps.tolist()
     for calls, timestep in enumerate(timesteps, 1):
         if sampling.guides_at(timestep / noise.num_train_timesteps):
             prompted, null = decoder.predict_images(latents.repeat(2, 1, 1, 1), timestep).chunk(2)
@@ -38,7 +38,15 @@ def denoise(
         else:
             prediction = decoder.predict_images(latents, timestep)
         latents = scheduler.step(prediction, timestep, latents, generator=list(generators)).prev_sample
-        before, done = done, calls * sampling.num_inference_steps // len(timesteps)  # a step may be several calls
-        if on_step is not None and done > before:
-            on_step(before, latents)
+        report_step(on_step, calls, len(timesteps), sampling.num_inference_steps, latents)
     return latents
+
+
+def report_step(on_step: OnStep | None, calls: int, of: int, num_steps: int, latents: Tensor) -> None:
+    """Call `on_step` if one more of `num_steps` steps is done after this many calls of the net, `of` in all.
+
+    A step may be several calls, and a call several steps.
+    """
+    before, done = ((number * num_steps) // of for number in (calls - 1, calls))
+    if on_step is not None and done > before:
+        on_step(done - 1, latents)

@@ -29,7 +29,6 @@ from lit_transfusion.generation.exported_folder import CONFIG, TOKENIZER, WEIGHT
 from lit_transfusion.generation.model_card import TEMPLATE
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.settings import Sampling
-from lit_transfusion.hardware import has_bf16
 from lit_transfusion.latents import Codec
 from lit_transfusion.model import Patcher, TransformerConfig, Transfusion, Visibility
 from lit_transfusion.model.block_runner import as_it_is
@@ -333,28 +332,6 @@ class Pipeline(
             options="".join(f" --import_module {module}" for module in modules),
             **kwargs,
         )
-
-
-def open_pipeline(
-    ckpt: str, device: str | None, ema: bool = True, compile: bool = False, dtype: str = "float32"
-) -> Pipeline:
-    """Load the pipeline for the options of a command.
-
-    Raises:
-        InputError: The device does not exist, bf16 is asked for and the device has no bf16 arithmetic, or the
-            checkpoint is invalid.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    if dtype == "bfloat16" and not has_bf16(torch.device(device)):
-        raise InputError(f"--dtype bfloat16: {device} has no bf16 arithmetic, so it would be slow; use --dtype float32")
-    pipeline = Pipeline.from_pretrained(ckpt, device=device, dtype=getattr(torch, dtype), ema=ema)
-    if compile:
-        pipeline.compile()
-    return pipeline
 
 
 def second_line(error: RuntimeError) -> str:

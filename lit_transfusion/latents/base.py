@@ -47,10 +47,6 @@ class Codec(nn.Module):
                 return self.sample(moments.to(torch.promote_types(moments.dtype, torch.float32)), generator)
         return images
 
-    def pictures(self, images: Tensor | Raw | Moments) -> Tensor:
-        """Return images of any kind as pictures (N, 3, height, width) in [-1, 1]. Only `Raw` ones are exact."""
-        return images.tensor if isinstance(images, Raw) else self.decode(self.latents(images))
-
     def shape_of_latents(self, images: Tensor | Raw | Moments) -> tuple[int, int, int]:
         """Return the shape (C, H, W) of the latents of one of these images."""
         if isinstance(images, Tensor):

@@ -42,8 +42,8 @@ def score_edits(
     from torch import Tensor
 
     from lit_transfusion.generation.engine import edit
+    from lit_transfusion.generation.open_pipeline import open_pipeline
     from lit_transfusion.generation.pictures import edit_grid, picture_path, save
-    from lit_transfusion.generation.pipeline import open_pipeline
     from lit_transfusion.generation.settings import Sampling
     from lit_transfusion.shapes.edits import ShapeEdits
     from lit_transfusion.shapes.scorer import noise_pictures, score_edited

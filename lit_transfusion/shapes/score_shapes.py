@@ -43,8 +43,8 @@ def score_shapes(
     from torch import Tensor
 
     from lit_transfusion.generation.engine import draw, generate, write
+    from lit_transfusion.generation.open_pipeline import open_pipeline
     from lit_transfusion.generation.pictures import captioned_grid, picture_path, save
-    from lit_transfusion.generation.pipeline import open_pipeline
     from lit_transfusion.generation.prompts import prompt_document
     from lit_transfusion.generation.settings import Sampling
     from lit_transfusion.shapes.scenes import parse_caption

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from lit_transfusion.data.permutation import hash_of
 from lit_transfusion.data.types import PackedBatch
-from lit_transfusion.training.losses import LossTerms, means_by_timestep, sums_by_timestep
+from lit_transfusion.training.losses import means_by_timestep, sums_by_timestep
 
 if TYPE_CHECKING:
     from lit_transfusion.training.lit_module import LitTransfusion
@@ -17,8 +19,10 @@ def stage_of(stage: str, loaders: Any, number: int) -> str:
     return f"{stage}/{name}" if name else stage
 
 
-def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, terms: LossTerms, timesteps: Tensor) -> None:
-    """Log the losses of a batch."""
+def log_losses(module: "LitTransfusion", stage: str, batch: PackedBatch, batch_idx: int) -> None:
+    """Log the losses of a batch. Noise and timesteps are the same in each validation and on each rank."""
+    generator = torch.Generator(module.device).manual_seed(hash_of(module.seed, batch_idx))
+    terms, timesteps = module.losses(module.ema or module.net, batch, generator)
 
     def log(name: str, value: float | Tensor, number: int, prog_bar: bool = False) -> None:
         if number:  # the names contain the loaders of a mix

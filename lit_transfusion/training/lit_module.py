@@ -112,9 +112,7 @@ class LitTransfusion(lightning.LightningModule):
         check_parts(codec, patcher, noise, size, image_loss_weight, auxiliary)
         self.tokenizer = tokenizer
         self._codec = [codec]  # in a list, so that checkpoints do not contain its frozen weights
-        self.image_size = image_size
-        self.sequence_length = sequence_length
-        self.keep_ratio = keep_ratio
+        self.sizes = image_size, sequence_length, keep_ratio  # of the pipeline
         self.sampling = sampling
         self.noise = noise
         self.optimizer = optimizer
@@ -150,8 +148,7 @@ class LitTransfusion(lightning.LightningModule):
     def pipeline(self) -> Pipeline:
         """The pipeline for generation, with the averaged weights if there are any."""
         net = self.ema or self.net
-        sizes = self.image_size, self.sequence_length, self.keep_ratio
-        return Pipeline(net, self.noise, self.codec, self.tokenizer, *sizes)
+        return Pipeline(net, self.noise, self.codec, self.tokenizer, *self.sizes)
 
     def losses(
         self, net: Transfusion, batch: PackedBatch, generator: torch.Generator, counts: Tensor | None = None
@@ -164,9 +161,9 @@ class LitTransfusion(lightning.LightningModule):
             generator: Generator of noise and timesteps.
             counts: (2,) numbers that divide the sums; see `transfusion_loss`.
         """
-        compared = compare(net, self.noise, self.codec, batch, generator, self.tokenizer.vocab_size, self.auxiliary)
-        logits, targets, _, errors, timesteps, *rest = compared
-        return transfusion_loss(logits, targets, errors, self.loss_weights, counts, *rest), timesteps
+        parts = net, self.noise, self.codec, batch, generator, self.tokenizer.vocab_size, self.auxiliary
+        compared, timesteps = compare(*parts)
+        return transfusion_loss(compared, self.loss_weights, counts), timesteps
 
     def on_train_start(self) -> None:
         check_steps(self.trainer)
@@ -195,10 +192,10 @@ class LitTransfusion(lightning.LightningModule):
         return torch.Generator(self.device).manual_seed(seed)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(stage_of("val", self.trainer.val_dataloaders, dataloader_idx), batch, batch_idx)
+        log_losses(self, stage_of("val", self.trainer.val_dataloaders, dataloader_idx), batch, batch_idx)
 
     def test_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(stage_of("test", self.trainer.test_dataloaders, dataloader_idx), batch, batch_idx)
+        log_losses(self, stage_of("test", self.trainer.test_dataloaders, dataloader_idx), batch, batch_idx)
 
     def predict_step(self, batch: ExampleBatch, batch_idx: int) -> Prediction:
         pipeline = self.pipeline
@@ -206,12 +203,6 @@ class LitTransfusion(lightning.LightningModule):
         sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1000 * batch_idx)
         drawn = draw(pipeline, batch.captions, sampling, cut=True)
         return Prediction(drawn, write(pipeline, batch.images, sampling))
-
-    def _evaluate(self, stage: str, batch: PackedBatch, batch_idx: int) -> None:
-        """Log the losses of a batch. Noise and timesteps are the same in each validation and on each rank."""
-        generator = torch.Generator(self.device).manual_seed(hash_of(self.seed, batch_idx))
-        terms, timesteps = self.losses(self.ema or self.net, batch, generator)
-        log_losses(self, stage, batch, terms, timesteps)
 
     def on_validation_epoch_end(self) -> None:
         log_totals(self, "val")

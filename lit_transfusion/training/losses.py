@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_transfusion.model.cross_entropy import CrossEntropy
 from lit_transfusion.timestep_buckets import TIMESTEP_BUCKETS, bucket_names, bucket_of
+from lit_transfusion.training.objective import Compared
 
 Number = Any  # a number, or a scalar tensor
 
@@ -37,15 +38,7 @@ class LossTerms(NamedTuple):
     per_image: Tensor  # (M,) L_DDPM of each learned image, weighted; (0,) for images as tokens
 
 
-def transfusion_loss(
-    logits: Tensor,
-    targets: Tensor,
-    image_errors: Tensor | None,
-    weights: LossWeights,
-    counts: Tensor | None = None,
-    num_codes: int = 0,
-    auxiliary: Tensor | None = None,
-) -> LossTerms:
+def transfusion_loss(compared: Compared, weights: LossWeights, counts: Tensor | None = None) -> LossTerms:
     """Compute the mean cross-entropy over text targets, plus λ times the mean error over images.
 
     For images as tokens, the error is the cross-entropy of a code, and the mean is that over all codes.
@@ -54,16 +47,13 @@ def transfusion_loss(
     on all ranks.
 
     Args:
-        logits: (T + K, V) at the positions with a target.
-        targets: (T + K,) token ids: those of the text, then those of the codes.
-        image_errors: (M,) weighted mean squared errors of the learned images; None for images as tokens.
+        compared: Logits with their targets, and the errors of the images.
         weights: Weights of the losses in their sum.
         counts: (2,) number of text targets and number of images (or codes) by which sums are divided. An optimiser step
             uses the totals of all its micro-batches on all ranks; the sum of their losses is then that of one large
             batch, however it is split. None divides by the numbers of this batch.
-        num_codes: K, the number of codes among the targets.
-        auxiliary: (M,) auxiliary loss of each learned image.
     """
+    logits, targets, image_errors, num_codes, auxiliary = compared
     num_text = len(targets) - num_codes
     if counts is None:
         counts = torch.tensor([num_text, num_codes if image_errors is None else len(image_errors)])

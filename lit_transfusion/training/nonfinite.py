@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_transfusion.data.image_tokens import positions_before
 from lit_transfusion.data.loader import PackedLoader
 from lit_transfusion.errors import InputError
 from lit_transfusion.run_folder import NONFINITE
@@ -59,7 +60,7 @@ def report(module: Any, values: dict[str, float]) -> str:
         ranks: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(ranks, documents)
         documents = [document for of_rank in ranks for document in of_rank]
-    names = ("loss_text", "loss_image", "grad_norm")
+    names = ("loss_text", "loss_image", "loss_z", "loss_auxiliary", "grad_norm")
     wrong = ", ".join(f"{name} is {values[name]}" for name in names if not math.isfinite(values.get(name, 0.0)))
     where = "The losses of its documents are all finite when they are computed again."
     if documents:
@@ -78,11 +79,13 @@ def nonfinite_documents(module: Any, pieces: list[list[list[tuple[int, int, int]
     for number, batch in enumerate(module.step.batches):
         generator = module.generator(number)
         parts = module.net, module.noise, module.codec
-        logits, targets, at, image_errors, *_ = compare(*parts, batch, generator, module.tokenizer.vocab_size)
-        at = at[~F.cross_entropy(logits.float(), targets, reduction="none").isfinite()]
-        if image_errors is not None:
+        compared, _ = compare(*parts, batch, generator, module.tokenizer.vocab_size)
+        tokens = F.cross_entropy(compared.logits.float(), compared.targets, reduction="none")  # (T + K,)
+        of_codes = positions_before(batch.image_groups)[: compared.num_codes]  # (K,)
+        at = torch.cat([batch.target_positions, of_codes])[~tokens.isfinite()]
+        if compared.image_errors is not None:
             first_patches = torch.cat([group.at[group.learned, :1].flatten() for group in batch.image_groups])
-            at = torch.cat([at, first_patches[~image_errors.isfinite()]])
+            at = torch.cat([at, first_patches[~compared.image_errors.isfinite()]])
         length = batch.tokens.shape[1]
         rows, documents = at // length, batch.document_ids.flatten()[at]
         for row, document in sorted(set(zip(rows.tolist(), documents.tolist(), strict=True))):

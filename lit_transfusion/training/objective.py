@@ -6,23 +6,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_transfusion.data.image_tokens import positions_before, with_image_tokens
-from lit_transfusion.data.types import TEXT, PackedBatch
+from lit_transfusion.data.image_tokens import images_as_text, positions_before
+from lit_transfusion.data.types import PackedBatch
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
-from lit_transfusion.latents import Codec
+from lit_transfusion.latents import Codec, Raw
 from lit_transfusion.model import NoisyImages, Patcher, TransformerConfig, Transfusion
 from lit_transfusion.training.auxiliary import AuxiliaryLoss, PatchStates
 
 
 class Compared(NamedTuple):
-    """The logits with their targets, and the errors of the learned images, group by group."""
+    """What the losses of a batch are computed from. Images are in the order of their groups."""
 
     logits: Tensor  # (T + K, V) at the positions with a target, first those of the text, then those of codes
     targets: Tensor  # (T + K,) token ids
-    at: Tensor  # (T + K,) the flattened positions of these logits
     image_errors: Tensor | None  # (M,) weighted mean squared error of each learned image; None for images as tokens
-    timesteps: Tensor  # (M,) of these images; (0,) for images as tokens
     num_codes: int = 0  # K
     auxiliary: Tensor | None = None  # (M,) the auxiliary loss of each learned image
 
@@ -35,10 +33,13 @@ def compare(
     generator: torch.Generator,
     first_code: int,
     auxiliary: AuxiliaryLoss | None = None,
-) -> Compared:
-    """Run the net on a batch: with noise in the images, or with images as tokens. See the two functions."""
+) -> tuple[Compared, Tensor]:
+    """Run the net on a batch: with noise in the images, or with images as tokens. See the two functions.
+
+    Returns also the timesteps (M,) of the learned images, (0,) for images as tokens.
+    """
     if noise.images_are_tokens:
-        return run_with_codes(net, codec, batch, generator, first_code)
+        return run_with_codes(net, codec, batch, generator, first_code), torch.zeros(0, device=batch.tokens.device)
     return run_with_noise(net, noise, codec, batch, generator, auxiliary)
 
 
@@ -49,8 +50,8 @@ def run_with_noise(
     batch: PackedBatch,
     generator: torch.Generator,
     auxiliary: AuxiliaryLoss | None = None,
-) -> Compared:
-    """Add noise to each image at its own timestep, and run the net.
+) -> tuple[Compared, Tensor]:
+    """Add noise to each image at its own timestep, and run the net. Returns also the timesteps (M,).
 
     The error of one image is the mean over its channels and pixels, so that it does not depend on their number.
 
@@ -62,11 +63,12 @@ def run_with_noise(
         generator: Generator of latents, timesteps and noise.
         auxiliary: An auxiliary loss of the hidden states.
     """
-    images, targets = [], []
+    clean, images, targets = [], [], []
     for group in batch.image_groups:
         latents = codec.latents(group.images, generator)  # (N, C, H, W)
         timesteps = noise.draw_timesteps(group.max_timesteps, generator)  # (N,)
         added = torch.randn(latents.shape, generator=generator, device=latents.device)
+        clean.append(latents)
         images.append(NoisyImages(noise.add_noise(latents, added, timesteps), timesteps, group.at))
         targets.append(noise.target(latents, added, timesteps))
     output = net(
@@ -83,24 +85,28 @@ def run_with_noise(
     timesteps = torch.cat([group.timesteps.index_select(0, i) for group, i in zip(images, learned, strict=True)])
     pairs = zip(output.image_predictions, targets, learned, strict=True)
     errors = [squared_error(predicted.index_select(0, i), target.index_select(0, i)) for predicted, target, i in pairs]
-    return Compared(
+    compared = Compared(
         output.logits,
         batch.labels.flatten().index_select(0, batch.target_positions),
-        batch.target_positions,
         torch.cat(errors) * noise.weight(timesteps),
-        timesteps,
-        auxiliary=auxiliary and auxiliary(patch_states(net, codec, batch, images, output.patch_states)),
+        auxiliary=auxiliary and auxiliary(patch_states(net, codec, batch, clean, output.patch_states)),
     )
+    return compared, timesteps
 
 
 def patch_states(
-    net: Transfusion, codec: Codec, batch: PackedBatch, noisy: Sequence[NoisyImages], states: Sequence[Tensor]
+    net: Transfusion, codec: Codec, batch: PackedBatch, clean: Sequence[Tensor], states: Sequence[Tensor]
 ) -> list[PatchStates]:
-    """The hidden states of the patches of the learned images, with their clean pictures."""
+    """The hidden states (N, P, D) of the patches, with their pictures, of the learned images only.
+
+    Without pixels in the batch, a picture is decoded from its latents (N, C, H, W).
+    """
     found = []
-    for group, images, of_patches in zip(batch.image_groups, noisy, states, strict=True):
-        pictures = codec.pictures(group.images).index_select(0, group.learned)  # (M, 3, height, width)
-        found.append(PatchStates(of_patches.index_select(0, group.learned), net.patcher.grid(images.values), pictures))
+    for group, latents, of_patches in zip(batch.image_groups, clean, states, strict=True):
+        pixels, learned = isinstance(group.images, Raw), group.learned
+        pictures = (group.images.tensor if pixels else latents).index_select(0, learned)  # (M, …)
+        pictures = pictures if pixels else codec.decode(pictures)  # (M, 3, height, width)
+        found.append(PatchStates(of_patches.index_select(0, learned), net.patcher.grid(latents), pictures))
     return found
 
 
@@ -116,14 +122,14 @@ def run_with_codes(
         generator: Generator of a codec that draws random numbers.
         first_code: Id of the token of code 0.
     """
-    tokens = with_image_tokens(batch.tokens, batch.image_groups, codec, first_code, generator)  # (B, L)
+    as_text = batch.image_groups, codec, first_code, generator
+    tokens, image_ids = images_as_text(batch.tokens, batch.image_ids, *as_text)  # (B, L) each
     before = positions_before(batch.image_groups)  # (K,)
     at = torch.cat([batch.target_positions, before])  # (T + K,)
-    no_images = torch.full_like(batch.image_ids, TEXT)
-    output = net(tokens, batch.positions, batch.document_ids, no_images, [], logit_positions=at)
+    output = net(tokens, batch.positions, batch.document_ids, image_ids, [], logit_positions=at)
     labels = batch.labels.flatten().index_select(0, batch.target_positions)  # (T,)
-    targets = torch.cat([labels, tokens.flatten().index_select(0, before + 1)])
-    return Compared(output.logits, targets, at, None, output.logits.new_zeros(0), len(before))
+    targets = torch.cat([labels, tokens.flatten().index_select(0, before + 1)])  # (T + K,)
+    return Compared(output.logits, targets, None, len(before))
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -41,11 +41,10 @@ def train(pipeline, documents, steps):
     net, tokenizer = pipeline.net, pipeline.tokenizer
     flat = [[flatten(document, tokenizer, pipeline.patches)] for document in documents]
     batch = collate(flat, max(len(row[0].tokens) for row in flat), tokenizer.pad, pipeline.latent_shape)
-    labels = batch.labels.flatten()[batch.target_positions]
     optimizer, generator = torch.optim.AdamW(net.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
     for _ in range(steps):
-        logits, _, _, errors, *_ = run_with_noise(net, pipeline.noise, pipeline.codec, batch, generator)
-        loss = transfusion_loss(logits, labels, errors, LossWeights(5.0)).total
+        compared, _ = run_with_noise(net, pipeline.noise, pipeline.codec, batch, generator)
+        loss = transfusion_loss(compared, LossWeights(5.0)).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

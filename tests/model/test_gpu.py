@@ -11,7 +11,7 @@ from lit_transfusion.model import SIZES, Bidirectional, Causal, LinearPatcher, T
 from lit_transfusion.model.attention import attention, fastest
 from lit_transfusion.model.block_runner import block_runner
 from lit_transfusion.training.losses import LossWeights, transfusion_loss
-from lit_transfusion.training.objective import squared_error
+from lit_transfusion.training.objective import Compared, squared_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -115,7 +115,7 @@ def step_of(net, precision, device):
         with torch.autocast(device, precision, enabled=precision is not None):
             output = run(net, *inputs)
             errors = squared_error(output.image_prediction, noise)
-            loss = transfusion_loss(output.logits, targets, errors, LossWeights(5.0)).total
+            loss = transfusion_loss(Compared(output.logits, targets, errors), LossWeights(5.0)).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()

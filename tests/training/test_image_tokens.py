@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from sign_codec import Signs
 
 from lit_transfusion.data.grammar import caption_first, image_first
+from lit_transfusion.data.image_tokens import positions_before
 from lit_transfusion.data.packing import collate, flatten
 from lit_transfusion.data.types import Document, ImageSegment, Raw, TextSegment
 from lit_transfusion.diffusion import DDPM, NextToken
@@ -123,7 +124,7 @@ def test_codes_are_seen_causally_whatever_the_mask(make_module, tokenizer, rows)
     )
     first = int(group.at.min())
     assert (run.targets != other.targets).any()
-    before = run.at < first
+    before = torch.cat([batch.target_positions, positions_before(batch.image_groups)]) < first
     torch.testing.assert_close(run.logits[before], other.logits[before])
     assert not torch.allclose(run.logits[~before], other.logits[~before])
 

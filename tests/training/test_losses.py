@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lit_transfusion.model import LinearPatcher, cross_entropy
 from lit_transfusion.model.cross_entropy import CrossEntropy
 from lit_transfusion.training.losses import LossWeights, means_by_timestep, sums_by_timestep, transfusion_loss
-from lit_transfusion.training.objective import squared_error
+from lit_transfusion.training.objective import Compared, squared_error
 
 
 def images(*values: float, shape=(3, 4, 4)) -> torch.Tensor:
@@ -20,7 +20,7 @@ def test_small_example():
     logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])  # probabilities 1/2 1/2 and 1/4 3/4
     targets = torch.tensor([1, 0])
     prediction, target = images(1.0, 2.0), images(0.0, 5.0)  # errors 1 and 9
-    loss = transfusion_loss(logits, targets, squared_error(prediction, target), LossWeights(5.0))
+    loss = transfusion_loss(Compared(logits, targets, squared_error(prediction, target)), LossWeights(5.0))
     assert loss.text == pytest.approx((math.log(2) + math.log(4)) / 2)
     assert loss.per_image.tolist() == [1, 9]
     assert loss.image == 5
@@ -30,14 +30,16 @@ def test_small_example():
 def test_error_is_the_mean_over_the_elements_of_an_image():
     target = torch.zeros(1, 2, 2, 2)
     prediction = torch.arange(8.0).view(1, 2, 2, 2)
-    loss = transfusion_loss(torch.zeros(1, 4), torch.tensor([0]), squared_error(prediction, target), LossWeights(1.0))
+    loss = transfusion_loss(
+        Compared(torch.zeros(1, 4), torch.tensor([0]), squared_error(prediction, target)), LossWeights(1.0)
+    )
     assert loss.image == sum(i * i for i in range(8)) / 8
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (16, 4, 4), (3, 8, 8), (3, 2, 2)])
 def test_does_not_depend_on_channels_or_sides(shape):
     errors = squared_error(images(1.0, shape=shape), images(3.0, shape=shape))
-    loss = transfusion_loss(torch.zeros(1, 4), torch.tensor([0]), errors, LossWeights(5))
+    loss = transfusion_loss(Compared(torch.zeros(1, 4), torch.tensor([0]), errors), LossWeights(5))
     assert loss.image == 4 and loss.total == pytest.approx(math.log(4) + 20)
 
 
@@ -53,9 +55,8 @@ def test_does_not_depend_on_the_patch_size(patch_size):
             layer.bias.zero_()
     patches, skips = patcher.patchify(pixels, torch.zeros(2, patcher.dim))
     prediction = patcher.unpatchify(patches, torch.zeros(2, patcher.dim), skips, (8 // patch_size, 8 // patch_size))
-    loss = transfusion_loss(
-        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), squared_error(prediction, target), LossWeights(5)
-    )
+    compared = Compared(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), squared_error(prediction, target))
+    loss = transfusion_loss(compared, LossWeights(5))
     torch.testing.assert_close(loss.image, (pixels - target).square().mean())
 
 
@@ -63,18 +64,18 @@ def test_repeated_data_do_not_change_the_losses():
     torch.manual_seed(0)
     logits, targets = torch.randn(5, 7), torch.randint(7, (5,))
     prediction, target = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
-    once = transfusion_loss(logits, targets, squared_error(prediction, target), LossWeights(5))
+    once = transfusion_loss(Compared(logits, targets, squared_error(prediction, target)), LossWeights(5))
     logits, targets, prediction, target = (
         t.repeat(2, *[1] * (t.ndim - 1)) for t in (logits, targets, prediction, target)
     )
-    twice = transfusion_loss(logits, targets, squared_error(prediction, target), LossWeights(5))
+    twice = transfusion_loss(Compared(logits, targets, squared_error(prediction, target)), LossWeights(5))
     torch.testing.assert_close(twice[:3], once[:3])
 
 
 def test_weight_applies_to_the_image_loss_only():
     one, five = (
         transfusion_loss(
-            torch.zeros(1, 4), torch.tensor([0]), squared_error(images(1.0), images(3.0)), LossWeights(weight)
+            Compared(torch.zeros(1, 4), torch.tensor([0]), squared_error(images(1.0), images(3.0))), LossWeights(weight)
         )
         for weight in (1, 5)
     )
@@ -89,7 +90,7 @@ def test_missing_modality_has_zero_loss_and_gradients(empty):
     logits = torch.randn(num_text, 4, requires_grad=True)
     prediction = torch.randn(num_images, 3, 4, 4, requires_grad=True)
     errors = squared_error(prediction, torch.zeros_like(prediction))
-    loss = transfusion_loss(logits, torch.zeros(num_text, dtype=torch.int64), errors, LossWeights(5))
+    loss = transfusion_loss(Compared(logits, torch.zeros(num_text, dtype=torch.int64), errors), LossWeights(5))
     assert loss.total.isfinite() and loss.per_image.shape == (num_images,)
     assert (loss.text == 0) == (num_text == 0) and (loss.image == 0) == (num_images == 0)
     loss.total.backward()
@@ -99,7 +100,7 @@ def test_missing_modality_has_zero_loss_and_gradients(empty):
 def test_losses_are_computed_in_float32():
     logits, prediction = torch.randn(2, 4).bfloat16(), torch.randn(1, 3, 4, 4).bfloat16()
     errors = squared_error(prediction, torch.zeros(1, 3, 4, 4).bfloat16())
-    loss = transfusion_loss(logits, torch.tensor([0, 1]), errors, LossWeights(5))
+    loss = transfusion_loss(Compared(logits, torch.tensor([0, 1]), errors), LossWeights(5))
     assert {t.dtype for t in loss} == {torch.float32}
     torch.testing.assert_close(loss.image, prediction.float().square().mean())
 
@@ -131,7 +132,7 @@ def test_z_loss_equals_the_square_of_logsumexp(monkeypatch, count):
     logits = torch.randn(count, 11, generator=generator).requires_grad_()
     targets = torch.randint(11, (count,), generator=generator)
     errors = torch.zeros(0)
-    ours = transfusion_loss(logits * 1, targets, errors, LossWeights(5.0, 0.3))
+    ours = transfusion_loss(Compared(logits * 1, targets, errors), LossWeights(5.0, 0.3))
     log_sum = logits.logsumexp(1)
     mean_z = log_sum.square().sum() / max(count, 1)
     theirs = F.cross_entropy(logits, targets, reduction="sum") / max(count, 1) + 0.3 * mean_z
@@ -166,10 +167,12 @@ def test_losses_of_micro_batches_add_up_to_that_of_one_batch():
     torch.manual_seed(0)
     logits, targets = torch.randn(3, 7), torch.randint(7, (3,))
     prediction, target = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 4, 4)
-    whole = transfusion_loss(logits, targets, squared_error(prediction, target), LossWeights(5))
+    whole = transfusion_loss(Compared(logits, targets, squared_error(prediction, target)), LossWeights(5))
     counts = torch.tensor([3, 2])
     parts = [
-        transfusion_loss(logits[t], targets[t], squared_error(prediction[i], target[i]), LossWeights(5), counts)
+        transfusion_loss(
+            Compared(logits[t], targets[t], squared_error(prediction[i], target[i])), LossWeights(5), counts
+        )
         for t, i in ((slice(0, 2), slice(0, 0)), (slice(2, 3), slice(0, 1)), (slice(0, 0), slice(1, 2)))
     ]
     for name in ("total", "text", "image"):

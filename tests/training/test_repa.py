@@ -4,12 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_transfusion.data.types import Raw
+from lit_transfusion.data.types import Moments, Raw
 from lit_transfusion.errors import InputError
 from lit_transfusion.feature_maps import EfficientNetLite0Map, FeatureMap
+from lit_transfusion.latents import Pixels
 from lit_transfusion.training.auxiliary import PatchStates
 from lit_transfusion.training.objective import compare
 from lit_transfusion.training.repa import REPA
+
+
+def pixels_of(images):
+    return images.tensor if isinstance(images, Raw) else images
 
 
 class Colours(FeatureMap):
@@ -84,14 +89,29 @@ def test_it_reads_the_chosen_block_at_the_patches(make_module, make_batch, repa)
     seen = []
     module.net.transformer.blocks[0].register_forward_hook(lambda block, args, output: seen.append(output))
     parts = module.net, module.noise, module.codec
-    found = compare(*parts, batch, torch.Generator().manual_seed(0), 0, repa)
-    plain = compare(*parts, batch, torch.Generator().manual_seed(0), 0)
+    found, _ = compare(*parts, batch, torch.Generator().manual_seed(0), 0, repa)
+    plain, _ = compare(*parts, batch, torch.Generator().manual_seed(0), 0)
     torch.testing.assert_close(found.image_errors, plain.image_errors)
     (group,) = batch.image_groups
     states = seen[0].flatten(0, 1)[group.at[group.learned]]
-    pictures = group.images.tensor if isinstance(group.images, Raw) else group.images
+    pictures = pixels_of(group.images)
     torch.testing.assert_close(found.auxiliary, repa([PatchStates(states, (2, 2), pictures[group.learned])]))
     assert plain.auxiliary is None
+
+
+def test_pictures_are_those_of_the_latents_that_were_drawn(make_module, make_batch, repa):
+    """A VAE draws latents, so a second draw would be another picture, and not the same after resuming."""
+
+    class Drawn(Pixels):
+        def sample(self, moments, generator=None):
+            return moments + torch.randn(moments.shape, generator=generator)
+
+    module, batch = make_module(auxiliary=repa), make_batch("mixed")
+    group = batch.image_groups[0]
+    batch = batch._replace(image_groups=(group._replace(images=Moments(pixels_of(group.images))),))
+    parts = module.net, module.noise, Drawn(), batch
+    losses = [compare(*parts, torch.Generator().manual_seed(0), 0, repa)[0].auxiliary for _ in range(2)]
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("kind", ["mixed", "text"])

@@ -22,7 +22,9 @@ def playground(
         device: cpu, cuda, cuda:1, …; null uses a GPU if there is one.
         ema: Use the averaged weights, if the checkpoint has them.
     """
-    from lit_transfusion.generation.pipeline import open_pipeline  # here, since it takes seconds, and --help is quick
+    from lit_transfusion.generation.open_pipeline import (
+        open_pipeline,  # here, since it takes seconds, and --help is quick
+    )
 
     with TemporaryDirectory(prefix="playground_", ignore_cleanup_errors=True) as folder:
         # gradio reads these when it is imported. The private folder hides shown and uploaded pictures from other users.
