@@ -185,7 +185,7 @@ def test_config_creates_a_model_and_its_data(path, user_files, monkeypatch):
     assert model.net.patcher.patch_size == data.patch_size
     assert model.net.patcher.dim == model.net.transformer.config.dim
     assert model.codec is data.codec
-    assert model.image_size == data.image_size == data.source.image_size
+    assert model.pipeline.image_size == data.image_size == data.source.image_size
     assert data.source.split("val")[0] is not None
     # Values that depend on the number of steps follow the command line.
     assert Built.config.model.scheduler.init_args.total_steps == 77

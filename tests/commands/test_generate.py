@@ -12,7 +12,7 @@ from slow_decoder import SlowDecoder
 from lit_transfusion import cli
 from lit_transfusion.data.images import read_image
 from lit_transfusion.diffusion import DDPM
-from lit_transfusion.generation import pipeline as pipeline_module
+from lit_transfusion.generation import open_pipeline as open_pipeline_module
 from lit_transfusion.generation.engine import draw
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.pipeline import KEY
@@ -150,7 +150,7 @@ def test_contact_sheet_shows_denoising(run):
 def test_compiled_and_bf16_pictures_are_the_same(run, monkeypatch, option, tolerance):
     """Tolerances are for the range [-1, 1]; 0.01 is one step of the 8-bit file."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(pipeline_module, "has_bf16", lambda device: True)
+    monkeypatch.setattr(open_pipeline_module, "has_bf16", lambda device: True)
     sample = ["--prompt", "a red circle", "--num_inference_steps", "4"]
     run(*sample, "--output", "plain")
     run(*sample, *option, "--output", "other")
@@ -181,7 +181,7 @@ def test_a_typed_prompt_that_is_too_long_is_an_error_before_anything_is_drawn(er
 
 
 def test_bf16_is_an_error_where_it_is_slow(error_of, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "has_bf16", lambda device: False)
+    monkeypatch.setattr(open_pipeline_module, "has_bf16", lambda device: False)
     message = error_of("--prompt", "two", "--device", "cpu", "--dtype", "bfloat16")
     assert "--dtype bfloat16" in message and "cpu" in message and "float32" in message
 
