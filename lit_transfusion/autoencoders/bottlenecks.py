@@ -187,7 +187,7 @@ class VQ(_Codes):
         try:
             from vector_quantize_pytorch import VectorQuantize
         except ImportError as error:
-            raise InputError(f"VQ needs the package {error.name}: pip install 'lit-transfusion[codec]'") from error
+            raise InputError(f'VQ needs the package {error.name}: pip install -e ".[codec]"') from error
         return VectorQuantize(
             dim=self.code_dim,
             codebook_size=self.num_codes,
@@ -246,7 +246,7 @@ class FSQ(_Codes):
         try:
             from vector_quantize_pytorch import FSQ as Rounding
         except ImportError as error:
-            raise InputError(f"FSQ needs the package {error.name}: pip install 'lit-transfusion[codec]'") from error
+            raise InputError(f'FSQ needs the package {error.name}: pip install -e ".[codec]"') from error
         self.levels = levels
         self.commitment_weight = commitment_weight
         self.num_codes = math.prod(levels)

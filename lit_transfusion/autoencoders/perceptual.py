@@ -77,7 +77,7 @@ class LPIPS(PerceptualLoss):
                 warnings.simplefilter("ignore")  # it calls torchvision in an old way
                 self.distance = lpips.LPIPS(net=net, verbose=False)
         except ImportError as error:
-            raise InputError(f"LPIPS needs the package {error.name}: pip install 'lit-transfusion[codec]'") from error
+            raise InputError(f'LPIPS needs the package {error.name}: pip install -e ".[codec]"') from error
         except OSError as error:
             raise InputError(
                 f"model.perceptual: the weights of {net} cannot be downloaded ({error}); use EfficientNetLite0Features"
