@@ -17,10 +17,7 @@ class CodecCLI(RunCLI):
     """The command `train_codec`: the `fit` of an autoencoder."""
 
     checkpoint_key = KEY
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {"fit": RunCLI.subcommands()["fit"]}
+    commands = ("fit",)
 
     def setup_parser(self, *arguments: Any) -> None:
         super().setup_parser(*arguments)

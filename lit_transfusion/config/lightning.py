@@ -61,6 +61,15 @@ class RunCLI(LightningCLI):
     """
 
     checkpoint_key = KEY  # the entry by which checkpoints of this kind of run are known
+    commands: Sequence[str] = ("fit", "validate", "test", "predict")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Making the parser of a command takes up to a second, so the others are left out.
+        self.commands = [name for name in self.commands if name in kwargs["args"][:1]] or self.commands
+        super().__init__(*args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in self.commands}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
