@@ -5,6 +5,7 @@ from typing import Any
 from lit_transfusion.evaluation.caption_use import CaptionUseGap
 from lit_transfusion.evaluation.captions import BLEU, CIDEr
 from lit_transfusion.evaluation.clip_score import CLIPScore
+from lit_transfusion.evaluation.code_loss import CodeLoss
 from lit_transfusion.evaluation.diffusion_loss import DiffusionLoss
 from lit_transfusion.evaluation.image_share import ImageShare
 from lit_transfusion.evaluation.metric import Metric
@@ -21,6 +22,7 @@ __all__ = [
     "CIDEr",
     "CLIPScore",
     "CaptionUseGap",
+    "CodeLoss",
     "DiffusionLoss",
     "EfficientNetLite0",
     "ImageShare",

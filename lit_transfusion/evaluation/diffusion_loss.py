@@ -55,7 +55,7 @@ def losses_by_timestep(subject: Subject, captions: Sequence[str], seed: int) -> 
 
     pipeline, losses = subject.pipeline, []
     if pipeline.images_are_tokens:
-        raise Unavailable("there is no diffusion loss if images are tokens; `validate` logs the loss of their codes")
+        raise Unavailable("images are tokens, so there is no diffusion loss; use CodeLoss")
     for rows in subject.batches(len(captions)):
         subject.on_progress("denoising", rows.start, len(captions))
         latents = latents_of(pipeline, subject.pictures[rows.start : rows.stop])

@@ -1,4 +1,4 @@
-"""Log-likelihoods of the text and diffusion losses of the images of whole documents.
+"""Log-likelihoods of the text, and losses of the images, of whole documents.
 
 Nothing is sampled. The net reads each document once, with the same visibility and positions as in training.
 
@@ -118,6 +118,39 @@ def image_losses(
             target = pipeline.noise.target(group.images, noise, timesteps)
             losses[own] = squared_error(prediction, target).cpu()
     return losses
+
+
+@torch.inference_mode()
+def code_losses(
+    pipeline: Pipeline, documents: Sequence[Document], batch_size: int = 64, on_progress: OnProgress = silent
+) -> Tensor:
+    """Cross-entropy of each image of a model whose images are tokens, in nats per code, as in training.
+
+    Args:
+        pipeline: The net and its parts, with a codec that has a codebook.
+        documents: Documents with codes as images, of any lengths that training allows.
+        batch_size: Number of documents to process together; the result does not depend on it.
+        on_progress: Called with the number of documents that are done.
+
+    Returns:
+        (N,) float32 on the CPU, for the images of all documents in reading order.
+
+    Raises:
+        InputError: A document is longer than a training row.
+    """
+    found: dict[int, Tensor] = {}
+    done = 0
+    for places, batch, numbers in batches(pipeline, documents, batch_size, None):
+        on_progress("reading", done, len(documents))
+        done += len(places)
+        for group, own in zip(batch.image_groups, numbers, strict=True):
+            if not len(own):  # no document of the batch has an image
+                continue
+            logits = predict(pipeline, batch, numbers, None, group.at.flatten() - 1).logits  # (N · P, V)
+            codes = pipeline.codec.latents(group.images, None).flatten() + pipeline.first_code  # (N · P,)
+            losses = -log_probabilities(logits, codes.to(logits.device)).view(len(own), -1).mean(1)  # (N,)
+            found |= dict(zip(own.tolist(), losses.cpu(), strict=True))
+    return torch.stack([found[i] for i in range(len(found))]) if found else torch.zeros(0)
 
 
 def batches(
