@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from lit_transfusion.errors import InputError
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion, UNetPatcher
-from lit_transfusion.training.optim import WarmupCosine, decay_groups
+from lit_transfusion.training.optim import WarmupCosine, WarmupStableDecay, decay_groups, decay_start
 
 PEAK, FLOOR = 3e-4, 1.5e-5  # the paper's
 
@@ -49,6 +50,34 @@ def test_first_step_peak_and_floor():
     assert taken[100] == pytest.approx(FLOOR) == pytest.approx(min(taken))
     assert all(a < b for a, b in pairwise(taken[:10]))
     assert all(a > b for a, b in pairwise(taken[10:]))
+
+
+def stable(total_steps, decay_share=0.2, warmup_steps=10, floor=FLOOR):
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=PEAK)
+    return rates(
+        optimizer, WarmupStableDecay(optimizer, warmup_steps, total_steps, decay_share, floor), total_steps + 5
+    )
+
+
+def test_stable_rate_warms_up_stays_and_decays_as_one_minus_the_square_root():
+    taken = stable(100)
+    assert taken[:10] == pytest.approx([PEAK * (step + 1) / 10 for step in range(10)])
+    assert taken[10:81] == [PEAK] * 71
+    decay = [FLOOR + (PEAK - FLOOR) * (1 - math.sqrt((step - 80) / 20)) for step in range(81, 100)]
+    assert taken[81:100] == pytest.approx(decay)
+    assert taken[100:] == [FLOOR] * 5
+
+
+def test_stable_rate_does_not_depend_on_the_length_before_it_decays():
+    short, long = stable(50), stable(400)
+    assert short[: decay_start(50, 0.2) + 1] == long[: decay_start(50, 0.2) + 1]
+    assert stable(60, decay_share=0)[:50] == long[:50]  # a run that only makes checkpoints to decay from
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_invalid_share_of_the_decay_is_an_error(share):
+    with pytest.raises(InputError, match=rf"decay_share {share} .*\[0, 1\]"):
+        stable(10, decay_share=share)
 
 
 def test_defaults_are_those_of_the_paper():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.training.optim import WarmupCosine
+from lit_transfusion.training.optim import WarmupCosine, WarmupStableDecay
 from lit_transfusion.training.resumed_settings import ResumedSettings
 
 STEPS, STOP = 20, 8
@@ -27,6 +27,11 @@ SCHEDULES = {  # name → first schedule, schedule after resume, log line
         partial(WarmupCosine, warmup_steps=3, total_steps=12),
         partial(WarmupCosine, warmup_steps=3, total_steps=STEPS),
         "total_steps: 20 (12 in the checkpoint)",
+    ),
+    "WarmupStableDecay": (  # one run with a constant rate, from which others decay
+        partial(WarmupStableDecay, warmup_steps=3, total_steps=STEPS, decay_share=0.0),
+        partial(WarmupStableDecay, warmup_steps=3, total_steps=STEPS, decay_share=0.5),
+        "decay_share: 0.5 (0.0 in the checkpoint)",
     ),
     "CosineAnnealingLR": (
         partial(lr_scheduler.CosineAnnealingLR, T_max=12),
