@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,7 @@ class ArmPlan(NamedTuple):
     tokens: float
     flops: float
     seconds: float | None  # of a step on this machine; None if not measured
+    lookup_parameters: int = 0  # of the embedding of tokens, unless it is also the head
 
     @property
     def cost(self) -> list[str]:
@@ -58,12 +60,17 @@ def plan(study: Study, overrides: list[str], timed: bool) -> list[ArmPlan]:
         InputError: An arm is invalid, or two arms have the same config.
     """
     plans = [plan_arm(study, arm, overrides, timed) for arm in study.arms]
+    check_different(study, plans)
+    return plans
+
+
+def check_different(study: Study, plans: Sequence[ArmPlan]) -> None:
+    """Raise InputError if two arms have the same config."""
     configs: dict[str, str] = {}
     for one in plans:
         same = configs.setdefault(one.config, one.arm)
         if same != one.arm:
             raise InputError(f"{study.path}: the arms {same} and {one.arm} have the same config; change or remove one")
-    return plans
 
 
 def fit_arguments(study: Study, arm: str, overrides: list[str], seed: int, folder: Path) -> list[str]:
@@ -105,6 +112,7 @@ def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPl
         accumulated * statistics.mean(int(batch.lengths.sum()) for batch in batches),
         accumulated * flops,
         seconds,
+        0 if model.net.head.weight is model.net.embedding.weight else model.net.embedding.weight.numel(),
     )
 
 

@@ -1,6 +1,7 @@
 """Train and evaluate all arms at all seeds, several at a time, and resume runs that were stopped."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +24,27 @@ from lit_transfusion.studies.plan import ArmPlan, fit_arguments
 from lit_transfusion.studies.study import Study
 
 
+class Trunk(NamedTuple):
+    """A run with a constant learning rate, from whose checkpoints other runs start: see `WarmupStableDecay`."""
+
+    folder: Path
+    fit: list[str]  # arguments of `fit`, without the number of steps
+    starts: tuple[int, ...]  # increasing; the job starts at the last one, and other jobs at the ones before
+
+    @property
+    def start(self) -> Path:
+        """The checkpoint from which the job starts."""
+        return self.checkpoint(self.starts[-1])
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "starts" / f"step_{step}.ckpt"
+
+    @property
+    def reached(self) -> int:
+        """The step at which the run last ended."""
+        return run_folder.read_json(self.folder / run_folder.FINISHED).get("step", 0)
+
+
 class Job(NamedTuple):
     """One run: the training and evaluation of an arm at a seed. All its files are in `folder`."""
 
@@ -33,6 +55,7 @@ class Job(NamedTuple):
     planned: str  # YAML of the training config
     evaluate: str  # YAML of the options of `evaluate`
     max_steps: int
+    trunk: Trunk | None = None  # None: the run starts with new weights
 
     @property
     def name(self) -> str:
@@ -118,10 +141,11 @@ def run_job(
     with locked(job.folder / run_folder.JOB_LOCK, waiting) as lock:  # inherited: held even if this process ends
         (job.folder / run_folder.PLANNED).write_text(job.planned, encoding="utf-8")
         if not job.trained:
-            resume = ["--ckpt_path", "last"] if run_folder.last_checkpoint(job.folder) else []
-            if not resume:
-                # From a start without a checkpoint. With it, `fit` would move the folder, and our lock, aside.
-                (job.folder / run_folder.CONFIG).unlink(missing_ok=True)
+            resume = resumed(job.folder)
+            if not resume and job.trunk is not None:
+                if error := reach_start(job, job.trunk, threads, started, gpus, waiting):
+                    return error
+                resume = ["--ckpt_path", str(job.trunk.start)]
             if error := command(job, ["fit", *job.fit, *resume], threads, gpus, lock, started):
                 return error
             if not job.trained:
@@ -139,6 +163,54 @@ def run_job(
                 return error
             asked.rename(options)  # marks the evaluation as finished
     return None
+
+
+def reach_start(
+    job: Job,
+    trunk: Trunk,
+    threads: int,
+    started: Callable[[subprocess.Popen], None],
+    gpus: str | None,
+    waiting: Callable[[], None],
+) -> str | None:
+    """Train the trunk of a job up to the start of the job, and return the error, if any.
+
+    It stops at each start on the way and copies its checkpoint, so that jobs of one trunk may run in any order.
+    """
+    trunk.folder.mkdir(parents=True, exist_ok=True)
+    with locked(trunk.folder / run_folder.JOB_LOCK, waiting) as lock:
+        for step in trunk.starts:
+            if trunk.checkpoint(step).exists():
+                continue
+            if trunk.reached < step:
+                words = ["fit", *trunk.fit, f"--trainer.max_steps={step}", *resumed(trunk.folder)]
+                if error := command(job, words, threads, gpus, lock, started):
+                    return error
+            if trunk.reached != step or (last := run_folder.last_checkpoint(trunk.folder)) is None:
+                return f"{trunk.folder} has no checkpoint of step {step}; remove the folder, and it is trained again"
+            copy_whole(last, trunk.checkpoint(step))
+    return None
+
+
+def resumed(folder: Path) -> list[str]:
+    """Options of `fit` to resume the run in a folder; none if it has no checkpoint."""
+    if run_folder.last_checkpoint(folder):
+        return ["--ckpt_path", "last"]
+    # From a start without a checkpoint. With it, `fit` would move the folder, and our lock, aside.
+    (folder / run_folder.CONFIG).unlink(missing_ok=True)
+    return []
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a checkpoint, a file or a directory of shards. The target exists only when it is complete."""
+    part = target.with_suffix(".part")
+    target.parent.mkdir(exist_ok=True)
+    if source.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+    else:
+        shutil.copyfile(source, part)
+    part.rename(target)
 
 
 def command(
@@ -204,7 +276,7 @@ def run_here(jobs: Sequence[Job], parallel: int, threads: int) -> list[Outcome]:
     def one(job: Job) -> Outcome:
         if stopping.is_set():
             return Outcome(job, "not started")
-        row = progress.add(job.name, job.max_steps, current_step(job.folder))
+        row = progress.add(job.name, job.max_steps, step_of(job))
 
         def started(process: subprocess.Popen) -> None:
             running.add(process)
@@ -245,10 +317,16 @@ def watch(process: subprocess.Popen, on_step: Callable[[int], None], job: Job) -
 
     def poll() -> None:
         while process.poll() is None:
-            on_step(current_step(job.folder))
+            on_step(step_of(job))
             time.sleep(2)
 
     threading.Thread(target=poll, daemon=True).start()
+
+
+def step_of(job: Job) -> int:
+    """The current step of a job, or that of its trunk while the job has not started."""
+    step = current_step(job.folder)
+    return step if step or job.trunk is None else min(current_step(job.trunk.folder), job.trunk.starts[-1])
 
 
 def current_step(folder: Path) -> int:

@@ -16,7 +16,9 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.run_folder import read_json
 from lit_transfusion.studies.plan import ArmPlan
 from lit_transfusion.studies.runner import (
+    Trunk,
     check_earlier,
+    copy_whole,
     current_step,
     gpu_shares,
     last_line,
@@ -131,6 +133,109 @@ def test_kill_before_the_first_checkpoint_leaves_the_run_where_it_is(make_job, s
     assert run_job(job, threads=1) is None
     assert [path.name for path in job.folder.parent.iterdir()] == [job.folder.name]
     assert (job.folder / "planned.yaml").exists()
+
+
+# Runs that start from a checkpoint of a run with a constant rate
+
+TRAINS = """
+if fit:
+    step = int(next(word for word in words if word.startswith("--trainer.max_steps=")).partition("=")[2])
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "last.ckpt").write_text(f"step {step}")
+    (folder / "finished.json").write_text('{"step": %d}' % step)
+else:
+    finish()
+"""
+
+
+@pytest.fixture
+def make_branch(make_job):
+    """Create runs of 5, 10 and 20 steps, which start at the steps 4, 8 and 16 of the same run."""
+
+    def make_branch(number, **changes):
+        job, steps = make_job(), (5, 10, 20)[number]
+        folder = job.folder / f"steps_{steps}"
+        fit = ["--trainer.default_root_dir", str(folder), f"--trainer.max_steps={steps}"]
+        stem = job.folder / "constant"
+        trunk = Trunk(stem, ["--trainer.default_root_dir", str(stem)], (4, 8, 16)[: number + 1])
+        return job._replace(folder=folder, fit=fit, max_steps=steps, trunk=trunk, **changes)
+
+    return make_branch
+
+
+def fits(calls):
+    """The folder, the number of steps and the checkpoint of each `fit`."""
+    found = []
+    for words in calls():
+        if words[0] == "fit":
+            folder = words[words.index("--trainer.default_root_dir") + 1].rpartition("/")[2]
+            steps = next(word for word in words if word.startswith("--trainer.max_steps=")).partition("=")[2]
+            ckpt = words[words.index("--ckpt_path") + 1] if "--ckpt_path" in words else ""
+            found.append((folder, int(steps), ckpt.rpartition("/")[2]))
+    return found
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_each_run_starts_at_its_step_of_one_run_with_a_constant_rate(make_branch, stand_in, order):
+    calls, jobs = stand_in(TRAINS), [make_branch(number) for number in range(3)]
+    for number in order:
+        assert run_job(jobs[number], threads=1) is None and jobs[number].evaluated
+    found = fits(calls)
+    assert [call for call in found if call[0] == "constant"] == [
+        ("constant", 4, ""),
+        ("constant", 8, "last"),
+        ("constant", 16, "last"),
+    ]
+    starts = {call for call in found if call[0] != "constant"}
+    assert starts == {("steps_5", 5, "step_4.ckpt"), ("steps_10", 10, "step_8.ckpt"), ("steps_20", 20, "step_16.ckpt")}
+    for job, step in zip(jobs, (4, 8, 16), strict=True):
+        assert job.trunk.start.read_text() == f"step {step}"
+
+
+def test_runs_of_one_trunk_at_the_same_time_train_it_once(make_branch, stand_in):
+    calls, jobs = stand_in(TRAINS), [make_branch(number) for number in (2, 1, 0)]
+    assert [outcome.error for outcome in run_here(jobs, parallel=3, threads=1)] == [None] * 3
+    assert [call[1] for call in fits(calls) if call[0] == "constant"] == [4, 8, 16]
+
+
+def test_run_with_a_checkpoint_of_its_own_does_not_start_again(make_branch, stand_in):
+    calls, job = stand_in(TRAINS), make_branch(0)
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "last.ckpt").touch()
+    assert run_job(job, threads=1) is None
+    assert fits(calls) == [("steps_5", 5, "last")]
+
+
+def test_failure_of_the_trunk_is_that_of_the_run_and_is_retried(make_branch, stand_in):
+    job = make_branch(1)
+    stand_in("print('error: no space', file=sys.stderr)\nsys.exit(2)")
+    assert run_job(job, threads=1) == f"error: no space (exit status 2; see {job.log})"
+    calls = stand_in(TRAINS)
+    assert run_job(job, threads=1) is None
+    assert fits(calls)[-3:] == [("constant", 4, ""), ("constant", 8, "last"), ("steps_10", 10, "step_8.ckpt")]
+
+
+def test_start_that_was_removed_after_its_step_is_an_error(make_branch, stand_in):
+    stand_in(TRAINS)
+    run_job(make_branch(1), threads=1)
+    job = make_branch(0)
+    job.trunk.start.unlink()
+    error = run_job(job, threads=1)
+    assert f"{job.trunk.folder} has no checkpoint of step 4" in error and "remove the folder" in error
+
+
+def test_folder_of_shards_is_copied_as_a_whole(tmp_path):
+    shards = tmp_path / "last.ckpt"
+    shards.mkdir()
+    (shards / "meta.pt").write_text("x")
+    (tmp_path / "starts").mkdir()
+    (tmp_path / "starts" / "step_3.part").mkdir()  # of a process that was killed
+    copy_whole(shards, tmp_path / "starts" / "step_3.ckpt")
+    assert (tmp_path / "starts" / "step_3.ckpt" / "meta.pt").read_text() == "x"
+    assert [path.name for path in (tmp_path / "starts").iterdir()] == ["step_3.ckpt"]
+
+
+# The environment
 
 
 def test_number_of_threads_is_passed_on(make_job, stand_in, monkeypatch, tmp_path):
