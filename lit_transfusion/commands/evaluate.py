@@ -16,6 +16,7 @@ from lit_transfusion import run_folder
 from lit_transfusion.allowed_imports import PACKAGE, class_paths, is_within, named, not_allowed
 from lit_transfusion.errors import InputError, check_at_least
 from lit_transfusion.evaluation.metric import Metric, Subject, Unavailable
+from lit_transfusion.evaluation.text_perplexity import TextPerplexity
 from lit_transfusion.generation.settings import Sampling
 from lit_transfusion.lightning_compat import imports_limited_to
 from lit_transfusion.progress import reporting
@@ -83,15 +84,21 @@ def evaluate(
     else:  # the user did not pass this config: it was found next to the checkpoint
         with imports_limited_to([PACKAGE, *named]):
             source = source_of(config_beside(ckpt), pipeline, passed=False)
-    metrics = default_metrics() if metrics is None else metrics
+    has_pictures = source.pictures.images_per_example == 1
+    if metrics is None:
+        metrics = [TextPerplexity()] * source.has_texts + default_metrics() * has_pictures
 
     with quiet_backends(), reporting() as on_progress:
         subject = Subject(pipeline, source, num_examples, settings, batch_size, on_progress)
+        try:
+            count = len(subject.examples if has_pictures else subject.texts)
+        except Unavailable as reason:
+            raise InputError(f"nothing to measure: {reason}; use another config with --data CONFIG.yaml") from None
         by_scale, skipped = measure(metrics, subject, guidance_scale)
         baselines = baselines_of([metric for metric in metrics if type(metric).__name__ not in skipped], subject)
     result = {
         "ckpt": ckpt,
-        "num_examples": len(subject.examples),
+        "num_examples": count,
         "sampling": {
             "sampler": pipeline.noise.known_sampler(sampler),
             "num_inference_steps": num_inference_steps,
@@ -104,8 +111,8 @@ def evaluate(
     }
     saved = None if output is None else save_result(result, subject, Path(output))  # before anything is printed
     if any(by_scale.values()):
-        Console().print(table_of(by_scale, baselines, f"{ckpt}, {len(subject.examples)} examples"))
-    cut = sum(caption_read(pipeline, prompt) != prompt for prompt in subject.prompts)
+        Console().print(table_of(by_scale, baselines, f"{ckpt}, {count} examples"))
+    cut = sum(caption_read(pipeline, prompt) != prompt for prompt in subject.prompts) if has_pictures else 0
     if cut:
         print(f"{cut} of {len(subject.prompts)} captions were too long for a training row and were cut")
     for name, reason in skipped.items():
@@ -246,23 +253,20 @@ def source_of(path: Path, pipeline: "Pipeline", passed: bool = True) -> "Source"
             options = parser.parse_args(words)
         try:
             with raising_own_errors():
-                source = parser.instantiate(options).source.pictures
+                source = parser.instantiate(options).source
                 source.set_multiple_of(pipeline.multiple_of)
         except InputError as error:  # such as data that have been moved
             raise InputError(f"{path}, data.source: {error}, or use another config with --data CONFIG.yaml") from None
     except ArgumentError as error:
         raise InputError(f"{path}: {one_line(error)}") from None
-    if source.images_per_example != 1:
-        found, fix = "no pictures", "another config with --data CONFIG.yaml"
-        if source.images_per_example > 1:
-            found, fix = "edits", "score_edits"
-        name = type(source).__name__
-        raise InputError(f"{path}: data.source {name} has {found}, but captioned pictures are needed; use {fix}")
+    if source.pictures.images_per_example > 1:
+        name = type(source.pictures).__name__
+        raise InputError(f"{path}: data.source {name} has edits, but captions or texts are needed; use score_edits")
     return source
 
 
 def default_metrics() -> list[Metric]:
-    """The metrics that download nothing."""
+    """The metrics of captioned pictures that download nothing."""
     from lit_transfusion.evaluation import (
         BLEU,
         KID,

@@ -34,11 +34,7 @@ from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.trainer_settings import as_list, settle
 
 import_all((*PARTS, *TRAINING_PARTS))
-set_parsing_settings(
-    omegaconf_absolute_to_relative_paths=True,
-    # Prevents mistakes; this is not a security boundary. A config that you pass can import any other module.
-    import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"],
-)
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # the range of numpy
 
 

@@ -7,6 +7,13 @@ metric or a callback must be listed here.
 import importlib
 from collections.abc import Iterable, Iterator
 
+from jsonargparse import set_parsing_settings
+
+# Prevents mistakes; this is not a security boundary. A config that you pass can import any other module.
+set_parsing_settings(
+    import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys", "pty", "runpy", "importlib"]
+)
+
 PARTS = (
     "data.sources",
     "diffusion",

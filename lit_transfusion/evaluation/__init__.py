@@ -14,6 +14,7 @@ from lit_transfusion.evaluation.pictures import FID, KID
 from lit_transfusion.evaluation.ranked_captions import RankedCaptions
 from lit_transfusion.evaluation.ranked_classification import RankedClassification
 from lit_transfusion.evaluation.recaption import RecaptionConsistency
+from lit_transfusion.evaluation.text_perplexity import TextPerplexity
 
 __all__ = [
     "BLEU",
@@ -32,6 +33,7 @@ __all__ = [
     "RankedCaptions",
     "RankedClassification",
     "RecaptionConsistency",
+    "TextPerplexity",
 ]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lit_transfusion.data.sources.base import Source
-    from lit_transfusion.data.types import Example
+    from lit_transfusion.data.types import Example, TextExample
     from lit_transfusion.generation.pipeline import Pipeline
 
 
@@ -35,8 +35,8 @@ class Subject:
 
     Args:
         pipeline: The model.
-        source: Its held-out split has the examples.
-        num_examples: The most examples to use: the first valid ones.
+        source: Its held-out split has the examples and texts.
+        num_examples: The most examples, and the most texts, to use: the first valid ones.
         sampling: How pictures and captions are sampled.
         batch_size: Number of samples or documents to process together.
         on_progress: Called with the progress of the slow parts.
@@ -56,10 +56,14 @@ class Subject:
         """The held-out pictures with their captions.
 
         Raises:
+            Unavailable: The source has no captioned pictures.
             InputError: There are fewer than two.
         """
         from lit_transfusion.data.types import Example
 
+        if self.source.pictures.images_per_example != 1:
+            name = type(self.source.pictures).__name__
+            raise Unavailable(f"it needs captioned pictures, but data.source {name} has none")
         held_out = [part.pictures.split("val") for part in self.source.parts.values()]
         every = (part[index] for part in held_out for index in range(len(part)))
         examples = list(islice((example for example in every if isinstance(example, Example)), self.num_examples))
@@ -70,6 +74,22 @@ class Subject:
                 "needed; use a larger held-out split"
             )
         return examples
+
+    @cached_property
+    def texts(self) -> "list[TextExample]":
+        """The held-out texts.
+
+        Raises:
+            Unavailable: There are none.
+        """
+        from lit_transfusion.data.types import TextExample
+
+        held_out = [part.split("val") for part in self.source.parts.values() if part.has_texts]
+        every = (part[index] for part in held_out for index in range(len(part)))
+        texts = list(islice((example for example in every if isinstance(example, TextExample)), self.num_examples))
+        if not texts:
+            raise Unavailable("it needs held-out texts, but data.source has none (its val_fraction holds some out)")
+        return texts
 
     @cached_property
     def pictures(self) -> "list[Tensor]":

@@ -20,8 +20,9 @@ class ShapeCaptions(Metric):
         from lit_transfusion.shapes.scorer import score
         from lit_transfusion.shapes.source import Shapes
 
-        if not isinstance(subject.source, Shapes):
-            raise Unavailable(f"it needs the source Shapes, but data.source is {type(subject.source).__name__}")
+        source = subject.source.pictures
+        if not isinstance(source, Shapes):
+            raise Unavailable(f"it needs the source Shapes, but data.source is {type(source).__name__}")
         truths = [parse_caption(example.captions[0]) for example in subject.examples]  # every caption names all objects
         scores = [
             score([parse_caption(caption)], [truth]) for caption, truth in zip(subject.written, truths, strict=True)

@@ -194,9 +194,10 @@ class GenEvalShapes(Metric):
         """Measure the shares of right pictures, in [0, 1], and `geneval`, their mean over the categories."""
         from lit_transfusion.shapes.source import Shapes
 
-        if not isinstance(subject.source, Shapes):
-            raise Unavailable(f"it needs the source Shapes, but data.source is {type(subject.source).__name__}")
-        if missing := [name for name in SCENES if name not in subject.source.scenes]:
+        source = subject.source.pictures
+        if not isinstance(source, Shapes):
+            raise Unavailable(f"it needs the source Shapes, but data.source is {type(source).__name__}")
+        if missing := [name for name in SCENES if name not in source.scenes]:
             raise Unavailable(f"it needs all kinds of scenes, but data.source.scenes lacks {', '.join(missing)}")
         drawn = subject.draw([prompt.text for prompt in self.prompts])
         right = [float(is_right(picture, prompt)) for picture, prompt in zip(drawn, self.prompts, strict=True)]
@@ -214,7 +215,7 @@ class GenEvalShapes(Metric):
 
         prompts = list(dict.fromkeys(self.prompts))  # without the repetitions for several pictures
         baselines = {}
-        for name, images in baseline_pictures(subject.source, BASELINE_PICTURES).items():
+        for name, images in baseline_pictures(subject.source.pictures, BASELINE_PICTURES).items():
             found = [read_picture(image) for image in images]
             answers = ((p, CATEGORIES[p.category].judge(objects, p.scene)) for p in prompts for objects in found)
             baselines[name] = shares_of(answers)

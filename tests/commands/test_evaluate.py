@@ -13,7 +13,7 @@ from PIL import Image
 
 from lit_transfusion import cli
 from lit_transfusion.commands.evaluate import default_metrics, measure, source_of
-from lit_transfusion.evaluation import KID, ImageShare, Perplexity
+from lit_transfusion.evaluation import KID, ImageShare, Perplexity, TextPerplexity
 from lit_transfusion.evaluation.metric import Metric, Unavailable
 from lit_transfusion.generation.pipeline import KEY
 from lit_transfusion.shapes.captions import ShapeCaptions
@@ -191,6 +191,19 @@ def test_default_metrics_are_measured(measured):
     assert result["skipped"] == {}
 
 
+def test_default_of_texts_is_their_perplexity(measured, run):
+    (run.parent / "texts").mkdir()
+    for number in range(9):
+        (run.parent / "texts" / f"{number}.txt").write_text(f"a red circle and {number} squares")
+    source = {"class_path": "TextCorpus", "init_args": {"path": str(run.parent / "texts"), "val_fraction": 0.5}}
+    (run.parent / "texts.yaml").write_text(yaml.safe_dump({"data": {"source": source}}))
+    result, printed = measured("--data", "texts.yaml")
+    (columns,) = result["metrics"].values()
+    assert set(columns) == set(TextPerplexity.columns) and result["skipped"] == {}
+    assert 2 <= result["num_examples"] <= 3 and "prompts" not in result
+    assert f", {result['num_examples']} examples" in " ".join(printed.split())
+
+
 # Data and written files
 
 
@@ -244,7 +257,7 @@ def test_a_checkpoint_outside_a_run_needs_data(measured, run):
         (["--data", "unknown.yaml"], ["unknown.yaml", "source", "Photos", "EditTriples"]),
         (["--data", "gone.yaml"], ["gone.yaml, data.source: ", "gone", "--data CONFIG.yaml"]),
         (["--data", "edits.yaml"], ["edits.yaml", "data.source ShapeEdits", "score_edits"]),
-        (["--data", "texts.yaml"], ["texts.yaml", "data.source TextCorpus", "no pictures", "--data CONFIG.yaml"]),
+        (["--data", "texts.yaml"], ["nothing to measure", "held-out texts", "val_fraction", "--data CONFIG.yaml"]),
         (["--ckpt", "none.ckpt"], ["none.ckpt not found"]),
         (["--ckpt", "moved.ckpt"], ["moved.ckpt", "--data CONFIG.yaml"]),
         (["--ckpt", "run/config.yaml"], ["checkpoint run/config.yaml cannot be read"]),

@@ -26,6 +26,11 @@ class Given(Source):
         return self.examples[index]
 
 
+class Texts(Given):
+    images_per_example = 0
+    has_texts = True
+
+
 def random_examples(captions=CAPTIONS):
     """A random picture of 4 × 4 pixels for each caption."""
     generator = torch.Generator().manual_seed(0)
