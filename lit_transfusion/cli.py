@@ -66,6 +66,11 @@ TRAIN = {
     "ablate": Command(
         "studies.command:ablate", "a study: arms x seeds, its report", "--config configs/ablate_mask.yaml --dry_run"
     ),
+    "scaling": Command(
+        "studies.scaling.command:scaling",
+        "a study at several sizes and lengths, its laws",
+        "--config configs/scaling.yaml --dry_run",
+    ),
 }
 USE = {
     "generate": Command("commands.generate:generate", "draw a prompt, caption a picture", '--ckpt CKPT --prompt "..."'),

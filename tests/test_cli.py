@@ -162,6 +162,8 @@ LIGHTER = {
     ],
     "own_data_vae.yaml": ["--model.size.n_layers", "1"],
     "chameleon.yaml": ["--model.size.n_layers", "1"],
+    "ablate_image_tokens.yaml": ["--data.codec.init_args.path", "VAE"],  # the first arm
+    "scaling.yaml": ["--data.codec.init_args.path", "VAE"],
     "paper_7B.yaml": [
         *("--model.size", "nano", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
         *("--trainer.num_nodes", "1", "--trainer.devices", "1"),
@@ -180,7 +182,7 @@ def test_config_creates_a_model_and_its_data(path, user_files, monkeypatch):
     documented = commands_in(path.read_text())
     assert all(name in command for command in documented)
     command = documented[0] if documented else ["fit", "--config", name]
-    cli.main([*filled_in(command, user_files), *LIGHTER.get(path.name, []), "--trainer.max_steps", "77"])
+    cli.main(filled_in([*command, *LIGHTER.get(path.name, []), "--trainer.max_steps", "77"], user_files))
     model, data, trainer = Built.model, Built.data, Built.config.trainer
     assert model.net.embedding.num_embeddings == data.tokenizer.vocab_size + (data.codec.num_codes or 0)
     assert model.net.patcher.latent_channels == data.latent_channels
@@ -217,7 +219,9 @@ def test_config_creates_an_autoencoder_and_its_data(path, monkeypatch):
     cli.main([*command, "--trainer.max_steps", "77"])
     batch = next(iter(Built.data.train_dataloader()))
     encoded = Built.model.bottleneck.encode(Built.model.net, batch)
-    assert encoded.latents.shape == (8, 4, 16, 16) and batch.shape == (8, 3, 64, 64)
+    side = Built.data.image_size
+    assert batch.shape == (Built.data.batch_size, 3, side, side)
+    assert encoded.latents.shape == (Built.data.batch_size, 4, side // 4, side // 4)
     assert Built.config.model.scheduler.init_args.total_steps == Built.config.trainer.limit_train_batches == 77
     assert Built.config.trainer.default_root_dir == f"runs/{path.stem}"
 

@@ -14,7 +14,7 @@ arms:
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -48,6 +48,33 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """The `study.scaling` section, which the command `scaling` reads: each arm is trained at each size and length.
+
+    Args:
+        sizes: Name → what differs from the config, such as {model: {size: {dim: 64}}}, from small to large.
+        steps: Lengths of the runs in steps, increasing. Use either `steps` or `flops`.
+        flops: Lengths of the runs in floating-point operations, increasing; each size makes the steps for them.
+        columns: The columns that are fitted.
+        baseline: The arm whose numbers the challenger should reach.
+        challenger: The arm whose operations are compared with those of the baseline; null: no comparison.
+        parameters: What N counts: all parameters, or all but the embedding of tokens, which needs no operations.
+        count: How operations are counted: the minimum that the net needs, or 6 N D (paper, footnote 15).
+        paper: Column → the paper's parity FLOP ratio, shown next to ours.
+    """
+
+    sizes: dict[str, dict[str, Any]]
+    columns: list[str]
+    steps: list[int] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    baseline: str | None = None
+    challenger: str | None = None
+    parameters: Literal["total", "without_embedding"] = "total"
+    count: Literal["counted", "6ND"] = "counted"
+    paper: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Questions:
     """The `study` section.
 
@@ -61,6 +88,7 @@ class Questions:
         claims: The claims to test.
         paper: Arm → column → the paper's number, shown next to ours. Its data and model sizes are different, so only
             the order of the arms can be compared.
+        scaling: Sizes and lengths for the command `scaling`; null if the study has none.
     """
 
     metrics: list[Metric]
@@ -71,6 +99,7 @@ class Questions:
     sampler: str | None = None
     claims: list[Claim] = field(default_factory=list)
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True)
@@ -144,11 +173,14 @@ def read_study(path: str | Path) -> Study:
     if not asked.metrics:
         raise InputError(f"{path}: study.metrics is empty; name at least one metric")
     check_at_least(f"{path}: study.num_examples", asked.num_examples, 2)
-    for arm in arms:
-        if Path(arm).name != arm or arm in ("report", "cluster"):
-            raise InputError(f"{path}: the arm {arm!r} cannot be the name of a folder beside report/; rename it")
+    for kind, names in (("arm", arms), ("size", asked.scaling.sizes if asked.scaling else ())):
+        for name in names:
+            if Path(name).name != name or name in ("report", "cluster"):
+                raise InputError(f"{path}: the {kind} {name!r} cannot be the name of a folder; rename it")
     study = Study(path, first_comment(path), list(arms), asked, section)
     check_claims(study)
+    if asked.scaling is not None:
+        check_scaling(study, asked.scaling)
     return study
 
 
@@ -166,6 +198,28 @@ def check_claims(study: Study) -> None:
     for arm in named:
         if arm not in study.arms:
             raise InputError(f"{study.path}: study names the unknown arm {arm!r}; known: {', '.join(study.arms)}")
+
+
+def check_scaling(study: Study, scaling: Scaling) -> None:
+    """Check the lengths, columns and arms of the `scaling` section, before hours of training."""
+    where = f"{study.path}: study.scaling"
+    if not scaling.sizes:
+        raise InputError(f"{where}.sizes is empty; name at least one size")
+    if bool(scaling.steps) == bool(scaling.flops):
+        raise InputError(f"{where} needs either `steps` or `flops`, the lengths of the runs")
+    key = "steps" if scaling.steps else "flops"
+    lengths = getattr(scaling, key)
+    if any(length <= 0 for length in lengths) or sorted(set(lengths)) != lengths:
+        raise InputError(f"{where}.{key} {lengths} is invalid; use increasing numbers above 0")
+    for column in [*scaling.columns, *scaling.paper]:
+        if study.directions.get(column) not in ("more", "less"):
+            known = ", ".join(column for column, better in study.directions.items() if better != "neither")
+            raise InputError(f"{where} names the column {column!r}, which no metric has; known: {known}")
+    for arm in filter(None, (scaling.baseline, scaling.challenger)):
+        if arm not in study.arms:
+            raise InputError(f"{where} names the unknown arm {arm!r}; known: {', '.join(study.arms)}")
+    if (scaling.baseline is None) != (scaling.challenger is None):
+        raise InputError(f"{where} needs both `baseline` and `challenger`, or neither")
 
 
 def first_comment(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""A scaling comparison: its runs, the laws that are fitted to their points, and its report."""
