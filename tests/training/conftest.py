@@ -1,7 +1,5 @@
 """Shared fixtures of the training tests: the smallest complete module, batches, trainers and configs."""
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +7,8 @@ import lightning
 import pytest
 import torch
 import yaml
-from small_run import ENVIRONMENT, REPOSITORY, SMALLEST_DATA, SMALLEST_MODEL
+from forked_fit import ForkedFit
+from small_run import REPOSITORY, SMALLEST_DATA, SMALLEST_MODEL
 
 from lit_transfusion.data.grammar import caption_first, image_first, unconditional
 from lit_transfusion.data.packing import collate, flatten
@@ -145,10 +144,9 @@ def make_config(tmp_path):
 def fit(make_config, tmp_path):
     """Runs `fit` on two processes in `tmp_path / name`, and returns this folder."""
 
-    def fit(name: str, *arguments: str) -> Path:
-        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(make_config(name)), *arguments]
-        done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr[-3000:]
+    def fit(name: str, *arguments: str, ranks: int = 2) -> Path:
+        words = ["--config", str(make_config(name)), "--trainer.devices", str(ranks), *arguments]
+        assert ForkedFit(words, tmp_path, ranks).wait(timeout=180) == 0, (tmp_path / "errors").read_text()[-3000:]
         return tmp_path / name
 
     return fit

@@ -1,16 +1,13 @@
-"""The process of a run that a test kills, and the record that the run writes."""
+"""The record that a run writes of each step, for tests that stop or kill it."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
-import torch
 from torch.utils._pytree import tree_leaves
 
-from lit_transfusion.cli import main
 from lit_transfusion.data.types import PackedBatch
 
 
@@ -45,10 +42,3 @@ def steps(folder: Path, rank: int = 0) -> Iterator[list]:
     """Return [step, hash of the batch, loss, learning rate] of all recorded steps; resumed runs repeat some steps."""
     path = witness_of(folder, rank)
     return map(json.loads, path.read_text().splitlines() if path.exists() else ())
-
-
-def fit(arguments: list[str]) -> None:
-    """Run the command in a new process group that contains its workers."""
-    os.setsid()
-    torch.set_num_threads(1)
-    main(["fit", *arguments])

@@ -15,8 +15,12 @@ from small_run import ENVIRONMENT, checkpoint
 
 
 @pytest.mark.slow
-def test_command_trains_on_two_processes(fit):
-    folder = fit("run")
+def test_command_trains_on_two_processes(make_config, tmp_path):
+    """The command starts the second process itself."""
+    command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(make_config("run"))]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "run"
     start, end = checkpoint(folder, 1), checkpoint(folder, 3)
     assert end["global_step"] == 3
     assert not torch.equal(start["state_dict"]["net.head.weight"], end["state_dict"]["net.head.weight"])
@@ -47,7 +51,7 @@ def test_run_of_two_processes_resumes_with_one_and_then_with_two(fit):
     """tests/data/test_mix.py tests which examples they read."""
     none = "--trainer.limit_val_batches", "0"
     fit("run", "--trainer.max_steps", "1", *none)
-    fit("run", "--ckpt_path", "last", "--trainer.max_steps", "2", "--trainer.devices", "1", *none)
+    fit("run", "--ckpt_path", "last", "--trainer.max_steps", "2", *none, ranks=1)
     folder = fit("run", "--ckpt_path", "last", "--trainer.max_steps", "3", *none)
     states = [checkpoint(folder, step)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0] for step in (2, 3)]
     assert [len(state["ranks"]) for state in states] == [1, 2]

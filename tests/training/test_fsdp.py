@@ -84,7 +84,7 @@ def test_resumed_run_uses_new_settings_as_with_ddp(fit):
 def test_run_of_two_processes_resumes_with_one_and_then_with_two(fit):
     options = *SHARDED, "--trainer.limit_val_batches", "0"
     fit("run", *options, "--trainer.max_steps", "1")
-    fit("run", *options, "--trainer.max_steps", "2", "--ckpt_path", "last", "--trainer.devices", "1")
+    fit("run", *options, "--trainer.max_steps", "2", "--ckpt_path", "last", ranks=1)
     folder = fit("run", *options, "--ckpt_path", "last")
     states = [checkpoint(folder, step)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0] for step in (2, 3)]
     assert [len(state["ranks"]) for state in states] == [1, 2]
@@ -97,8 +97,8 @@ def test_run_of_two_processes_resumes_with_one_and_then_with_two(fit):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_a_gpu_in_bf16_and_compiled(fit):
-    gpu = "--trainer.accelerator", "gpu", "--trainer.devices", "1", "--trainer.precision", "bf16-mixed"
-    folder = fit("run", *SHARDED, *gpu, "--model.compile", "true")
+    gpu = "--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed"
+    folder = fit("run", *SHARDED, *gpu, "--model.compile", "true", ranks=1)
     assert all(weight.isfinite().all() for weight in checkpoint(folder, 3)["state_dict"].values())
     assert len(list((folder / "samples").glob("samples_*.png"))) == 3
 

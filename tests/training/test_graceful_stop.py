@@ -11,6 +11,7 @@ import lightning
 import pytest
 import torch
 import yaml
+from forked_fit import ForkedFit
 from killed_run import steps
 from test_kill import ENVIRONMENT, wait_for_step
 from test_resume import Witness, assert_same, assert_same_end, config
@@ -204,23 +205,21 @@ def test_all_processes_stop_after_the_same_step(tmp_path, strategy, accumulate, 
     devices = 2
     witness = {"class_path": "killed_run.Witness"}, {"class_path": "LimitThreads"}
 
-    def start(run: str, *arguments: str) -> subprocess.Popen:
+    def words_of(run: str) -> list[str]:
         given = {"strategy": strategy, "devices": devices, "max_steps": 60, "val_check_interval": 20}
         path = write_config(tmp_path / run, *witness, **given, accumulate_grad_batches=accumulate)
         content = yaml.safe_load(path.read_text())
         callbacks = [one for one in content["trainer"]["callbacks"] if "test_resume" not in one["class_path"]]
         content["trainer"]["callbacks"] = callbacks
         path.write_text(yaml.safe_dump(content))
-        command = [sys.executable, "-m", "lit_transfusion", "fit", "--config", str(path), "--data.num_workers", "1"]
-        with open(tmp_path / "errors", "w") as errors:
-            return subprocess.Popen(
-                [*command, *arguments], env=ENVIRONMENT, cwd=tmp_path, start_new_session=True, stderr=errors
-            )
+        return ["--config", str(path), "--data.num_workers", "1"]
 
     def errors() -> str:
         return (tmp_path / "errors").read_text()[-3000:]
 
-    process = start("parts")
+    with open(tmp_path / "errors", "w") as file:  # the command, whose first process watches the second
+        command = [sys.executable, "-m", "lit_transfusion", "fit", *words_of("parts")]
+        process = subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True, stderr=file)
     try:
         wait_for_step(tmp_path / "parts", 7, lambda: process.poll() is None)
         time.sleep(0.05)
@@ -237,7 +236,7 @@ def test_all_processes_stop_after_the_same_step(tmp_path, strategy, accumulate, 
     (checkpoint,) = {path.resolve() for path in (tmp_path / "parts" / "checkpoints").glob("last.ckpt")}
     assert checkpoint.name == f"epoch=0-step={done[0][-1][0]}.ckpt"
     for run, arguments in (("parts", ("--ckpt_path", "last")), ("whole", ())):
-        assert start(run, *arguments).wait(timeout=600) == 0, errors()
+        assert ForkedFit([*words_of(run), *arguments], tmp_path, devices).wait(timeout=600) == 0, errors()
     for rank in range(devices):
         assert list(steps(tmp_path / "parts", rank)) == list(steps(tmp_path / "whole", rank))
     assert_same_end(tmp_path / "parts", tmp_path / "whole")

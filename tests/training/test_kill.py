@@ -1,19 +1,16 @@
 """Tests that a run that SIGKILL ends at a random moment resumes bit-exactly."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import killed_run
 import numpy as np
 import pytest
 import yaml
+from forked_fit import ForkedFit
 from killed_run import steps
 from PIL import Image
 from test_resume import assert_same_end, config, metrics
@@ -94,35 +91,6 @@ def assert_same_runs(killed: Path, whole: Path, ranks: int = 1) -> None:
     assert logged[STEPS - 1] == expected[STEPS - 1]
 
 
-class Forked:
-    """A `fit` in a process that is forked from one that has imported everything, so that it starts fast."""
-
-    def __init__(self, arguments: list[str], folder: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["killed_run"])
-        self.process = context.Process(target=killed_run.fit, args=(arguments,))
-        self.process.start()
-        self.pid = self.process.pid
-        while os.getpgid(self.pid) != self.pid:  # until it has its own process group, which is killed
-            time.sleep(0.01)
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def wait(self, timeout: float) -> int | None:
-        self.process.join(timeout)
-        return self.process.exitcode
-
-
-class Command(subprocess.Popen):
-    """A `fit` from the command line, as Lightning needs it to start the other ranks."""
-
-    def __init__(self, arguments: list[str], folder: Path) -> None:
-        words = [sys.executable, "-m", "lit_transfusion", "fit", *arguments]
-        with (folder / "errors").open("w") as file:
-            super().__init__(words, env=ENVIRONMENT, cwd=folder, start_new_session=True, stderr=file)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "num_workers", "devices"),
@@ -130,17 +98,16 @@ class Command(subprocess.Popen):
 )
 def test_run_killed_several_times_equals_an_uninterrupted_one(write_config, tmp_path, strategy, num_workers, devices):
     """The whole process group is killed: some milliseconds after a step, and while it starts."""
-    kind, start_seconds = (Forked, 3) if devices == 1 else (Command, 10)
 
-    def start(name: str, *arguments: str) -> Forked | Command:
+    def start(name: str, *arguments: str) -> ForkedFit:
         path = write_config(name, strategy=strategy, devices=devices)
-        return kind(["--config", path, *arguments, "--data.num_workers", str(num_workers)], tmp_path)
+        words = ["--config", path, *arguments, "--data.num_workers", str(num_workers)]
+        return ForkedFit(words, tmp_path, devices)
 
-    def finish(process: Forked | Command) -> None:
-        status = process.wait(timeout=600)
-        assert status == 0, (tmp_path / "errors").read_text()[-3000:] if devices > 1 else status
+    def finish(process: ForkedFit) -> None:
+        assert process.wait(timeout=600) == 0, (tmp_path / "errors").read_text()[-3000:]
 
-    def kill(process: Forked | Command) -> None:
+    def kill(process: ForkedFit) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(timeout=60) == -signal.SIGKILL
 
@@ -155,7 +122,7 @@ def test_run_killed_several_times_equals_an_uninterrupted_one(write_config, tmp_
         kill(process)
         done = max(step for step, *_ in steps(folder))
     process = start("killed", *resume_options(folder))
-    time.sleep(moment.uniform(0.5, start_seconds))
+    time.sleep(moment.uniform(0.5, 3))
     kill(process)
     finish(start("killed", *resume_options(folder)))
     assert_same_runs(folder, tmp_path / "whole", devices)
