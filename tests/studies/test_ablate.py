@@ -20,10 +20,23 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(_
 PATIENCE = 900  # seconds; ten times what an idle machine needs
 
 
-def ablate(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*ABLATE, *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE
-    )
+@pytest.fixture
+def ablate(tmp_path, monkeypatch, capsys):
+    """Runs the command in this process, which is faster, and returns its exit status and standard error.
+
+    The runs have their own processes.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+
+    def ablate(*words: str) -> tuple[int, str]:
+        try:
+            cli.main(["ablate", *words])
+        except SystemExit as end:
+            return end.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return ablate
 
 
 def wait_for(condition, process=None) -> None:
@@ -45,15 +58,11 @@ def commands(run: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_small_study_from_its_file_to_its_report(tmp_path, monkeypatch, capsys):
-    """The command is called in this process, which is faster. The runs have their own processes."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+def test_small_study_from_its_file_to_its_report(ablate, tmp_path):
     metrics = ["Perplexity", "tiny_study.OutOfReach"]
     write_tiny(tmp_path / "tiny.yaml", study={"metrics": metrics})
-    cli.main(["ablate", "--config", "tiny.yaml", "--seeds", "1", "--output", "out", "--parallel", "2"])
-    printed = capsys.readouterr()
-    assert "done: causal, seed 0" in printed.err and "tensorboard --logdir out" in printed.out
+    status, errors = ablate("--config", "tiny.yaml", "--seeds", "1", "--output", "out", "--parallel", "2")
+    assert status == 0 and "done: causal, seed 0" in errors
     out = tmp_path / "out"
     text = (out / "report" / "README.md").read_text()
     assert text.startswith("# tiny: Who may see whom?") and "2 of 2 runs" in text
@@ -71,7 +80,7 @@ def test_small_study_from_its_file_to_its_report(tmp_path, monkeypatch, capsys):
 
 
 # A study whose run is long enough to be killed during training
-LONG = {"max_steps": 400, "val_check_interval": 100, "limit_val_batches": 1, "log_every_n_steps": 10}
+LONG = {"max_steps": 250, "val_check_interval": 100, "limit_val_batches": 1, "log_every_n_steps": 10}
 INTERVAL = 20
 ONE_RUN = ["--config", "tiny.yaml", "--arms", "causal", "--seeds", "1", "--output", "out"]
 
@@ -114,17 +123,24 @@ def started(tmp_path):
         process.wait()
 
 
-def resume(folder: Path) -> None:
-    done = ablate(folder, *ONE_RUN)
-    assert done.returncode == 0, done.stderr
-    assert step_of(folder / "out" / "causal" / "seed_0" / "checkpoints" / "last.ckpt") == LONG["max_steps"]
-    assert "1 of 1 runs" in (folder / "out" / "report_of_causal" / "README.md").read_text()
-    assert [path.name for path in (folder / "out" / "causal").iterdir()] == ["seed_0"]  # nothing was moved aside
+@pytest.fixture
+def resume(ablate, tmp_path):
+    """Calls the command again, and checks that it has finished the run."""
+
+    def resume() -> None:
+        status, errors = ablate(*ONE_RUN)
+        assert status == 0, errors
+        out = tmp_path / "out"
+        assert step_of(out / "causal" / "seed_0" / "checkpoints" / "last.ckpt") == LONG["max_steps"]
+        assert "1 of 1 runs" in (out / "report_of_causal" / "README.md").read_text()
+        assert [path.name for path in (out / "causal").iterdir()] == ["seed_0"]  # nothing was moved aside
+
+    return resume
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_study_resumes(started, tmp_path, ending):
+def test_stopped_study_resumes(started, resume, tmp_path, ending):
     run = tmp_path / "out" / "causal" / "seed_0"
     started.send_signal(ending)
     started.wait(PATIENCE)
@@ -132,23 +148,23 @@ def test_stopped_study_resumes(started, tmp_path, ending):
     assert "Traceback" not in started.stderr.read()
     reached = step_of(run / "checkpoints" / "last.ckpt")
     assert reached < LONG["max_steps"] and not (run / "finished.json").exists()
-    resume(tmp_path)
+    resume()
     assert commands(run) == ["fit", "fit", "evaluate"]
     second = run / "metrics" / "version_1" / "metrics.csv"
     assert int(next(csv.DictReader(second.open()))["step"]) >= reached  # nothing was trained twice
 
 
 @pytest.mark.slow
-def test_study_waits_for_the_fit_of_a_killed_study(started, tmp_path):
+def test_study_waits_for_the_fit_of_a_killed_study(started, resume, tmp_path):
     run = tmp_path / "out" / "causal" / "seed_0"
     started.kill()
     started.wait()
-    resume(tmp_path)
+    resume()
     assert commands(run) == ["fit", "evaluate"]  # the first fit has finished the run
 
 
 @pytest.mark.slow
-def test_study_with_all_processes_killed_loses_one_checkpoint_interval_at_most(started, tmp_path):
+def test_study_with_all_processes_killed_loses_one_checkpoint_interval_at_most(started, resume, tmp_path):
     run = tmp_path / "out" / "causal" / "seed_0"
     started.kill()
     started.wait()
@@ -163,27 +179,27 @@ def test_study_with_all_processes_killed_loses_one_checkpoint_interval_at_most(s
     reached = max(step_of(path) for path in (run / "checkpoints").glob("*.ckpt"))
     rows = list(csv.DictReader((run / "metrics" / "version_0" / "metrics.csv").open()))
     assert int(rows[-1]["step"]) - reached <= INTERVAL
-    resume(tmp_path)
+    resume()
     assert commands(run) == ["fit", "fit", "evaluate"]
     again = list(csv.DictReader((run / "metrics" / "version_1" / "metrics.csv").open()))
     assert int(again[0]["step"]) >= reached
 
 
 @pytest.mark.slow
-def test_failed_arm_is_reported_and_finished_arms_are_not_repeated(tmp_path):
+def test_failed_arm_is_reported_and_finished_arms_are_not_repeated(ablate, tmp_path):
     arms = TINY["arms"] | {"broken": {"trainer": {"callbacks+": [{"class_path": "tiny_study.Breaks"}]}}}
     write_tiny(tmp_path / "tiny.yaml", arms=arms, study={"metrics": ["Perplexity"]})
     words = ["--config", "tiny.yaml", "--seeds", "1", "--output", "out", "--parallel", "2"]
-    done = ablate(tmp_path, *words)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: 1 of 3 runs failed")
+    status, errors = ablate(*words)
+    assert status == 2 and errors.splitlines()[-1].startswith("error: 1 of 3 runs failed")
     report = tmp_path / "out" / "report" / "README.md"
     assert "2 of 3 runs" in report.read_text() and "- broken, seed 0: RuntimeError: it breaks" in report.read_text()
-    fewer = ablate(tmp_path, *words, "--arms", "causal", "both")
-    assert fewer.returncode == 0, fewer.stderr
+    status, errors = ablate(*words, "--arms", "causal", "both")
+    assert status == 0, errors
     assert "2 of 2 runs" in (tmp_path / "out" / "report_of_causal_both" / "README.md").read_text()
     assert "2 of 3 runs" in report.read_text()  # the report of all arms is unchanged
     other = {"metrics": ["Perplexity", "GenEvalShapes"]}
     write_tiny(tmp_path / "tiny.yaml", arms=arms, study=other)
-    assert ablate(tmp_path, *words, "--arms", "causal").returncode == 0
+    assert ablate(*words, "--arms", "causal")[0] == 0
     assert commands(tmp_path / "out" / "causal" / "seed_0") == ["fit", "evaluate", "evaluate"]
     assert commands(tmp_path / "out" / "both" / "seed_0") == ["fit", "evaluate"]
