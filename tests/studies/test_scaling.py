@@ -38,7 +38,7 @@ def make_scaling(make_study):
 
 def plan_of(width, scheduler="lit_transfusion.training.optim.WarmupStableDecay", **schedule):
     """A plan without building a net."""
-    schedule = {"warmup_steps": 2, "decay_share": 0.2} | schedule
+    schedule = {"warmup_steps": 2, "total_steps": 1500, "decay_share": 0.2} | schedule
     config = yaml.safe_dump({"width": width, "model": {"scheduler": {"class_path": scheduler, "init_args": schedule}}})
     return ArmPlan("both", config, 1000 * width, 0, 1500, 80.0, 4e5 * width, None, 302 * width)
 
@@ -135,6 +135,7 @@ def test_invalid_section_is_an_error(make_scaling, changes, texts):
     ("plan", "steps", "texts"),
     [
         (plan_of(16, "x.WarmupCosine"), [10], ["model.scheduler WarmupCosine", "use WarmupStableDecay"]),
+        (plan_of(16, total_steps=9), [10], ["model.scheduler.total_steps 9", "use ${trainer.max_steps}"]),
         (plan_of(16), [1, 40], ["of 1, 40 steps", "at the steps 1, 32", "warm-up (2)"]),
         (plan_of(16, decay_share=0.9), [25, 26], ["at the steps 3, 3", "must increase"]),
     ],

@@ -107,6 +107,11 @@ def cell_of(study: Study, scaling: Scaling, arm: str, size: str, options: list[s
             f"{where}: model.scheduler {schedule['class_path'].rpartition('.')[2]} is invalid for `scaling`, because "
             "runs of several lengths start from one run with a constant rate; use WarmupStableDecay"
         )
+    if schedule["init_args"]["total_steps"] != plan.max_steps:
+        raise InputError(
+            f"{where}: model.scheduler.total_steps {schedule['init_args']['total_steps']} is not the length of the "
+            "run, which is different for each run; use ${trainer.max_steps}"
+        )
     parameters = plan.parameters - (plan.lookup_parameters if scaling.parameters == "without_embedding" else 0)
     flops = plan.flops if scaling.count == "counted" else 6 * parameters * plan.tokens
     lengths = scaling.steps or [max(1, round(budget / flops)) for budget in scaling.flops]
