@@ -55,6 +55,7 @@ class ForkedFit:
 
 
 def run(arguments: list[str], folder: Path, environment: dict[str, str], group: int) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: it is now that of this process
     os.setpgid(0, group)
     os.environ.update(environment)
     os.chdir(folder)
