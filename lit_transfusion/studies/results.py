@@ -104,8 +104,16 @@ def measured_of(job: Job) -> Measured:
 
 
 def skipped_of(jobs: Sequence[Job]) -> dict[str, str]:
-    """Metric → the reason why it was not measured."""
-    return {name: reason for job in jobs for name, reason in job.evaluation.get("skipped", {}).items()}
+    """Metric, with its arms if only some lack it → the reason why it was not measured."""
+    arms = list(dict.fromkeys(job.arm for job in jobs if job.evaluated))
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        for found in job.evaluation.get("skipped", {}).items():
+            lacking.setdefault(found, []).append(job.arm)
+    return {
+        name if set(of) == set(arms) else f"{name} of {', '.join(dict.fromkeys(of))}": reason
+        for (name, reason), of in lacking.items()
+    }
 
 
 def baselines_of(jobs: Sequence[Job]) -> dict[str, dict[str, float]]:

@@ -282,6 +282,8 @@ def test_reasons_are_those_of_the_current_metrics(finished):
     job = finished("causal", 0, {}, skipped={"FID": "no weights"})
     assert skipped_of([job]) == {"FID": "no weights"}
     assert skipped_of([job._replace(evaluate="metrics: [KID]\n")]) == {}
+    other = finished("both", 0, {})
+    assert skipped_of([job, other]) == {"FID of causal": "no weights"}
 
 
 def test_curve_continues_over_starts_and_uses_the_later_one(finished):
