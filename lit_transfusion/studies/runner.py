@@ -110,9 +110,11 @@ def check_earlier(job: Job) -> None:
     path = job.folder / run_folder.PLANNED
     if not path.is_file():
         return
-    earlier, now = path.read_text(encoding="utf-8").splitlines(), job.planned.splitlines()
-    if earlier != now:
-        differing = next(((a, b) for a, b in zip(earlier, now, strict=False) if a != b), ("", "more or fewer lines"))
+    earlier, now = path.read_text(encoding="utf-8"), job.planned
+    # As values: whether jsonargparse writes 250 or 250.0 depends on what the process has imported before.
+    if earlier != now and yaml.safe_load(earlier) != yaml.safe_load(now):
+        pairs = zip(earlier.splitlines(), now.splitlines(), strict=False)
+        differing = next(((a, b) for a, b in pairs if a != b), ("", "more or fewer lines"))
         raise InputError(
             f"{job.folder} was trained with another config ({differing[0].strip()!r}, now {differing[1].strip()!r}); "
             "use another --output, or move the folder away"

@@ -305,6 +305,7 @@ def test_folder_with_another_config_is_an_error(make_job):
     job.folder.mkdir(parents=True)
     (job.folder / "planned.yaml").write_text(job.planned)
     check_earlier(job)
+    check_earlier(job._replace(planned="model: {}\nmax_steps: 5.0\n"))  # the same value
     with pytest.raises(InputError) as caught:
         check_earlier(job._replace(planned="model: {}\nmax_steps: 6\n"))
     message = str(caught.value)
