@@ -16,10 +16,10 @@ from lit_transfusion.generation.fonts import SIZE, font_for
 from lit_transfusion.generation.pictures import wrap
 from lit_transfusion.hardware import cpu_name
 from lit_transfusion.run_folder import SAMPLES
+from lit_transfusion.studies.interval import Interval
 from lit_transfusion.studies.plan import COST, ArmPlan, clock
 from lit_transfusion.studies.results import (
     Finding,
-    Interval,
     baselines_of,
     by_arm,
     curve_of,
@@ -191,8 +191,8 @@ def differences(study: Study, jobs: Sequence[Job]) -> list[str]:
     return ["## Differences", text, markdown(rows)] if others and len(rows) > 1 else []
 
 
-def span(interval: Interval | None) -> str:
-    return "–" if interval is None else f"[{interval.low:+.3g}, {interval.high:+.3g}]"
+def span(interval: Interval | None, form: str = "+.3g") -> str:
+    return "–" if interval is None else f"[{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def results_table(study: Study, jobs: Sequence[Job]) -> str:

@@ -17,11 +17,9 @@ from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_transfusion.run_folder import metrics_files
+from lit_transfusion.studies.interval import LEVEL, SIGNIFICANCE, Interval
 from lit_transfusion.studies.runner import Job
 from lit_transfusion.studies.study import Claim, Study
-
-SIGNIFICANCE = 0.05  # a finding is resolved if its p value is below this
-LEVEL = 1 - SIGNIFICANCE  # confidence level of intervals
 
 
 class Measured(NamedTuple):
@@ -41,13 +39,6 @@ class Curve(NamedTuple):
     steps: list[int]
     text: list[float]
     image: list[float]
-
-
-class Interval(NamedTuple):
-    """A 95 % confidence interval."""
-
-    low: float
-    high: float
 
 
 class Difference(NamedTuple):

@@ -54,7 +54,7 @@ class Scaling:
     Args:
         sizes: Name → what differs from the config, such as {model: {size: {dim: 64}}}, from small to large.
         steps: Lengths of the runs in steps, increasing. Use either `steps` or `flops`.
-        flops: Lengths of the runs in floating-point operations, increasing; each size makes the steps for them.
+        flops: Lengths of the runs in floating-point operations, increasing; the steps follow at each size.
         columns: The columns that are fitted.
         baseline: The arm whose numbers the challenger should reach.
         challenger: The arm whose operations are compared with those of the baseline; null: no comparison.

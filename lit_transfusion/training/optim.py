@@ -9,7 +9,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_transfusion.errors import InputError
 
 
-class WarmupCosine(LRScheduler):
+class _Warmup(LRScheduler):
+    """Linear warm-up to the peak; a subclass has the rate after it, by the step. It sets `warmup_steps`."""
+
+    warmup_steps: int
+
+    def get_lr(self) -> list[float]:
+        step = self.last_epoch  # torch's name for the step
+        if step < self.warmup_steps:
+            return [peak * (step + 1) / self.warmup_steps for peak in self.base_lrs]
+        return [self.after_warmup(peak, step) for peak in self.base_lrs]
+
+    def after_warmup(self, peak: float, step: int) -> float:
+        raise NotImplementedError
+
+
+class WarmupCosine(_Warmup):
     """Linear warm-up, then a cosine to a final rate, which stays constant (paper, 4.1).
 
     The rate depends on the step and these arguments only.
@@ -33,16 +48,13 @@ class WarmupCosine(LRScheduler):
         self.final_lr = final_lr
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
-        step = self.last_epoch  # torch's name for the step
-        if step < self.warmup_steps:
-            return [peak * (step + 1) / self.warmup_steps for peak in self.base_lrs]
+    def after_warmup(self, peak: float, step: int) -> float:
         done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1)
         cosine = (1 + math.cos(math.pi * done)) / 2
-        return [self.final_lr + (peak - self.final_lr) * cosine for peak in self.base_lrs]
+        return self.final_lr + (peak - self.final_lr) * cosine
 
 
-class WarmupStableDecay(LRScheduler):
+class WarmupStableDecay(_Warmup):
     """Linear warm-up, then a constant rate, then a decay as 1 - sqrt to a final rate (Hägele et al., 2024).
 
     The rate before the decay does not depend on the total number of steps. So one run with a constant rate can be
@@ -72,15 +84,12 @@ class WarmupStableDecay(LRScheduler):
         self.final_lr = final_lr
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
-        step = self.last_epoch  # torch's name for the step
-        if step < self.warmup_steps:
-            return [peak * (step + 1) / self.warmup_steps for peak in self.base_lrs]
+    def after_warmup(self, peak: float, step: int) -> float:
         begins = decay_start(self.total_steps, self.decay_share)
         if step < begins or begins == self.total_steps:
-            return list(self.base_lrs)
+            return peak
         left = 1 - math.sqrt(min((step - begins) / (self.total_steps - begins), 1))
-        return [self.final_lr + (peak - self.final_lr) * left for peak in self.base_lrs]
+        return self.final_lr + (peak - self.final_lr) * left
 
 
 def decay_start(total_steps: int, decay_share: float) -> int:

@@ -2,21 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from lit_transfusion.studies.interval import LEVEL, Interval
 from lit_transfusion.studies.scaling.points import Point, levels, log_losses
 
-LEVEL = 0.95  # confidence level of intervals
 NUM_RESAMPLES = 500
-
-
-class Interval(NamedTuple):
-    """A 95 % confidence interval."""
-
-    low: float
-    high: float
 
 
 def interval(values: np.ndarray) -> Interval | None:

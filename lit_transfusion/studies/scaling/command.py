@@ -38,11 +38,15 @@ def scaling(
     """
     # Imports are here, since they take seconds, and --help is quick.
     from lit_transfusion.studies.cluster import executor
-    from lit_transfusion.studies.report import circumstances
     from lit_transfusion.studies.runner import check_earlier
-    from lit_transfusion.studies.scaling.grid import cells_of, make_runs, table_of
-    from lit_transfusion.studies.scaling.report import write_report
     from lit_transfusion.studies.study import read_study
+
+    try:
+        from lit_transfusion.studies.report import circumstances
+        from lit_transfusion.studies.scaling.grid import cells_of, make_runs, table_of
+        from lit_transfusion.studies.scaling.report import write_report
+    except ImportError as error:
+        raise InputError(f'scaling needs {error.name}: pip install -e ".[evaluation]"') from None
 
     check_at_least("--seeds", seeds)
     check_at_least("--parallel", parallel)

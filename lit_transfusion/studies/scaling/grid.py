@@ -15,6 +15,7 @@ from lit_transfusion.studies.scaling.points import Point
 from lit_transfusion.studies.study import Scaling, Study
 from lit_transfusion.training.optim import decay_start
 
+COST = ["arm", "size", "N", "steps of each run", "tokens", "FLOPs", "6 N D", "steps that one seed trains"]
 TRUNK = "constant_rate"  # folder of the run whose checkpoints the other runs of a seed start from
 
 
@@ -44,6 +45,21 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.arm}, {self.size}"
+
+    @property
+    def cost(self) -> list[str]:
+        """The cells of the columns COST. Tokens and FLOPs are those of the longest run."""
+        tokens = self.plan.tokens * self.lengths[-1]
+        return [
+            self.arm,
+            self.size,
+            f"{self.parameters / 1e6:.3g}M",
+            ", ".join(f"{length:,}" for length in self.lengths),
+            f"{tokens:.2e}",
+            f"{self.plan.flops * self.lengths[-1]:.2e}",
+            f"{6 * self.parameters * tokens:.2e}",
+            f"{self.trained_steps:,}",
+        ]
 
     @property
     def trained_steps(self) -> int:
@@ -152,22 +168,11 @@ def make_runs(study: Study, cells: list[Cell], seeds: int, folder: Path) -> list
 
 
 def table_of(cells: list[Cell], seeds: int, parallel: int) -> Table:
-    """The cost of each cell: for one seed, of all its runs together."""
-    head = ["arm", "size", "N", "steps of each run", "tokens", "FLOPs", "6ND / FLOPs", "one seed trains", "time"]
-    table = Table(*head, title="plan")
+    """The cost of each net: the time is that of all its runs at one seed."""
+    table = Table(*COST, "time", title="plan")
     for cell in cells:
-        plan, seconds = cell.plan, cell.plan.seconds
-        table.add_row(
-            cell.arm,
-            cell.size,
-            f"{cell.parameters / 1e6:.3g}M",
-            ", ".join(f"{length:,}" for length in cell.lengths),
-            f"{plan.tokens * plan.max_steps:.2e}",
-            f"{cell.flops * plan.max_steps:.2e}",
-            f"{6 * cell.parameters * plan.tokens / plan.flops:.2f}",
-            f"{cell.trained_steps:,} steps",
-            "–" if seconds is None else clock(seconds * cell.trained_steps),
-        )
+        seconds = cell.plan.seconds
+        table.add_row(*cell.cost, "–" if seconds is None else clock(seconds * cell.trained_steps))
     table.caption = "Tokens and FLOPs are those of the longest run."
     if all(cell.plan.seconds is not None for cell in cells):
         total = seeds * sum(cell.plan.seconds * cell.trained_steps for cell in cells) / parallel

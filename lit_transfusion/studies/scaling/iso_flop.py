@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.studies.scaling.bootstrap import Interval, interval, resampled_log_losses
+from lit_transfusion.studies.interval import Interval
+from lit_transfusion.studies.scaling.bootstrap import interval, resampled_log_losses
 from lit_transfusion.studies.scaling.points import SAME, Point, levels, log_losses
 from lit_transfusion.wording import counted
 

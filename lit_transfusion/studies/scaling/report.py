@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lit_transfusion.errors import InputError
-from lit_transfusion.studies.report import ARROWS, Circumstances, left_out, markdown, spread
+from lit_transfusion.studies.report import ARROWS, Circumstances, left_out, markdown, span, spread
 from lit_transfusion.studies.results import skipped_of
 from lit_transfusion.studies.runner import Outcome
-from lit_transfusion.studies.scaling.bootstrap import Interval, interval, resampled_log_losses
-from lit_transfusion.studies.scaling.grid import Cell, Run
+from lit_transfusion.studies.scaling.bootstrap import interval, resampled_log_losses
+from lit_transfusion.studies.scaling.grid import COST, Run
 from lit_transfusion.studies.scaling.held_out import predict_largest
 from lit_transfusion.studies.scaling.iso_flop import fit_iso_flop
 from lit_transfusion.studies.scaling.parity import fit_trend, parity_ratio
@@ -56,7 +56,8 @@ def write_report(
         "## Results",
         results_table(study, scaling, runs),
         "## Cost",
-        cost_table([*{run.cell.name: run.cell for run in runs}.values()]),
+        "Tokens and FLOPs are those of the longest run.",
+        markdown([COST, *{run.cell.name: run.cell.cost for run in runs}.values()]),
         *left_out(failed, skipped_of([run.job for run in runs])),
     ]
     path = folder / "README.md"
@@ -103,7 +104,7 @@ def parity_section(study: Study, scaling: Scaling, points: Sequence[Point]) -> l
     def cells(baseline: list[Point], challenger: list[Point], column: str) -> list[str]:
         found = parity_ratio(baseline, challenger, column, study.directions[column])
         outside = "**yes**" if found.extrapolated else "no"
-        return [f"{found.ratio:.3g}", span(found.interval), f"{found.value:.4g}", outside]
+        return [f"{found.ratio:.3g}", span(found.interval, ".3g"), f"{found.value:.4g}", outside]
 
     rows = [["measured by", "paper", "parity FLOP ratio", "95 % interval", "baseline's value", "extrapolated"]]
     for column in scaling.columns:
@@ -132,7 +133,12 @@ def largest_section(study: Study, scaling: Scaling, points: Sequence[Point]) -> 
 
     def cells(own: list[Point], column: str) -> list[str]:
         found = predict_largest(own, column)
-        numbers = [f"{found.predicted:.4g}", span(found.interval), f"{found.measured:.4g}", f"{found.error:+.1%}"]
+        numbers = [
+            f"{found.predicted:.4g}",
+            span(found.interval, ".3g"),
+            f"{found.measured:.4g}",
+            f"{found.error:+.1%}",
+        ]
         return [found.size, found.law, *numbers]
 
     rows = rows_of(study, scaling, points, cells, "less")
@@ -149,7 +155,7 @@ def law_section(study: Study, scaling: Scaling, points: Sequence[Point]) -> list
         found = []
         for name in ("E", "A", "alpha", "B", "beta", "exponent"):
             of_seeds = None if drawn is None else interval(getattr(drawn, name))
-            found.append(f"{getattr(law, name):.3g} {span(of_seeds)}")
+            found.append(f"{getattr(law, name):.3g} {span(of_seeds, '.3g')}")
         return found
 
     rows = rows_of(study, scaling, points, cells, "less")
@@ -168,7 +174,7 @@ def iso_flop_section(study: Study, scaling: Scaling, points: Sequence[Point]) ->
             f"{budget.parameters:.3g}{'' if budget.inside else ' (an end)'} at {budget.flops:.2g}"
             for budget in found.budgets
         )
-        return [best, f"{found.exponent:.3g} {span(found.interval)}"]
+        return [best, f"{found.exponent:.3g} {span(found.interval, '.3g')}"]
 
     rows = rows_of(study, scaling, points, cells, "less")
     head = ["loss", "arm", "best N at FLOPs", "N ∝ C^a: a"]
@@ -191,27 +197,8 @@ def results_table(study: Study, scaling: Scaling, runs: Sequence[Run]) -> str:
     return markdown(rows)
 
 
-def cost_table(cells: Sequence[Cell]) -> str:
-    """Parameters and operations of each net at its longest run, beside 6 N D."""
-    rows = [["arm", "size", "N", "tokens", "FLOPs", "6 N D", "steps that one seed trains"]]
-    for cell in cells:
-        tokens = cell.plan.tokens * cell.plan.max_steps
-        rows.append(
-            [
-                cell.arm,
-                cell.size,
-                f"{cell.parameters / 1e6:.3g}M",
-                f"{tokens:.2e}",
-                f"{cell.plan.flops * cell.plan.max_steps:.2e}",
-                f"{6 * cell.parameters * tokens:.2e}",
-                f"{cell.trained_steps:,}",
-            ]
-        )
-    return markdown(rows)
-
-
 def plot(study: Study, scaling: Scaling, points: Sequence[Point], path: Path) -> None:
-    """Each column over FLOPs, both logarithmic, with the trend line of each arm (paper, Figure 5)."""
+    """Each column over FLOPs, with the trend line of each arm (paper, Figure 5), both logarithmic unless a number is not above 0."""
     columns = [column for column in scaling.columns if any(column in point.losses for point in points)]
     figure = Figure(figsize=(5 * max(len(columns), 1), 4), layout="constrained")
     panels = figure.subplots(1, max(len(columns), 1), squeeze=False)[0]
@@ -227,7 +214,8 @@ def plot(study: Study, scaling: Scaling, points: Sequence[Point], path: Path) ->
                 trend = None
             line = ([], []) if trend is None else (flops, trend.predict(flops))
             ax.plot(*line, color=f"C{number}", label=arm)
-        ax.set(xscale="log", yscale="log", xlabel="floating-point operations", title=column)
+        positive = all(point.losses.get(column, 1) > 0 for point in points)
+        ax.set(xscale="log", yscale="log" if positive else "linear", xlabel="floating-point operations", title=column)
         ax.grid(alpha=0.3, which="both")
         ax.legend(fontsize="small")
     figure.savefig(path, dpi=100)
@@ -236,7 +224,3 @@ def plot(study: Study, scaling: Scaling, points: Sequence[Point], path: Path) ->
 def filled(rows: list[list[str]]) -> list[list[str]]:
     """Rows of equal length: a row with a reason in place of its numbers is shorter."""
     return [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
-
-
-def span(of: Interval | None) -> str:
-    return "–" if of is None else f"[{of.low:.3g}, {of.high:.3g}]"
