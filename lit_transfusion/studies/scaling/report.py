@@ -198,7 +198,10 @@ def results_table(study: Study, scaling: Scaling, runs: Sequence[Run]) -> str:
 
 
 def plot(study: Study, scaling: Scaling, points: Sequence[Point], path: Path) -> None:
-    """Each column over FLOPs, with the trend line of each arm (paper, Figure 5), both logarithmic unless a number is not above 0."""
+    """Each column over FLOPs, with the trend line of each arm (paper, Figure 5).
+
+    Axes are logarithmic, but that of a column in which a number is not above 0.
+    """
     columns = [column for column in scaling.columns if any(column in point.losses for point in points)]
     figure = Figure(figsize=(5 * max(len(columns), 1), 4), layout="constrained")
     panels = figure.subplots(1, max(len(columns), 1), squeeze=False)[0]
