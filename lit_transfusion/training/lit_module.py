@@ -33,10 +33,11 @@ from lit_transfusion.training.graceful_stop import GracefulStop
 from lit_transfusion.training.losses import LossTerms, LossWeights, transfusion_loss
 from lit_transfusion.training.nonfinite import skip_or_stop
 from lit_transfusion.training.objective import check_parts, compare
-from lit_transfusion.training.optim import decay_groups
+from lit_transfusion.training.optim import decay_groups, scale_rates
 from lit_transfusion.training.resumed_settings import ResumedSettings
 from lit_transfusion.training.step_losses import StepLosses, log_step
 from lit_transfusion.training.trainer_settings import check_steps
+from lit_transfusion.training.width_transfer import transfer_width
 
 SizeName = Literal["nano", "tiny", "0.16B", "0.37B", "0.76B", "1.4B", "7B"]
 
@@ -80,6 +81,8 @@ class LitTransfusion(lightning.LightningModule):
         skip_nonfinite: Number of steps in a run that may be skipped because a loss or the norm of the gradient is not
             finite; the next one ends the run.
         auxiliary: A loss of the hidden states of patches, such as REPA; null for none, as in the paper.
+        base_dim: The `dim` of the net for which the learning rate was tuned: the same rate is then right for this one
+            (μP). Null for one rate for all weights, as in the paper.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class LitTransfusion(lightning.LightningModule):
         sampling: Sampling = Sampling(),
         skip_nonfinite: int = 0,
         auxiliary: AuxiliaryLoss | None = None,
+        base_dim: int | None = None,
     ) -> None:
         super().__init__()
         size = SIZES[size] if isinstance(size, str) else size
@@ -123,6 +127,7 @@ class LitTransfusion(lightning.LightningModule):
         self.skip_nonfinite = skip_nonfinite
         self.skipped_steps = 0
         self.net = Transfusion(tokenizer.vocab_size + (codec.num_codes or 0), size, patcher, mask, attention)
+        self.rate_scales = {} if base_dim is None else transfer_width(self.net, base_dim)
         if init_from is not None:
             start_from(init_from, self.net, tokenizer)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
@@ -211,7 +216,8 @@ class LitTransfusion(lightning.LightningModule):
         log_totals(self, "test")
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer(decay_groups(self))
+        optimizer = self.optimizer(decay_groups(self, {f"net.{name}": s for name, s in self.rate_scales.items()}))
+        scale_rates(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
     def configure_gradient_clipping(

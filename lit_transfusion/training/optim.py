@@ -1,6 +1,8 @@
 """Parameter groups of the optimiser, and the learning-rate schedules."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -15,10 +17,12 @@ class _Warmup(LRScheduler):
     warmup_steps: int
 
     def get_lr(self) -> list[float]:
-        step = self.last_epoch  # torch's name for the step
-        if step < self.warmup_steps:
-            return [peak * (step + 1) / self.warmup_steps for peak in self.base_lrs]
-        return [self.after_warmup(peak, step) for peak in self.base_lrs]
+        scales = [group.get("rate_scale", 1.0) for group in self.optimizer.param_groups]
+        pairs = zip(self.base_lrs, scales, strict=True)
+        return [scale * self.rate(peak / scale, self.last_epoch) for peak, scale in pairs]
+
+    def rate(self, peak: float, step: int) -> float:
+        return peak * (step + 1) / self.warmup_steps if step < self.warmup_steps else self.after_warmup(peak, step)
 
     def after_warmup(self, peak: float, step: int) -> float:
         raise NotImplementedError
@@ -97,10 +101,34 @@ def decay_start(total_steps: int, decay_share: float) -> int:
     return total_steps - round(decay_share * total_steps)
 
 
-def decay_groups(net: nn.Module) -> list[dict]:
-    """Return two parameter groups: matrices, with weight decay, and the rest (norms, biases, embeddings), without."""
+def decay_groups(net: nn.Module, rate_scales: Mapping[str, float] = MappingProxyType({})) -> list[dict]:
+    """Return the parameter groups: matrices, with weight decay, and the rest (norms, biases, embeddings), without.
+
+    Args:
+        net: Module with the parameters.
+        rate_scales: Factors of the learning rate by the names of the parameters. Each factor makes a group of its own.
+    """
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
-    trained = [p for p in net.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in trained if p.ndim < 2 or id(p) in embeddings]
-    return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+            groups.setdefault((decays, rate_scales.get(name, 1.0)), []).append(parameter)
+    return [
+        {"params": parameters}
+        | ({} if decays else {"weight_decay": 0.0})
+        | ({} if scale == 1 else {"rate_scale": scale})
+        for (decays, scale), parameters in groups.items()
+    ]
+
+
+def scale_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Multiply the learning rate of each group by its `rate_scale`, and divide its weight decay by it.
+
+    The decay of a step is their product, and so stays the same (Wang & Aitchison, 2024, arXiv 2405.13698).
+    """
+    for group in optimizer.param_groups:
+        scale = group.get("rate_scale", 1.0)
+        group["lr"] *= scale
+        if "weight_decay" in group:
+            group["weight_decay"] /= scale

@@ -51,10 +51,11 @@ def build_page(pipeline: Pipeline, name: str) -> gr.Blocks:
 
 def heading(pipeline: Pipeline, name: str) -> str:
     net, size = pipeline.net, pipeline.net.transformer.config
+    kind = "tokens" if pipeline.images_are_tokens else "patches"
     facts = [
         f"{sum(p.numel() for p in net.parameters()) / 1e6:,.1f} M parameters",
         f"dim {size.dim}, {size.n_layers} layers, {size.n_heads} heads",
-        f"pictures of {pipeline.picture_size} in {pipeline.patches_per_image} patches",
+        f"pictures of {pipeline.picture_size} in {pipeline.patches_per_image} {kind}",
         f"on {net.head.weight.device}",
     ]
     return f"# lit_transfusion\n`{name}` · {' · '.join(facts)}"
@@ -69,7 +70,7 @@ def draw_tab(pipeline: Pipeline) -> None:
                 gr.Examples([[text] for text in examples], prompt, label="Prompts that the model wrote itself")
             button, stop = buttons("Draw")
             count = gr.Slider(1, 16, 4, step=1, label="Pictures", info="With consecutive seeds")
-            settings = drawing_settings(pipeline.noise.samplers)
+            settings = drawing_settings(pipeline)
         with gr.Column():
             gallery = gr.Gallery(
                 show_label=False,
@@ -111,7 +112,7 @@ def edit_tab(pipeline: Pipeline) -> None:
             file = upload("Picture")
             instruction = gr.Textbox(label="Instruction", placeholder="How to change it")
             button, stop = buttons("Edit")
-            settings = drawing_settings(pipeline.noise.samplers)
+            settings = drawing_settings(pipeline)
         with gr.Column():
             changed = gr.Image(label="Changed", format="png", interactive=False, buttons=KEEP)
             note = gr.Markdown()
@@ -130,7 +131,7 @@ def story_tab(pipeline: Pipeline) -> None:
             file = upload("Picture before the prompt (optional)")
             button, stop = buttons("Continue")
             max_images = gr.Slider(0, 8, Sampling.max_images, step=1, label="Pictures", info="At most")
-            settings = {"max_images": max_images} | writing_settings() | drawing_settings(pipeline.noise.samplers)
+            settings = {"max_images": max_images} | writing_settings() | drawing_settings(pipeline)
         with gr.Column():
             story = gr.HTML()
             note = gr.Markdown()
@@ -180,36 +181,51 @@ def to_sampling(chosen: dict[str, Any]) -> Sampling:
     """Convert the values on the page: there, 0 and empty mean None, and the guidance interval has two sliders."""
     if "guidance_to" in chosen:
         chosen["guidance_interval"] = chosen.pop("guidance_from"), chosen.pop("guidance_to")
-    for name in ("top_k", "negative_prompt"):
+    for name in ("top_k", "image_top_k", "negative_prompt"):
         if name in chosen:
             chosen[name] = chosen[name] or None
     return Sampling(**chosen | {"seed": chosen["seed"] or 0})
 
 
-def drawing_settings(samplers: tuple[str, ...]) -> dict[str, Component]:
+def drawing_settings(pipeline: Pipeline) -> dict[str, Component]:
+    """The settings that the pictures of this model depend on."""
     with gr.Row():
-        settings = {
-            "sampler": gr.Dropdown(list(samplers), value=samplers[0], label="Sampler"),
-            "num_inference_steps": gr.Slider(1, 250, Sampling.num_inference_steps, step=1, label="Steps"),
-        }
+        settings = code_settings() if pipeline.images_are_tokens else denoising_settings(pipeline.noise.samplers)
     with gr.Row():
         settings |= {
             "guidance_scale": gr.Slider(0, 10, Sampling.guidance_scale, step=0.1, label="Guidance", info="1 is none"),
             "seed": seed_box(),
         }
     with gr.Accordion("More about guidance", open=False):
-        first, last = Sampling.guidance_interval
-        settings |= {
-            "negative_prompt": gr.Textbox(label="Negative prompt", info="What to steer away from"),
-            "guidance_rescale": gr.Slider(
-                0, 1, Sampling.guidance_rescale, step=0.05, label="Rescale", info="To the contrast without guidance"
-            ),
+        settings["negative_prompt"] = gr.Textbox(label="Negative prompt", info="What to steer away from")
+        return settings if pipeline.images_are_tokens else settings | guided_denoising_settings()
+
+
+def denoising_settings(samplers: tuple[str, ...]) -> dict[str, Component]:
+    return {
+        "sampler": gr.Dropdown(list(samplers), value=samplers[0], label="Sampler"),
+        "num_inference_steps": gr.Slider(1, 250, Sampling.num_inference_steps, step=1, label="Steps"),
+    }
+
+
+def code_settings() -> dict[str, Component]:
+    start, info = Sampling.image_temperature, "0 takes the likeliest code"
+    return {
+        "image_temperature": gr.Slider(0, 2, start, step=0.05, label="Temperature of images", info=info),
+        "image_top_k": gr.Slider(0, 1000, 0, step=1, label="Top-k of images", info="0 is all"),
+    }
+
+
+def guided_denoising_settings() -> dict[str, Component]:
+    info = "To the contrast without guidance"
+    rescale = gr.Slider(0, 1, Sampling.guidance_rescale, step=0.05, label="Rescale", info=info)
+    first, last = Sampling.guidance_interval
+    with gr.Row():
+        return {
+            "guidance_rescale": rescale,
+            "guidance_from": gr.Slider(0, 1, first, step=0.05, label="From", info="0 is clean"),
+            "guidance_to": gr.Slider(0, 1, last, step=0.05, label="To", info="1 is noise"),
         }
-        with gr.Row():
-            return settings | {
-                "guidance_from": gr.Slider(0, 1, first, step=0.05, label="From", info="0 is clean"),
-                "guidance_to": gr.Slider(0, 1, last, step=0.05, label="To", info="1 is noise"),
-            }
 
 
 def writing_settings() -> dict[str, Component]:

@@ -5,13 +5,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from sign_codec import Signs
 
 from lit_transfusion.data.images import read_image
-from lit_transfusion.diffusion import DDPM
+from lit_transfusion.diffusion import DDPM, NextToken
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.engine import draw, edit, write
 from lit_transfusion.generation.pictures import to_pil
+from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.generation.settings import Sampling
+from lit_transfusion.model import Causal, NoPatcher, TransformerConfig, Transfusion
 
 gr = pytest.importorskip("gradio", reason='needs pip install -e ".[playground]"')
 
@@ -33,6 +36,10 @@ def file(tmp_path):
 
 @pytest.fixture
 def press(pipeline):
+    return presser(pipeline)
+
+
+def presser(pipeline):
     """Calls the function of a button with the values on the page, or others for some labels; returns all results."""
     page = build_page(pipeline, "run.ckpt")
 
@@ -58,6 +65,21 @@ def test_drawing_shows_pictures_during_denoising(press, pipeline):
     assert [shown[1] for shown in before] == ["step 1 of 2", "step 2 of 2"] and note.startswith("done in")
     drawn = draw(pipeline, ["two"] * 3, Sampling(num_inference_steps=2, seed=5))
     assert [small(picture) for picture in pictures] == [to_pil(picture).tobytes() for picture in drawn]
+
+
+def test_a_model_of_image_tokens_has_the_settings_of_codes(tokenizer):
+    torch.manual_seed(0)
+    size = TransformerConfig(dim=32, n_layers=1, n_heads=2, multiple_of=16)
+    net = Transfusion(tokenizer.vocab_size + 8, size, NoPatcher(dim=32), Causal()).eval()
+    tokens = Pipeline(net, NextToken(), Signs(), tokenizer, image_size=4)
+    press = presser(tokens)
+    values = {"Temperature of images": 0.5, "Top-k of images": 3}
+    *_, (pictures, _) = press("draw", {"Prompt": "two", "Pictures": 2, "Seed": 5, **values})
+    drawn = draw(tokens, ["two"] * 2, Sampling(seed=5, image_temperature=0.5, image_top_k=3))
+    assert [small(picture) for picture in pictures] == [to_pil(picture).tobytes() for picture in drawn]
+    page = build_page(tokens, "run.ckpt")
+    labels = {getattr(block, "label", None) for block in page.blocks.values()}
+    assert "Negative prompt" in labels and not labels & {"Sampler", "Steps", "Rescale", "From", "To"}
 
 
 def test_describing_writes_a_caption(press, pipeline, file):
