@@ -145,3 +145,13 @@ def test_steps_change_the_net_equally_at_each_width():
 def test_invalid_base_is_an_error(base_dim, options, message):
     with pytest.raises(InputError, match=message):
         transfer_width(make(64, **options), base_dim)
+
+
+def test_optimizer_of_the_module_has_the_rates(make_module):
+    """`model.base_dim` reaches the optimizer, and the average starts from the scaled weights."""
+    module = make_module(dim=32, base_dim=16, lr=1e-2)
+    optimizer = module.configure_optimizers()["optimizer"]
+    rate_of = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rate_of[id(module.net.head.weight)] == pytest.approx(5e-3)
+    assert rate_of[id(module.net.embedding.weight)] == pytest.approx(1e-2)
+    assert torch.equal(module.ema.head.weight, module.net.head.weight)
