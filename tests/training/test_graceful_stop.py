@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import lightning
@@ -187,59 +188,89 @@ def test_a_slurm_job_is_saved_and_queued_again_at_the_end_of_a_step(whole, tmp_p
 
 # Several processes
 
+RANKS = 2
+
+
+def write_config_of_ranks(folder: Path, strategy: str, accumulate: int) -> Path:
+    witness = {"class_path": "killed_run.Witness"}, {"class_path": "LimitThreads"}
+    given = {"strategy": strategy, "devices": RANKS, "max_steps": 40, "val_check_interval": 20}
+    path = write_config(folder, *witness, **given, accumulate_grad_batches=accumulate)
+    content = yaml.safe_load(path.read_text())
+    callbacks = [one for one in content["trainer"]["callbacks"] if "test_resume" not in one["class_path"]]
+    content["trainer"]["callbacks"] = callbacks
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def words_of(path: Path) -> list[str]:
+    return ["--config", str(path), "--data.num_workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def whole_of_ranks(tmp_path_factory):
+    """Returns the folder of an uninterrupted run, which is made once for each strategy and accumulation."""
+
+    @cache
+    def whole_of_ranks(strategy: str, accumulate: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"{strategy}{accumulate}") / "whole"
+        words = words_of(write_config_of_ranks(folder, strategy, accumulate))
+        assert ForkedFit(words, folder.parent, RANKS).wait(timeout=600) == 0, (folder.parent / "errors").read_text()
+        return folder
+
+    return whole_of_ranks
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "accumulate", "name", "who"),
+    ("strategy", "accumulate", "name", "who", "started_by"),
     [
-        ("ddp", 1, "SIGTERM", "group"),
-        ("ddp", 2, "SIGTERM", "first"),
-        ("ddp", 2, "SIGTERM", "second"),
-        ("ddp", 2, "SIGINT", "group"),
-        ("fsdp2", 2, "SIGTERM", "group"),
-        ("fsdp2", 1, "SIGTERM", "second"),
+        ("ddp", 1, "SIGTERM", "group", "torchrun"),
+        ("ddp", 2, "SIGTERM", "first", "command"),
+        ("ddp", 2, "SIGTERM", "second", "torchrun"),
+        ("ddp", 2, "SIGINT", "group", "command"),
+        ("fsdp2", 2, "SIGTERM", "group", "torchrun"),
+        ("fsdp2", 1, "SIGTERM", "second", "command"),
     ],
 )
-def test_all_processes_stop_after_the_same_step(tmp_path, strategy, accumulate, name, who):
-    """The signal is sent to one process, or to all of them and their workers, as a terminal or a cluster does."""
-    devices = 2
-    witness = {"class_path": "killed_run.Witness"}, {"class_path": "LimitThreads"}
+def test_all_processes_stop_after_the_same_step(tmp_path, whole_of_ranks, strategy, accumulate, name, who, started_by):
+    """The signal is sent to one process, or to all of them and their workers, as a terminal or a cluster does.
 
-    def words_of(run: str) -> list[str]:
-        given = {"strategy": strategy, "devices": devices, "max_steps": 60, "val_check_interval": 20}
-        path = write_config(tmp_path / run, *witness, **given, accumulate_grad_batches=accumulate)
-        content = yaml.safe_load(path.read_text())
-        callbacks = [one for one in content["trainer"]["callbacks"] if "test_resume" not in one["class_path"]]
-        content["trainer"]["callbacks"] = callbacks
-        path.write_text(yaml.safe_dump(content))
-        return ["--config", str(path), "--data.num_workers", "1"]
+    The processes are those of torchrun, or those of the command, whose first process watches the second.
+    """
+    folder = tmp_path / "parts"
+    words = words_of(write_config_of_ranks(folder, strategy, accumulate))
 
     def errors() -> str:
         return (tmp_path / "errors").read_text()[-3000:]
 
-    with open(tmp_path / "errors", "w") as file:  # the command, whose first process watches the second
-        command = [sys.executable, "-m", "lit_transfusion", "fit", *words_of("parts")]
-        process = subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True, stderr=file)
+    if started_by == "torchrun":
+        run = ForkedFit(words, tmp_path, RANKS)
+    else:
+        with open(tmp_path / "errors", "w") as file:
+            command = [sys.executable, "-m", "lit_transfusion", "fit", *words]
+            run = subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True, stderr=file)
     try:
-        wait_for_step(tmp_path / "parts", 7, lambda: process.poll() is None)
+        wait_for_step(folder, 7, lambda: run.poll() is None)
         time.sleep(0.05)
         if who == "group":
-            os.killpg(process.pid, NUMBERS[name])
+            os.killpg(run.pid, NUMBERS[name])
+        elif who == "first":
+            os.kill(run.pid, NUMBERS[name])
         else:
-            os.kill(process.pid if who == "first" else second_of(process.pid), NUMBERS[name])
-        assert process.wait(timeout=120) == STATUS[name], errors()
+            os.kill(run.processes[1].pid if started_by == "torchrun" else second_of(run.pid), NUMBERS[name])
+        assert run.wait(timeout=120) == STATUS[name], errors()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    done = [list(steps(tmp_path / "parts", rank)) for rank in range(devices)]
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    done = [list(steps(folder, rank)) for rank in range(RANKS)]
     assert len({len(seen) for seen in done}) == 1 and len(done[0]) % accumulate == 0
-    (checkpoint,) = {path.resolve() for path in (tmp_path / "parts" / "checkpoints").glob("last.ckpt")}
+    (checkpoint,) = {path.resolve() for path in (folder / "checkpoints").glob("last.ckpt")}
     assert checkpoint.name == f"epoch=0-step={done[0][-1][0]}.ckpt"
-    for run, arguments in (("parts", ("--ckpt_path", "last")), ("whole", ())):
-        assert ForkedFit([*words_of(run), *arguments], tmp_path, devices).wait(timeout=600) == 0, errors()
-    for rank in range(devices):
-        assert list(steps(tmp_path / "parts", rank)) == list(steps(tmp_path / "whole", rank))
-    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+    assert ForkedFit([*words, "--ckpt_path", "last"], tmp_path, RANKS).wait(timeout=600) == 0, errors()
+    whole = whole_of_ranks(strategy, accumulate)
+    for rank in range(RANKS):
+        assert list(steps(folder, rank)) == list(steps(whole, rank))
+    assert_same_end(folder, whole)
 
 
 def second_of(parent: int) -> int:
