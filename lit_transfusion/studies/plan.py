@@ -39,6 +39,7 @@ class ArmPlan(NamedTuple):
     flops: float
     seconds: float | None  # of a step on this machine; None if not measured
     lookup_parameters: int = 0  # of the embedding of tokens, unless it is also the head
+    images_are_tokens: bool = False
 
     @property
     def cost(self) -> list[str]:
@@ -113,6 +114,7 @@ def plan_arm(study: Study, arm: str, overrides: list[str], timed: bool) -> ArmPl
         accumulated * flops,
         seconds,
         0 if model.net.head.weight is model.net.embedding.weight else model.net.embedding.weight.numel(),
+        model.noise.images_are_tokens,
     )
 
 

@@ -8,7 +8,6 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from lit_transfusion import __version__
@@ -16,13 +15,13 @@ from lit_transfusion.generation.fonts import SIZE, font_for
 from lit_transfusion.generation.pictures import wrap
 from lit_transfusion.hardware import cpu_name
 from lit_transfusion.run_folder import SAMPLES
+from lit_transfusion.studies.curves import plot_curves
 from lit_transfusion.studies.interval import Interval
 from lit_transfusion.studies.plan import COST, ArmPlan, clock
 from lit_transfusion.studies.results import (
     Finding,
     baselines_of,
     by_arm,
-    curve_of,
     decided,
     difference,
     skipped_of,
@@ -83,7 +82,7 @@ def write_report(
     jobs = [outcome.job for outcome in outcomes]
     write_results(jobs, folder / "results.csv")
     write_findings(study, jobs, folder / "findings.csv")
-    curves(jobs, plans, folder / "curves.png")
+    plot_curves(jobs, plans, folder / "curves.png")
     pictures = samples(jobs, folder / "samples.png")
     failed = [outcome for outcome in outcomes if outcome.error]
     sections = [
@@ -99,8 +98,9 @@ def write_report(
         markdown([COST, *(one.cost for one in plans)]),
         "## Curves",
         "Held-out losses by the number of positions trained on, and by the operations for them (the minimum that the "
-        "arm needs, forward and backward). One line per seed. Documents and noise follow the recipe of the arm: where "
-        "arms have different recipes, compare the table, which is measured on the same documents for all.",
+        "arm needs, forward and backward): the mean over seeds, with their range. Documents and noise follow the "
+        "recipe of the arm: where arms have different recipes, compare the table, which is measured on the same "
+        "documents for all.",
         "![Losses by tokens and by FLOPs](curves.png)",
         *(SAMPLES_SECTION if pictures else []),
         *left_out(failed, skipped_of(jobs)),
@@ -239,29 +239,6 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
     head, *body = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
-
-
-def curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> None:
-    """Plot the held-out text and image losses of every run, by tokens and by operations."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2, sharey="row")
-    for number, plan in enumerate(plans):
-        for job in (job for job in jobs if job.arm == plan.arm):
-            curve = curve_of(job)
-            for row, losses in enumerate((curve.text, curve.image)):
-                for column, scale in enumerate((plan.tokens, plan.flops)):
-                    x = [step * scale for step in curve.steps]
-                    label = plan.arm if job.seed == jobs[0].seed else None
-                    axes[row][column].plot(x, losses, color=f"C{number % 10}", marker=".", alpha=0.7, lw=1, label=label)
-    for column, name in enumerate(("tokens and patches", "floating-point operations")):
-        axes[1][column].set_xlabel(name)
-    for row, name in enumerate(("text: cross-entropy", "images: diffusion loss")):
-        axes[row][0].set_ylabel(name)
-        for ax in axes[row]:
-            ax.set_yscale("log")
-            ax.grid(alpha=0.3, which="both")
-    axes[0][1].legend(fontsize="small")
-    figure.savefig(path, dpi=100)
 
 
 def samples(jobs: Sequence[Job], path: Path) -> bool:

@@ -16,7 +16,6 @@ import numpy as np
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_transfusion.run_folder import metrics_files
 from lit_transfusion.studies.interval import LEVEL, SIGNIFICANCE, Interval
 from lit_transfusion.studies.runner import Job
 from lit_transfusion.studies.study import Claim, Study
@@ -31,14 +30,6 @@ class Measured(NamedTuple):
 
 
 Results = dict[str, dict[int, Measured]]  # arm → seed → numbers
-
-
-class Curve(NamedTuple):
-    """Held-out losses of a run over its training steps."""
-
-    steps: list[int]
-    text: list[float]
-    image: list[float]
 
 
 class Difference(NamedTuple):
@@ -223,18 +214,6 @@ def is_at_floor(results: Results, study: Study, claim: Claim) -> bool:
     """True if the interval of neither arm is above the baselines. False without baselines, or with one seed."""
     found = [above_floor(results, study, claim.column, arm) for arm in (claim.better, claim.worse)]
     return all(one is not None and one.interval is not None and one.interval.low <= 0 for one in found)
-
-
-def curve_of(job: Job) -> Curve:
-    """Read the losses from the metrics files of all starts; where they overlap, use the later start."""
-    points: dict[int, tuple[float, float]] = {}
-    for path in metrics_files(job.folder):
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("val/loss_image") and row.get("val/loss_text"):
-                    points[int(row["step"]) + 1] = float(row["val/loss_text"]), float(row["val/loss_image"])
-    steps = sorted(points)
-    return Curve(steps, [points[step][0] for step in steps], [points[step][1] for step in steps])
 
 
 def write_findings(study: Study, jobs: Sequence[Job], path: Path) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_study import write_metrics
 
 from lit_transfusion.evaluation.metric import Metric
 from lit_transfusion.studies.results import (
@@ -16,7 +15,6 @@ from lit_transfusion.studies.results import (
     adjusted_by_bh,
     adjusted_by_holm,
     by_arm,
-    curve_of,
     decided,
     difference,
     flat,
@@ -284,32 +282,6 @@ def test_reasons_are_those_of_the_current_metrics(finished):
     assert skipped_of([job._replace(evaluate="metrics: [KID]\n")]) == {}
     other = finished("both", 0, {})
     assert skipped_of([job, other]) == {"FID of causal": "no weights"}
-
-
-def test_curve_continues_over_starts_and_uses_the_later_one(finished):
-    job = finished(losses=[(i, 10.0 - i, 1.0) for i in (2, 4, 6)])
-    both = {"val/loss_text": 1.5, "val/loss_image": 0.5}
-    for version in (10, 2):  # the tenth is after the second
-        write_metrics(job, version, [{"step": 5, **both, "val/loss_text": version}, {"step": 7, **both}])
-    curve = curve_of(job)
-    assert curve.steps == [2, 4, 6, 8]
-    assert curve.text == [8.0, 6.0, 10.0, 1.5] and curve.image == [1.0, 1.0, 0.5, 0.5]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [{"step": 1, "train/loss": 2.0}],
-        [{"step": 1, "val/loss_text": 2.0}],
-        [{"step": 1, "val/loss_text": "", "val/loss_image": ""}],
-    ],
-)
-def test_curve_of_incomplete_metrics_is_empty(make_job, rows):
-    job = make_job()
-    write_metrics(job, 0, rows)
-    assert curve_of(job) == ([], [], [])
-    assert curve_of(make_job("both")) == ([], [], [])
 
 
 def test_csv_has_a_line_for_each_run(finished, make_job, tmp_path):

@@ -1,0 +1,124 @@
+"""The held-out losses of a study over training: the mean of the seeds of each arm, with their range."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from lit_transfusion.run_folder import metrics_files
+from lit_transfusion.studies.plan import ArmPlan
+from lit_transfusion.studies.runner import Job
+
+TEXT, IMAGES = "val/loss_text", "val/loss_image"  # names in the metrics files
+DECADE = 10  # an axis over less than this ratio has ticks at multiples of a number, otherwise at 1, 2, 5, 10, …
+
+
+class Curve(NamedTuple):
+    """A loss of one run, or the mean over runs."""
+
+    steps: list[int]
+    losses: list[float]
+
+
+class Band(NamedTuple):
+    """A loss of several runs at the steps that all of them have."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def curve_of(job: Job, name: str) -> Curve:
+    """Read a loss from the metrics files of all starts; where they overlap, use the later start."""
+    points: dict[int, float] = {}
+    for path in metrics_files(job.folder):
+        with path.open(encoding="utf-8", newline="") as file:
+            points |= {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+    steps = sorted(points)
+    return Curve(steps, [points[step] for step in steps])
+
+
+def band_of(curves: Sequence[Curve]) -> Band:
+    """The mean and the range of some curves."""
+    values = [dict(zip(*curve, strict=True)) for curve in curves]
+    steps = sorted(set.intersection(*map(set, values))) if values else []
+    losses = np.array([[one[step] for step in steps] for one in values]).reshape(len(values), len(steps))
+    if not steps:
+        return Band(*(np.zeros(0) for _ in range(4)))
+    return Band(np.array(steps), losses.mean(0), losses.min(0), losses.max(0))
+
+
+def plot_curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> None:
+    """Plot the losses of all arms, by tokens and by operations. Different kinds of loss have rows of their own."""
+    kinds = [
+        ("text: cross-entropy", TEXT, plans),
+        ("images: diffusion loss", IMAGES, [plan for plan in plans if not plan.images_are_tokens]),
+        ("images: cross-entropy of codes", IMAGES, [plan for plan in plans if plan.images_are_tokens]),
+    ]
+    rows = []
+    for label, name, members in kinds:
+        bands = [(plan, bands_of(jobs, plan.arm, name)) for plan in members]
+        bands = [(plan, band) for plan, band in bands if len(band.steps)]
+        if bands:
+            rows.append((label, bands))
+    figure = Figure(figsize=(11, 3.75 * max(len(rows), 1)), layout="constrained")
+    grid = figure.subplots(max(len(rows), 1), 2, sharey="row", sharex="col", squeeze=False)
+    colors = {plan.arm: f"C{number % 10}" for number, plan in enumerate(plans)}
+    for panels, (label, bands) in zip(grid, rows, strict=False):
+        for plan, band in bands:
+            for panel, scale in zip(panels, (plan.tokens, plan.flops), strict=True):
+                panel.fill_between(band.steps * scale, band.low, band.high, color=colors[plan.arm], alpha=0.15, lw=0)
+                panel.plot(band.steps * scale, band.mean, color=colors[plan.arm], marker=".", lw=1.5)
+        for panel in panels:
+            log_axis(panel, min(band.low.min() for _, band in bands), max(band.high.max() for _, band in bands))
+        panels[0].set_ylabel(label)
+        label_ends(panels[0], [(band.mean[-1], plan.arm, colors[plan.arm]) for plan, band in bands])
+    for panel, name in zip(grid[-1], ("tokens and patches", "floating-point operations"), strict=True):
+        panel.set_xlabel(name)
+        panel.xaxis.set_major_formatter(EngFormatter())
+    figure.savefig(path, dpi=100)
+
+
+def bands_of(jobs: Sequence[Job], arm: str, name: str) -> Band:
+    curves = [curve_of(job, name) for job in jobs if job.arm == arm]
+    return band_of([curve for curve in curves if curve.steps])
+
+
+def log_axis(panel: Axes, low: float, high: float) -> None:
+    """Make the losses logarithmic, with plain numbers at readable ticks; linear if one is not above 0."""
+    panel.grid(alpha=0.3)
+    if low <= 0:
+        return
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(
+        MaxNLocator(8, steps=[1, 2, 5, 10]) if high / low < DECADE else LogLocator(subs=(1, 2, 5))
+    )
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+
+
+def label_ends(panel: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write the name of each line (its last value, name, color) to the right of its end, without overlaps."""
+    ends = sorted(ends)
+    to_axes = panel.transData + panel.transAxes.inverted()
+    heights = [to_axes.transform((panel.get_xlim()[0], value))[1] for value, *_ in ends]
+    for height, (_, name, color) in zip(apart(heights, min(0.07, 1 / len(ends))), ends, strict=True):
+        panel.text(1.02, height, name, color=color, transform=panel.transAxes, va="center", fontsize=8)
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Move ascending heights in [0, 1] as far as needed for this gap between them."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    limit = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
