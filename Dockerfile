@@ -26,9 +26,9 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
     && pip install --no-cache-dir -r /tmp/requirements.txt
 
 COPY README.md LICENSE ./
+COPY configs configs
 COPY lit_transfusion lit_transfusion
 RUN pip install --no-cache-dir --no-deps .
-COPY configs configs
 
 # The same user id as on the host, so that the files in the mounted folder belong to you.
 ARG UID=1000

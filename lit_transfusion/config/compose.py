@@ -8,6 +8,7 @@ arms:                            # what differs in each arm
 """
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ OmegaConf.register_resolver("mul", lambda a, b: a * b, replace=True)
 MOVED = {"Shapes": "source", "ShapeEdits": "edits", "GenEvalShapes": "geneval", "ShapeCaptions": "captions"}
 OLD_PATHS = re.compile(rf"lit_transfusion\.(?:data\.sources|evaluation)(?:\.\w+)?\.({'|'.join(MOVED)})\b")
 
+PACKAGE = Path(__file__).parents[1]
+# The configs of this package. In a checkout, the first is a link to the second; git makes no links on some systems.
+CONFIGS = next((path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir()), PACKAGE)
 
 Parts = list[tuple[str, dict[str, Any]]]  # (name of the file, content); later parts overwrite earlier ones
 
@@ -57,9 +61,12 @@ def compose(path: str | Path, arm: str | None = None) -> Parts:
 def read_config(path: Path, above: tuple[Path, ...] = ()) -> Config:
     """Read a file and the files that it builds on. `above` are the files that build on it.
 
+    If there is no such file, the config of this package with its name is read: quickstart is configs/quickstart.yaml.
+
     Raises:
         InputError: A file is missing or invalid.
     """
+    path = path if path.is_file() else shipped(path) or path
     if path.resolve() in above:
         raise InputError(f"{path} builds on itself; change its `base`")
     content = read(path)
@@ -105,9 +112,19 @@ class Loader(yaml.SafeLoader):
         return node
 
 
+def shipped(path: Path) -> Path | None:
+    """The config of this package that a path names, from anywhere: quickstart, or configs/quickstart.yaml."""
+    name = path.relative_to("configs") if path.is_relative_to("configs") else path
+    found = CONFIGS / (name if name.suffix else name.with_suffix(".yaml"))
+    return found if not path.is_absolute() and found.is_file() else None
+
+
 def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"config file {path} not found")
+        names = [str(other.relative_to(CONFIGS).with_suffix("")) for other in CONFIGS.rglob("*.yaml")]
+        close = get_close_matches(path.stem, names, n=3, cutoff=0.5)
+        hint = f"; of this package's configs, {' and '.join(close)} have similar names" if close else ""
+        raise InputError(f"config file {path} not found; check the path{hint}")
     text = OLD_PATHS.sub(lambda found: f"lit_transfusion.shapes.{MOVED[found[1]]}.{found[1]}", read_text(path))
     try:
         content = yaml.load(text, Loader)
