@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from lit_transfusion import __version__
 from lit_transfusion.allowed_imports import OPTION, import_named
 from lit_transfusion.errors import InputError
 from lit_transfusion.printing import print_anything
@@ -104,7 +105,7 @@ Use (CKPT is runs/NAME/checkpoints/last.ckpt, or an exported folder)
 Measure
 {measure}
 
-COMMAND --help lists the options of a command.
+COMMAND --help lists the options of a command; --version prints the version of this package.
 
 A checkpoint may contain classes from your own module. Every command takes --import_module MODULE, which imports it.
 
@@ -151,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: Sequence[str]) -> None:
     if argv[0] in ("-h", "--help"):
         print(help_text())
+        sys.exit(0)
+    if argv[0] == "--version":
+        print(f"lit_transfusion {__version__}")
         sys.exit(0)
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise InputError(f"unknown command {argv[0]!r}; known: {', '.join(COMMANDS)}")

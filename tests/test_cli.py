@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_transfusion import cli
+from lit_transfusion import __version__, cli
 from lit_transfusion.config import lightning as lightning_cli
 from lit_transfusion.config.argv import spell_out
 from lit_transfusion.data.tokenizer import Tokenizer
@@ -453,6 +453,7 @@ def test_links_of_a_page_lead_to_files_and_headings(path):
     ("arguments", "texts"),
     [
         ([], ["fit --config configs/quickstart.yaml", "\n  generate        draw a prompt"]),
+        (["--version"], [f"lit_transfusion {__version__}\n"]),
         (["--help"], ["fit --config configs/quickstart.yaml", "\n  generate        draw a prompt"]),
         (
             ["fit", "--help"],
