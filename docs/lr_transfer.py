@@ -18,7 +18,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RUNS, REPORT = Path("runs/lr_transfer"), ROOT / "docs" / "studies" / "lr_transfer"
-WIDTHS, RATES, BASE, HEAD = (64, 128, 256), (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), 64, 32
+WIDTHS, RATES, BASE, HEAD = (32, 64, 128), (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), 32, 32
 RULES = {"standard": "one rate for all weights", "mup": f"μP, model.base_dim {BASE}"}
 COLUMNS = {"bits_per_byte": "text: bits per byte", "diffusion_loss": "pictures: diffusion loss"}
 
