@@ -21,7 +21,7 @@ from lit_transfusion.whole_file import whole_file
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-TOKENIZER = "tokenizer.model"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # a run has one of them
 CODEC = "codec"  # folder of the autoencoder, of a run of `train_codec`
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"  # {"step": …}, after the last step
@@ -42,7 +42,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file sy
 
 def is_run(folder: Path) -> bool:
     """Whether the folder is a run directory."""
-    return (folder / CONFIG).exists() and ((folder / TOKENIZER).exists() or (folder / CODEC).is_dir())
+    made = (*TOKENIZERS, CODEC)  # what each kind of run has, and nothing else with a config.yaml
+    return (folder / CONFIG).exists() and any((folder / name).exists() for name in made)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

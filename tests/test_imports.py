@@ -12,7 +12,7 @@ import lit_transfusion
 ROOT = Path(lit_transfusion.__file__).parent
 ORDER = [  # packages and top-level modules
     *("__init__", "errors", "wording", "hardware", "printing", "text_reader", "whole_file", "file_lock", "progress"),
-    "timestep_buckets",
+    *("hub", "timestep_buckets"),
     *("allowed_imports", "serialization", "lightning_compat"),
     *("model", "diffusion", "latents", "feature_maps"),
     "data",

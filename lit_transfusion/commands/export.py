@@ -10,7 +10,7 @@ from lit_transfusion.progress import reporting
 def export(ckpt: str, output: str, weights: Literal["ema", "raw"] = "ema") -> None:
     """Write a folder with everything that generation needs, and nothing else of a run.
 
-    It contains model.safetensors, config.json, tokenizer.model, the codec's weights if it has any, and a model card.
+    It contains model.safetensors, config.json, the tokenizer, the codec's weights if it has any, and a model card.
     Use the folder with `generate --ckpt` or `Pipeline.from_pretrained`, or upload it to the Hugging Face hub.
 
     Args:

@@ -33,8 +33,9 @@ class TransfusionData(lightning.LightningDataModule):
         patch_size: Side of a patch, in latent pixels (set by the model's patcher).
         sequence_length: Positions L of a row. Longer rows waste less on padding. An example's images and text must fit.
         batch_size: Rows B of a batch on each device.
-        tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's or one made by `train_tokenizer`; null
-            trains one on the captions.
+        tokenizer_model: A SentencePiece `tokenizer.model`, such as Llama 2's or one made by `train_tokenizer`, a
+            `tokenizer.json` of the tokenizers library, a folder that contains one of them, or owner/name on the Hugging
+            Face hub; null trains one on the captions.
         vocab_size: Largest vocabulary of a tokenizer that is trained here, with its 256 bytes and 3 controls.
         character_coverage: Share of all characters that get their own pieces in a tokenizer that is trained here, in
             [0.98, 1]; null chooses it (see `Tokenizer.train`).

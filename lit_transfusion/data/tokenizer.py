@@ -1,4 +1,4 @@
-"""The text tokenizer: SentencePiece as in Llama, plus two image markers after its vocabulary."""
+"""The text tokenizer: SentencePiece as in Llama, or a tokenizer.json, plus two image markers after its vocabulary."""
 
 import io
 from collections.abc import Iterable
@@ -7,25 +7,32 @@ from typing import Any
 
 import sentencepiece
 
+from lit_transfusion import hub
+from lit_transfusion.data import json_vocabulary
+from lit_transfusion.data.json_vocabulary import JSONVocabulary
 from lit_transfusion.data.training_text import training_text
 from lit_transfusion.errors import InputError
 from lit_transfusion.text_reader import is_encodable
 
-CONTROLS_AND_BYTES = 3 + 256  # pieces in every vocabulary
+CONTROLS_AND_BYTES = 3 + 256  # pieces in every vocabulary that is trained here
+SENTENCEPIECE = "tokenizer.model"
+FILES = (json_vocabulary.FILE, SENTENCEPIECE)  # a folder contains one of the two; if it has both, the first is used
+FOLDER_FILES = (*FILES, *json_vocabulary.NAMING_ENDS)
 
 
 class Tokenizer:
-    """A SentencePiece model, with the ids of BOI and EOI after its vocabulary.
+    """A vocabulary of text, with the ids of BOI and EOI after it.
 
     Args:
-        model: The serialised SentencePiece model.
+        model: The serialised SentencePiece model, or that of a `JSONVocabulary`.
     """
 
     def __init__(self, model: bytes) -> None:
         self.model = model
-        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        kind = JSONVocabulary if model.startswith(b"{") else sentencepiece.SentencePieceProcessor
+        self._pieces = kind(model_proto=model)
         self.bos = self._pieces.bos_id()
-        self.eos = self._pieces.eos_id()
+        self.eos = self._pieces.eos_id()  # some vocabularies have one token for BOS and EOS
         if self.bos < 0 or self.eos < 0:
             raise InputError("the SentencePiece model has no BOS or no EOS; train it with --bos_id=1 --eos_id=2")
         self.boi = self._pieces.get_piece_size()  # begin of image
@@ -35,17 +42,50 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str) -> "Tokenizer":
-        """Read a SentencePiece model.
+        """Read a tokenizer.model of SentencePiece, or a tokenizer.json with the files beside it that name BOS and EOS.
+
+        Args:
+            path: The file, a folder that contains it, or owner/name on the Hugging Face hub.
 
         Raises:
-            InputError: The file does not exist or is not a SentencePiece model with BOS and EOS.
+            InputError: The file does not exist, or is not a tokenizer with BOS and EOS.
         """
-        if not Path(path).is_file():
-            raise InputError(f"tokenizer model {path} not found; give the path of a SentencePiece tokenizer.model")
+        file = Path(path)
+        if not file.exists() and hub.NAME.fullmatch(path):
+            file = hub.download(path, FOLDER_FILES)
+        if file.is_dir():
+            found = [file / name for name in FILES if (file / name).is_file()]
+            if not found:
+                raise InputError(f"{path} contains no {' and no '.join(FILES)}; use a folder with one of them")
+            file = found[0]
+        if not file.is_file():
+            raise InputError(
+                f"tokenizer {path} not found; give a SentencePiece {SENTENCEPIECE}, a {json_vocabulary.FILE}, or a "
+                "folder with one of them"
+            )
+        if file.suffix == ".json":
+            return cls(JSONVocabulary.read(file).model)
+        model = file.read_bytes()
+        other = InputError(f"{file} is not a SentencePiece model; give the path of a {SENTENCEPIECE}")
+        if model.startswith(b"{"):
+            raise other
         try:
-            return cls(Path(path).read_bytes())
+            return cls(model)
         except RuntimeError:
-            raise InputError(f"{path} is not a SentencePiece model; give the path of a tokenizer.model") from None
+            raise other from None
+
+    def save(self, folder: Path) -> Path:
+        """Write the files from which `from_file` reads the same tokenizer, and remove that of the other kind.
+
+        Returns:
+            The file with the vocabulary.
+        """
+        files = self._pieces.files() if isinstance(self._pieces, JSONVocabulary) else {SENTENCEPIECE: self.model}
+        for name in set(FILES) - set(files):
+            (folder / name).unlink(missing_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return folder / next(iter(files))
 
     @classmethod
     def train(

@@ -168,7 +168,8 @@ def generate(
     ]
     room = sampling.max_new_tokens + sampling.max_images * max(lengths)
     decoder = read_prompts(pipeline, prompts, at_boi, room)
-    never = [tokenizer.bos, tokenizer.eoi]  # placed by this code, never by the model
+    # Placed by this code, never by the model; where one token is BOS and EOS, the model writes it as EOS.
+    never = [token for token in (tokenizer.bos, tokenizer.eoi) if token != tokenizer.eos]
     if images is Images.NEVER:
         never.append(tokenizer.boi)
     rows = samples  # the samples in the rows of the decoder

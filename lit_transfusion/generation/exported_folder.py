@@ -1,15 +1,12 @@
 """A folder that `export` wrote, on this machine or on the Hugging Face hub: the names of its files and its config."""
 
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from lit_transfusion.errors import InputError
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -32,16 +29,3 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         for key, value in arguments
     }
     return config
-
-
-def download_model(name: str, **download: Any) -> Path:
-    """Download the files of a model from the hub, and return their folder in the hub's cache."""
-    files = [CONFIG, WEIGHTS, TOKENIZER, "codec/*"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=files, **download))
-    except Exception as error:  # errors of the hub, the network or the disk
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
-        raise InputError(
-            f"{name} not found: it is not a file or folder on this machine, and no model of this name could be "
-            f"downloaded from the Hugging Face hub ({reason}); check the name"
-        ) from None

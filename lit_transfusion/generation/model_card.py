@@ -33,8 +33,9 @@ pipeline = Pipeline.from_pretrained("MODEL")  # this folder, or its name on the 
 python -m lit_transfusion generate --ckpt MODEL --prompt "what to draw"{{ options }}
 ```
 
-`config.json` describes the parts of the net, `model.safetensors` contains its weights and `tokenizer.model` its text
-tokenizer. If there is a folder `codec`, it contains the frozen autoencoder, which has its own licence.
+`config.json` describes the parts of the net, `model.safetensors` contains its weights and `tokenizer.model` (or
+`tokenizer.json`) its text tokenizer. If there is a folder `codec`, it contains the frozen autoencoder, which has its own
+licence.
 
 Not described yet: its training data, what it can and cannot do, and its licence.
 """

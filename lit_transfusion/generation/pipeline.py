@@ -1,7 +1,6 @@
 """The `Pipeline`: everything that generation needs in one object, loaded from a checkpoint, a folder, or the hub."""
 
 import json
-import re
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -16,16 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
-from lit_transfusion import __version__
+from lit_transfusion import __version__, hub
 from lit_transfusion.allowed_imports import foreign_modules
 from lit_transfusion.data.images import fit, map_by_size, to_rgb, to_unit_range
 from lit_transfusion.data.packing import SquarePatches
-from lit_transfusion.data.tokenizer import Tokenizer
+from lit_transfusion.data.tokenizer import FOLDER_FILES, Tokenizer
 from lit_transfusion.data.types import ImageSegment, TextSegment
 from lit_transfusion.diffusion import NoiseProcess
 from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY, is_sharded, read_checkpoint
-from lit_transfusion.generation.exported_folder import CONFIG, TOKENIZER, WEIGHTS, download_model, read_config
+from lit_transfusion.generation.exported_folder import CONFIG, WEIGHTS, read_config
 from lit_transfusion.generation.model_card import TEMPLATE
 from lit_transfusion.generation.pictures import to_pil
 from lit_transfusion.generation.settings import Sampling
@@ -33,8 +32,6 @@ from lit_transfusion.latents import Codec
 from lit_transfusion.model import Patcher, TransformerConfig, Transfusion, Visibility
 from lit_transfusion.model.block_runner import as_it_is
 from lit_transfusion.serialization import build, call, describe
-
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.ckpt)")
 
 
 class Pipeline(
@@ -233,8 +230,9 @@ class Pipeline(
             pipeline = cls._from_checkpoint(local, ema)
         elif local.is_dir():
             pipeline = cls._from_folder(local, str(path), ema)
-        elif HUB_NAME.fullmatch(str(path)):
-            pipeline = cls._from_folder(download_model(str(path), **download), str(path), ema)
+        elif hub.NAME.fullmatch(str(path)):
+            folder = hub.download(str(path), [CONFIG, WEIGHTS, *FOLDER_FILES, "codec/*"], **download)
+            pipeline = cls._from_folder(folder, str(path), ema)
         else:
             raise InputError(f"checkpoint {path} not found; check the path")
         bad = next((key for key, weight in pipeline.net.state_dict().items() if not weight.isfinite().all()), None)
@@ -273,7 +271,7 @@ class Pipeline(
                 f"{name} is an exported model and has one set of weights, so ema cannot be false; to choose the "
                 "weights, export again with --weights raw"
             )
-        description["tokenizer"] = Tokenizer.from_file(str(folder / TOKENIZER)).model
+        description["tokenizer"] = Tokenizer.from_file(str(folder)).model
         pipeline = cls._described(description, f"{name}/{CONFIG}")
         if not (folder / WEIGHTS).is_file():
             raise InputError(f"{name} contains no {WEIGHTS}; export the model again")
@@ -298,7 +296,7 @@ class Pipeline(
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write config, weights, tokenizer and codec; `save_pretrained` calls this and then adds the model card."""
         description = self.describe()
-        tokenizer = description.pop("tokenizer")
+        del description["tokenizer"]
         description["codec"]["init_args"] |= self.codec.save(save_directory)
         try:
             config = json.dumps({"lit_transfusion_version": __version__, **description}, indent=2)
@@ -309,9 +307,9 @@ class Pipeline(
             ) from None
         # Shared weights are written once; `load_model` restores the sharing.
         save_model(self.net, str(save_directory / WEIGHTS), metadata={"format": "pt"})
-        (save_directory / TOKENIZER).write_bytes(tokenizer)
+        reference = self.tokenizer.save(save_directory)
         for file in (save_directory / WEIGHTS, *save_directory.glob("codec/*")):
-            shutil.copymode(save_directory / TOKENIZER, file)  # safetensors makes files that only the owner can read
+            shutil.copymode(reference, file)  # safetensors makes files that only the owner can read
         (save_directory / CONFIG).write_text(config + "\n", encoding="utf-8")  # last: it marks the folder as a model
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

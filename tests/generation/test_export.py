@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lit_transfusion
+from lit_transfusion import hub
 from lit_transfusion.commands.export import export
 from lit_transfusion.diffusion import DDPM
 from lit_transfusion.errors import InputError
-from lit_transfusion.generation import exported_folder
 from lit_transfusion.generation.pipeline import Pipeline
 from lit_transfusion.latents import VAE, Pixels
 from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfig, Transfusion
@@ -255,7 +255,7 @@ def test_only_the_model_is_downloaded(with_vae, assert_same_outputs, tmp_path, m
                 shutil.copy(tmp_path / "me" / file, tmp_path / "fetched" / file)
         return str(tmp_path / "fetched")
 
-    monkeypatch.setattr(exported_folder, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     assert_same_outputs(with_vae, Pipeline.from_pretrained("me/shapes", revision="v2"))
     assert files_of(tmp_path / "me") - files_of(tmp_path / "fetched") == {"pytorch_model.bin", "README.md"}
 
@@ -270,7 +270,7 @@ def test_a_model_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["none.ckpt", "runs/last.ckpt", "../x/y", "/none/here", "a/b/c"])
 def test_invalid_names_are_not_looked_up_on_the_hub(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(exported_folder, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(InputError, match=f"checkpoint {path} not found"):
         Pipeline.from_pretrained(path)
 

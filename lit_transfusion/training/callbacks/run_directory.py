@@ -31,7 +31,7 @@ class RunDirectory(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / run_folder.TOKENIZER).write_bytes(pl_module.tokenizer.model)
+        pl_module.tokenizer.save(folder)
         (folder / run_folder.FINISHED).unlink(missing_ok=True)  # from an earlier run with fewer steps
         self.began = time.monotonic()
         net = pl_module.net
