@@ -1,8 +1,10 @@
 """LightningCLI for our parts: configs that build on other files, and links between parts."""
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -30,9 +32,11 @@ from lit_transfusion.hardware import has_bf16
 from lit_transfusion.lightning_compat import model_checkpoints, parser_of
 from lit_transfusion.model import SIZES
 from lit_transfusion.training.fsdp import check_sharding, check_strategy
+from lit_transfusion.training.language_model import find_language_model
 from lit_transfusion.training.lit_module import LitTransfusion
 from lit_transfusion.training.trainer_settings import as_list, settle
 
+log = logging.getLogger(__name__)
 import_all((*PARTS, *TRAINING_PARTS))
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # the range of numpy
@@ -187,6 +191,10 @@ class TransfusionCLI(RunCLI):
         parser.link_arguments("model.patcher.init_args.patch_size", "data.patch_size")
         parser.link_arguments("model.size", "model.patcher.init_args.dim", compute_fn=width)
 
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        use_size_of_language_model(self.options.model)
+
     def before_fit(self) -> None:
         super().before_fit()
         check_sampling(self.trainer, self.model.noise)
@@ -285,6 +293,21 @@ def launch(
 def width(size: Any) -> int:
     """The width D of a size, which is a name or a mapping from YAML."""
     return SIZES[size].dim if isinstance(size, str) else size.get("init_args", size)["dim"]
+
+
+def use_size_of_language_model(model: Namespace) -> None:
+    """If `model.init_from` is a language model, set the fields of `model.size` that are its own."""
+    language_model = model.init_from and find_language_model(model.init_from)
+    if not language_model:
+        return
+    if isinstance(model.size, str):
+        model.size = Namespace(asdict(SIZES[model.size]))
+    fields = model.size.get("init_args", model.size)
+    for name, value in language_model.size.items():
+        fields[name] = value
+    model.patcher.init_args.dim = fields.dim
+    if rank_zero_only.rank == 0:
+        log.info("model.size is that of %s: %s", model.init_from, language_model.size)
 
 
 def check_precision(trainer: lightning.Trainer) -> None:

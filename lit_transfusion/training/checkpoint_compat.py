@@ -9,14 +9,21 @@ from lit_transfusion.errors import InputError
 from lit_transfusion.generation.checkpoint import KEY
 from lit_transfusion.generation.pipeline import Pipeline, second_line
 from lit_transfusion.model import Transfusion
+from lit_transfusion.training.language_model import copy_language_model, find_language_model
 
 
-def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
-    """Copy the (averaged) weights of another run, or of an exported model, into `net`.
+def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> int:
+    """Copy the (averaged) weights of another run, of an exported model, or of a language model into `net`.
+
+    Returns:
+        Number of tokens whose rows of the embedding and the head were copied; the markers of images count as new.
 
     Raises:
         InputError: The other model has another tokenizer, or its weights do not fit.
     """
+    language_model = find_language_model(path)
+    if language_model is not None:
+        return copy_language_model(language_model, net, tokenizer)
     other = Pipeline.from_pretrained(path)
     if other.tokenizer.model != tokenizer.model:
         raise InputError(
@@ -27,6 +34,7 @@ def start_from(path: str, net: Transfusion, tokenizer: Tokenizer) -> None:
         net.load_state_dict(other.net.state_dict())
     except RuntimeError as error:
         raise InputError(f"model.init_from: {path} does not fit this model: {second_line(error)}") from None
+    return tokenizer.boi
 
 
 def check_fits(checkpoint: dict[str, Any], weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:

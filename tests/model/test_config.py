@@ -11,6 +11,7 @@ from lit_transfusion.model import Bidirectional, LinearPatcher, TransformerConfi
 from lit_transfusion.model.attention import BACKENDS
 from lit_transfusion.model.block import Block, attend_heads
 from lit_transfusion.model.flops import Flops
+from lit_transfusion.model.llama import text_weights
 from lit_transfusion.model.rotary import rotary_angles, rows_and_columns
 
 transformers = pytest.importorskip("transformers")
@@ -59,25 +60,17 @@ def peer(name, config, **options):
 
 def copy_weights(net, theirs):
     """Copy the text weights of our net into a model of transformers."""
-    sources = {"model.embed_tokens.weight": net.embedding.weight, "lm_head.weight": net.head.weight}
-    sources["model.norm.weight"] = net.transformer.norm.weight
+    sources = text_weights(net) | {"lm_head.weight": net.head.weight}
     for layer, block in enumerate(net.transformer.blocks):
-        attention, mlp, prefix = block.attention, block.feed_forward, f"model.layers.{layer}"
-        heads = [n * net.transformer.config.head_dim for n in attention.heads]
-        for name, weight in zip("qkv", attention.qkv.weight.split(heads), strict=True):
-            sources[f"{prefix}.self_attn.{name}_proj.weight"] = weight
-        sources[f"{prefix}.self_attn.o_proj.weight"] = attention.out.weight
-        gate, up = mlp.gate_up.weight.chunk(2)
-        sources |= {f"{prefix}.mlp.gate_proj.weight": gate, f"{prefix}.mlp.up_proj.weight": up}
-        sources[f"{prefix}.mlp.down_proj.weight"] = mlp.down.weight
-        norms = ("input_layernorm", "post_attention_layernorm")
+        prefix = f"model.layers.{layer}"
         if not block.pre_norm:
-            norms = ("post_attention_layernorm", "post_feedforward_layernorm")
-        sources[f"{prefix}.{norms[0]}.weight"] = block.attention_norm.weight
-        sources[f"{prefix}.{norms[1]}.weight"] = block.feed_forward_norm.weight
-        if attention.qk_norm:
-            sources[f"{prefix}.self_attn.q_norm.weight"] = attention.q_norm.weight
-            sources[f"{prefix}.self_attn.k_norm.weight"] = attention.k_norm.weight
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                del sources[f"{prefix}.{name}.weight"]
+            sources[f"{prefix}.post_attention_layernorm.weight"] = block.attention_norm.weight
+            sources[f"{prefix}.post_feedforward_layernorm.weight"] = block.feed_forward_norm.weight
+        if block.attention.qk_norm:
+            sources[f"{prefix}.self_attn.q_norm.weight"] = block.attention.q_norm.weight
+            sources[f"{prefix}.self_attn.k_norm.weight"] = block.attention.k_norm.weight
     theirs.load_state_dict(sources)
 
 
