@@ -154,6 +154,7 @@ def filled_in(command: list[str], user_files: dict[str, Path]) -> list[str]:
 
 # Changes for a test: little memory, no GPU, and no earlier run.
 LIGHTER = {
+    "lmfusion.yaml": ["--model.init_from", "null", "--model.text_rate", "1", "--model.size.n_layers", "1"],
     "finetune_edit.yaml": ["--model.init_from", "null", "--data.tokenizer_model", "null"],
     "paper_0.76B.yaml": [
         *("--model.size", "nano", "--model.patcher.channels", "16"),

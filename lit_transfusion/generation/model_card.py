@@ -34,8 +34,8 @@ python -m lit_transfusion generate --ckpt MODEL --prompt "what to draw"{{ option
 ```
 
 `config.json` describes the parts of the net, `model.safetensors` contains its weights and `tokenizer.model` (or
-`tokenizer.json`) its text tokenizer. If there is a folder `codec`, it contains the frozen autoencoder, which has its own
-licence.
+`tokenizer.json`) its text tokenizer. If there is a folder `codec`, it contains the frozen autoencoder, which has its
+own licence.
 
 Not described yet: its training data, what it can and cannot do, and its licence.
 """

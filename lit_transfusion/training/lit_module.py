@@ -36,6 +36,7 @@ from lit_transfusion.training.objective import check_parts, compare
 from lit_transfusion.training.optim import decay_groups, scale_rates
 from lit_transfusion.training.resumed_settings import ResumedSettings
 from lit_transfusion.training.step_losses import StepLosses, log_step
+from lit_transfusion.training.text_rate import check_text_rate, freeze_text, keep_rows, text_parameters
 from lit_transfusion.training.trainer_settings import check_steps
 from lit_transfusion.training.width_transfer import transfer_width
 
@@ -74,8 +75,9 @@ class LitTransfusion(lightning.LightningModule):
         activation_checkpointing: What the backward pass recomputes to save memory: none, selective (all except matrix
             products and attention), or full (each block). It takes more time.
         seed: Seed of noise and timesteps; on the command line that of --seed_everything unless it is set.
-        init_from: Checkpoint or exported model whose (averaged) weights are the initial ones; step, optimiser and data
-            start from the beginning. To resume a run, use --ckpt_path instead.
+        init_from: Checkpoint or exported model whose (averaged) weights are the initial ones, or a language model: a
+            folder of transformers with Llama's architecture, or owner/name on the Hugging Face hub. Step, optimiser and
+            data start from the beginning. To resume a run, use --ckpt_path instead.
         sequence_length: Positions of a row (set by the data module); checkpoints contain it, for generation.
         sampling: Settings of `predict`.
         skip_nonfinite: Number of steps in a run that may be skipped because a loss or the norm of the gradient is not
@@ -83,6 +85,8 @@ class LitTransfusion(lightning.LightningModule):
         auxiliary: A loss of the hidden states of patches, such as REPA; null for none, as in the paper.
         base_dim: The `dim` of the net for which the learning rate was tuned: the same rate is then right for this one
             (μP). Null for one rate for all weights, as in the paper.
+        text_rate: Factor of the learning rate of the weights that text passes, after `init_from`. 0 freezes them, with
+            modality_weights: all; only the rows of new tokens, such as the image markers, are then learned.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class LitTransfusion(lightning.LightningModule):
         skip_nonfinite: int = 0,
         auxiliary: AuxiliaryLoss | None = None,
         base_dim: int | None = None,
+        text_rate: float = 1.0,
     ) -> None:
         super().__init__()
         size = SIZES[size] if isinstance(size, str) else size
@@ -127,10 +132,16 @@ class LitTransfusion(lightning.LightningModule):
         self.skip_nonfinite = skip_nonfinite
         self.skipped_steps = 0
         self.net = Transfusion(tokenizer.vocab_size + (codec.num_codes or 0), size, patcher, mask, attention)
+        self.base_dim = base_dim
         self.rate_scales = {} if base_dim is None else transfer_width(self.net, base_dim)
-        if init_from is not None:
-            start_from(init_from, self.net, tokenizer)
+        check_text_rate(self.net, text_rate, init_from, base_dim)
+        copied_rows = 0 if init_from is None else start_from(init_from, self.net, tokenizer)
+        self.kept_rows = copied_rows if text_rate == 0 else 0
+        if text_rate not in (0, 1):
+            self.rate_scales = dict.fromkeys(text_parameters(self.net), text_rate)
         self.ema = None if ema_decay is None else copy.deepcopy(self.net).requires_grad_(False).eval()
+        if text_rate == 0:
+            freeze_text(self.net)
         self.auxiliary = auxiliary
         if auxiliary is not None:
             auxiliary.build(size.dim)
@@ -216,8 +227,9 @@ class LitTransfusion(lightning.LightningModule):
         log_totals(self, "test")
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer(decay_groups(self, {f"net.{name}": s for name, s in self.rate_scales.items()}))
-        scale_rates(optimizer)
+        rate_scales = {f"net.{name}": scale for name, scale in self.rate_scales.items()}
+        optimizer = self.optimizer(decay_groups(self, rate_scales, ["net.head.weight"] if self.kept_rows else []))
+        scale_rates(optimizer, keep_decay=self.base_dim is not None)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -227,6 +239,8 @@ class LitTransfusion(lightning.LightningModule):
 
         (Lightning's clipping does not work with fused AdamW under bf16-mixed, and returns no norm.)
         """
+        if self.kept_rows:
+            keep_rows(self.net, self.kept_rows)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         values = self.step.values(self.loss_weights, norm)

@@ -1,7 +1,7 @@
 """Parameter groups of the optimiser, and the learning-rate schedules."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -101,18 +101,21 @@ def decay_start(total_steps: int, decay_share: float) -> int:
     return total_steps - round(decay_share * total_steps)
 
 
-def decay_groups(net: nn.Module, rate_scales: Mapping[str, float] = MappingProxyType({})) -> list[dict]:
+def decay_groups(
+    net: nn.Module, rate_scales: Mapping[str, float] = MappingProxyType({}), undecayed: Collection[str] = ()
+) -> list[dict]:
     """Return the parameter groups: matrices, with weight decay, and the rest (norms, biases, embeddings), without.
 
     Args:
         net: Module with the parameters.
         rate_scales: Factors of the learning rate by the names of the parameters. Each factor makes a group of its own.
+        undecayed: Names of matrices without weight decay.
     """
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+            decays = parameter.ndim >= 2 and id(parameter) not in embeddings and name not in undecayed
             groups.setdefault((decays, rate_scales.get(name, 1.0)), []).append(parameter)
     return [
         {"params": parameters}
@@ -122,13 +125,16 @@ def decay_groups(net: nn.Module, rate_scales: Mapping[str, float] = MappingProxy
     ]
 
 
-def scale_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Multiply the learning rate of each group by its `rate_scale`, and divide its weight decay by it.
+def scale_rates(optimizer: torch.optim.Optimizer, keep_decay: bool) -> None:
+    """Multiply the learning rate of each group by its `rate_scale`.
 
-    The decay of a step is their product, and so stays the same (Wang & Aitchison, 2024, arXiv 2405.13698).
+    Args:
+        optimizer: The optimizer.
+        keep_decay: Divide the weight decay by it. The decay of a step is their product, and so stays the same (Wang &
+            Aitchison, 2024, arXiv 2405.13698).
     """
     for group in optimizer.param_groups:
         scale = group.get("rate_scale", 1.0)
         group["lr"] *= scale
-        if "weight_decay" in group:
+        if keep_decay and "weight_decay" in group:
             group["weight_decay"] /= scale

@@ -63,7 +63,7 @@ def test_rates_and_weight_decay_of_the_optimizer():
     net = make(128)
     scales = transfer_width(net, 64)
     optimizer = torch.optim.AdamW(decay_groups(net, scales), lr=8e-3, weight_decay=0.1)
-    scale_rates(optimizer)
+    scale_rates(optimizer, keep_decay=True)
     schedule = WarmupCosine(optimizer, warmup_steps=2, total_steps=10, final_lr=2e-3)
     name_of = {id(p): name for name, p in net.named_parameters()}
     seen = {name_of[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
@@ -84,7 +84,7 @@ def changes(dim, base_dim, steps=4):
     net = make(dim)
     scales = {} if base_dim is None else transfer_width(net, base_dim)
     optimizer = torch.optim.AdamW(decay_groups(net, scales), lr=1e-2)
-    scale_rates(optimizer)
+    scale_rates(optimizer, keep_decay=True)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 40, (8, 24), generator=generator)
     positions = torch.arange(24).expand(8, 24)
