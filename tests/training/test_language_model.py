@@ -344,6 +344,15 @@ def test_checkpoint_and_export_have_the_text_of_the_language_model(trained, writ
         assert Tokenizer.from_file(str(folder)).model == tokenizer.model
 
 
+def test_a_token_that_is_bos_and_eos_ends_a_text(trained):
+    """With equal logits, the first token is the likeliest: EOS, which is BOS, too."""
+    pipeline = Pipeline.from_pretrained(trained / "checkpoints" / "last.ckpt")
+    assert pipeline.tokenizer.bos == pipeline.tokenizer.eos == 0
+    torch.nn.init.zeros_(pipeline.net.head.weight)
+    written = pipeline.generate("a red circle", images="never", temperature=0, max_new_tokens=5)
+    assert "".join(written) == ""
+
+
 def test_all_weights_can_be_trained_from_a_checkpoint_with_frozen_text(trained, written, tmp_path):
     """A second run: its config is that of the first, with the checkpoint in the place of the language model."""
     words = ["--model.init_from", str(trained / "checkpoints" / "last.ckpt"), "--data.tokenizer_model", str(trained)]
