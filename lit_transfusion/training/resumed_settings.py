@@ -52,10 +52,16 @@ def keep_arguments(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any
     """Replace the arguments in a state dict by the current ones of the optimizer, before the state is loaded.
 
     Raises:
-        InputError: The state is from another class of optimizer.
+        InputError: The state is from another class of optimizer, or for other groups of weights.
     """
+    sizes = [[len(group["params"]) for group in part] for part in (state["param_groups"], optimizer.param_groups)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            "the optimizer in the checkpoint has other groups of weights than this run; resume with the earlier "
+            "model.text_rate and model.base_dim, or start a new run with --model.init_from"
+        )
     groups, arguments = [], set()
-    for saved, current in zip(state["param_groups"], optimizer.param_groups, strict=False):
+    for saved, current in zip(state["param_groups"], optimizer.param_groups, strict=True):
         if missing := saved.keys() - current.keys():
             raise InputError(
                 f"model.optimizer {type(optimizer).__name__} has no {', '.join(sorted(missing))}, but the optimizer in "
@@ -69,7 +75,6 @@ def keep_arguments(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any
     for name, before, now in sorted(arguments):
         if before != now:
             log_difference("model.optimizer", name, before, now)
-    groups += state["param_groups"][len(groups) :]  # more groups than now: torch raises an error
     return {**state, "param_groups": groups}
 
 

@@ -141,6 +141,16 @@ def test_error_for_another_class_of_optimizer_names_both_fixes():
         other.load_state_dict(before[0].state_dict())
 
 
+def test_error_for_other_groups_names_the_settings_that_make_them():
+    schedule = SCHEDULES["WarmupCosine"][0]
+    before = make(schedule)
+    rates(*before, STOP)
+    other = torch.optim.AdamW([nn.Parameter(torch.ones(2)) for _ in range(2)], lr=1e-2)  # one group of both
+    ResumedSettings().on_fit_start(SimpleNamespace(optimizers=[other]), None)
+    with pytest.raises(InputError, match=r"other groups .*model\.text_rate and model\.base_dim.*--model\.init_from"):
+        other.load_state_dict(before[0].state_dict())
+
+
 def test_schedule_that_ends_before_the_run_is_logged(caplog):
     """A config.yaml of version 0.1 causes this, because it contains the length as a number."""
     caplog.set_level(logging.INFO, "lit_transfusion")
