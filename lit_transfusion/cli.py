@@ -60,6 +60,12 @@ TRAIN = {
         "--config configs/codec_kl.yaml",
         has_trainer=True,
     ),
+    "plan": Command(
+        "commands.plan.command:plan",
+        "memory, operations and days of a run",
+        "--config configs/paper/7B.yaml --devices 8 --num_nodes 32",
+        has_trainer=True,
+    ),
     "fit": Command(None, "train", "--config configs/quickstart.yaml"),
     "validate": Command(None, "losses on the held-out pictures", "--config runs/NAME/config.yaml --ckpt_path last"),
     "test": Command(None, "the same, logged as test", "--config runs/NAME/config.yaml --ckpt_path last"),
