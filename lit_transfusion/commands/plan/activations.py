@@ -36,10 +36,11 @@ class Attention(torch.autograd.Function):
         return output
 
 
-def activations(setup: Setup, row: Row) -> Activations:
-    """Count the activations of one row, with the blocks of a plain run: compiled ones keep less.
+def activations(setup: Setup, row: Row) -> dict[str, Activations]:
+    """Count the activations of one row, for each value of `model.activation_checkpointing`.
 
-    Blocks with weights for each modality count as one block. The visibility rule needs no memory.
+    Blocks are not compiled; compiled ones keep less. A block with weights for each modality counts as a plain one. The
+    visibility rule needs no memory.
     """
     length, size = setup.sequence_length, setup.size
     net = setup.net(n_layers=1, modality_weights="none")
@@ -61,13 +62,13 @@ def activations(setup: Setup, row: Row) -> Activations:
         inputs = zeros, zeros, zeros, zeros, [images] if row.num_images and not setup.images_are_tokens else [], targets
         around = kept_by(lambda: net(*inputs), net, setup.bf16)  # embedding, patcher, last norm and head
     of_input = 4 * length * size.dim
-    if setup.checkpointing == "none":
-        return Activations(around + size.n_layers * of_block, 0)
-    saved = of_input
-    if setup.checkpointing == "selective":  # also the results of matrix products and of attention
-        numbers = sum(m.out_features for m in block.modules() if isinstance(m, nn.Linear)) + size.dim
-        saved += length * ((2 if setup.bf16 else 4) * numbers + 4 * size.n_heads)
-    return Activations(around + size.n_layers * saved, of_block - of_input)
+    numbers = sum(m.out_features for m in block.modules() if isinstance(m, nn.Linear)) + size.dim
+    of_products = length * ((2 if setup.bf16 else 4) * numbers + 4 * size.n_heads)  # and of attention
+    return {
+        "none": Activations(around + size.n_layers * of_block, 0),
+        "selective": Activations(around + size.n_layers * (of_input + of_products), of_block - of_input),
+        "full": Activations(around + size.n_layers * of_input, of_block - of_input),
+    }
 
 
 def kept_by(run: Callable[[], Any], module: nn.Module, bf16: bool, inputs: Iterable[Tensor] = ()) -> int:

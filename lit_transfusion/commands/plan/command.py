@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
 from lit_transfusion.commands.plan.compute import compute
-from lit_transfusion.commands.plan.memory import with_checkpointing
+from lit_transfusion.commands.plan.memory import memory
 from lit_transfusion.commands.plan.parameters import parameters_of
 from lit_transfusion.commands.plan.setup import read_setup
 from lit_transfusion.commands.plan.tables import tables_of
@@ -73,8 +74,7 @@ class PlanCLI(TransfusionCLI):
 
 def plan(argv: Sequence[str]) -> None:
     """Print what a run would cost. `argv` has the words of the command line, without the command."""
-    parts = (LitTransfusion, TransfusionData)
-    config = launch(PlanCLI, parts, arm_first(argv), "lit_transfusion plan", DESCRIPTION, run=False).config
+    config = parse(argv)
     cluster = Cluster(**{field.name: config[field.name] for field in fields(Cluster)})
     result = plan_of(config, cluster)
     if cluster.json:
@@ -85,7 +85,13 @@ def plan(argv: Sequence[str]) -> None:
         console.print(shown, highlight=False, soft_wrap=isinstance(shown, str))
 
 
-def plan_of(config: Any, cluster: Cluster) -> dict[str, Any]:
+def parse(argv: Sequence[str]) -> Namespace:
+    """The config of a `fit`, with the options of `Cluster`."""
+    parts = (LitTransfusion, TransfusionData)
+    return launch(PlanCLI, parts, arm_first(argv), "lit_transfusion plan", DESCRIPTION, run=False).config
+
+
+def plan_of(config: Namespace, cluster: Cluster) -> dict[str, Any]:
     """The plan as plain data. Memory is in bytes.
 
     Args:
@@ -100,7 +106,7 @@ def plan_of(config: Any, cluster: Cluster) -> dict[str, Any]:
         cluster.num_nodes, config.trainer.num_nodes
     )
     net = setup.net()
-    cost, memories = compute(setup, net, devices), with_checkpointing(setup, net, devices)
+    cost, memories = compute(setup, net, devices), memory(setup, net, devices)
     limit = None if cluster.memory_gb is None else 1e9 * cluster.memory_gb
     return {
         "devices": devices,

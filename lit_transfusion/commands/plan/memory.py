@@ -9,8 +9,7 @@ Not counted: the context of CUDA, buffers of NCCL and of kernels, fragmentation,
 codec needs while it encodes, and an auxiliary loss.
 """
 
-import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,21 +43,17 @@ class Memory(NamedTuple):
         return max(0, int((limit - sum(self.fixed.values())) // sum(self.of_row.values())))
 
 
-def memory(setup: Setup, net: Transfusion, devices: int) -> Memory:
-    """The memory of each of `devices` devices that train the net, which may be on the meta device."""
+def memory(setup: Setup, net: Transfusion, devices: int) -> dict[str, Memory]:
+    """The memory of each of `devices` devices that train the net, for each value of `model.activation_checkpointing`.
+
+    Args:
+        setup: The run.
+        net: Its net, which may be on the meta device.
+        devices: Number of devices.
+    """
     parameters = count(net.parameters())
     shards = devices if setup.sharded else 1
-    cast = net.modules() if not setup.sharded else outside_blocks(net)
-    logit = 2 if setup.bf16 else 4
-    rows = [
-        {
-            "activations": activations(setup, row).total,
-            "logits": logit * setup.vocab_size * (row.num_targets + row.num_codes),
-        }
-        for row in rows_of(setup)
-    ]
-    of_row = max(rows, key=lambda row: sum(row.values()))
-    piece = 4 * min(PIECE["cuda"], of_row["logits"] // logit)
+    cast = outside_blocks(net) if setup.sharded else net.modules()
     fixed = {
         "weights": 4 * parameters // shards,
         "gradients": 4 * parameters // shards,
@@ -68,15 +63,20 @@ def memory(setup: Setup, net: Transfusion, devices: int) -> Memory:
         "buckets of DDP": 4 * parameters if devices > 1 and not setup.sharded else 0,
         "gathered by FSDP2": gathered(net, setup.bf16) if devices > 1 and setup.sharded else 0,
         "codec": setup.latents.codec_bytes,
-        "piece of the loss": piece if setup.bf16 else 0,
     }
-    return Memory({kind: number for kind, number in fixed.items() if number}, of_row)
+    fixed = {kind: number for kind, number in fixed.items() if number}
+    counted = [
+        (setup.vocab_size * (row.num_targets + row.num_codes), activations(setup, row)) for row in rows_of(setup)
+    ]
+    return {kind: with_rows(fixed, [(n, a[kind].total) for n, a in counted], setup.bf16) for kind in counted[0][1]}
 
 
-def with_checkpointing(setup: Setup, net: Transfusion, devices: int) -> dict[str, Memory]:
-    """The memory for each value of `model.activation_checkpointing`."""
-    kinds = "none", "selective", "full"
-    return {kind: memory(dataclasses.replace(setup, checkpointing=kind), net, devices) for kind in kinds}
+def with_rows(fixed: dict[str, int], rows: Sequence[tuple[int, int]], bf16: bool) -> Memory:
+    """The memory with rows of the kind that needs most; `rows` has the logits and the bytes of activations of each."""
+    width = 2 if bf16 else 4
+    logits, kept = max(rows, key=lambda row: width * row[0] + row[1])
+    loss = {"piece of the loss": 4 * min(PIECE["cuda"], logits)} if bf16 else {}
+    return Memory(fixed | loss, {"activations": kept, "logits": width * logits})
 
 
 def gathered(net: Transfusion, bf16: bool) -> int:
