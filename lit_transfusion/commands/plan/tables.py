@@ -51,9 +51,9 @@ def checkpointing(plan: dict[str, Any]) -> tuple[Table, str]:
     fitting = [kind for kind, one in plan["by_activation_checkpointing"].items() if one["memory"] <= limit]
     if not fitting:
         return table, f"batch_size {batch_size} does not fit; use a smaller one, more devices, or fsdp2."
-    if fitting[0] == "none":
-        return table, f"batch_size {batch_size} needs no activation checkpointing."
-    return table, f"batch_size {batch_size} needs activation_checkpointing {fitting[0]}."
+    needs = "no activation checkpointing" if fitting[0] == "none" else f"activation_checkpointing {fitting[0]}"
+    left = gigabytes(limit - plan["by_activation_checkpointing"][fitting[0]]["memory"])
+    return table, f"batch_size {batch_size} needs {needs}; {left} GB remain for what is not counted."
 
 
 def cost(plan: dict[str, Any]) -> tuple[Table, str]:
