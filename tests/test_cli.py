@@ -161,6 +161,7 @@ LIGHTER = {
     "chameleon.yaml": ["--model.size.n_layers", "1"],
     "ablate_image_tokens.yaml": ["--data.codec.init_args.path", "VAE"],  # the first arm
     "scaling.yaml": ["--data.codec.init_args.path", "VAE"],
+    "ablate_text_only.yaml": ["--data.source.init_args.path", "DIR", "--data.tokenizer_model", "tokenizer.model"],
 } | {
     path.name: [
         *("--model.size", "nano", "--model.patcher.channels", "16", "--trainer.accelerator", "cpu"),

@@ -6,7 +6,7 @@ the bf16 copies of weights that autocast keeps for the backward pass; the bucket
 loss. Rows have no padding, and all rows of the batch are of the kind that needs most (see `rows.py`).
 
 Not counted: the context of CUDA, buffers of NCCL and of kernels, fragmentation, gradients of activations, what the
-codec needs while it encodes, and an auxiliary loss.
+codec needs while it encodes, an auxiliary loss, clean copies of images, and what `text_rate` saves.
 """
 
 from collections.abc import Iterable, Sequence
