@@ -9,15 +9,24 @@ from pathlib import Path
 from lit_transfusion.studies.results import adjusted_by_bh, adjusted_by_holm
 
 STUDIES = Path(__file__).parent / "studies"
-ORDER = {"mask": 5, "patch_size": 6, "patcher": 7, "noise_limit": 8, "order": None, "image_loss_weight": None}
+ORDER = {  # the table of the paper that a study repeats
+    "image_tokens": 3,
+    "text_only": 4,
+    "mask": 5,
+    "patch_size": 6,
+    "patcher": 7,
+    "noise_limit": 8,
+    "order": None,
+    "image_loss_weight": None,
+}
 
 INTRODUCTION = """\
 # The paper's ablations, at the size of two CPU cores
 
 Each study is one command (`python -m lit_transfusion ablate --config configs/ablate_NAME.yaml --seeds 3 --parallel \
-2`) on drawn shapes of 24 x 24 pixels, with nets of some million parameters that see at most a million positions, \
-where the paper's see half a trillion. So this says which findings show that early and that small, not which are \
-true. Commit, hardware and wall time are at the head of each report.
+2`) on drawn shapes of 24 x 24 pixels (text_only: with WordNet's texts), with nets of some million parameters that see \
+at most a million positions, where the paper's see half a trillion. So this says which findings show that early and \
+that small, not which are true. Commit, hardware and wall time are at the head of each report.
 
 A difference is above zero where the finding holds; in brackets is its 95 % interval (paired t test over three seeds; \
 for scores that are counts of pictures also over pictures, see the reports). *Alone* is the verdict if the finding \
@@ -31,8 +40,9 @@ Of {total} findings {alone} are resolved alone, {holm} with Holm's adjustment an
 {at_floor} are at the floor.
 
 `diffusion_loss` is on noise that is the same for all arms and seeds, and so differs least between seeds; \
-`kid_efficientnet_lite0` compares 100 drawn pictures with 100 held-out ones. Findings are the paper's, but for those \
-of order and image_loss_weight, of which it reports nothing.
+`kid_efficientnet_lite0` compares 100 drawn pictures with 100 held-out ones. [Baselines](../baselines.md) explains \
+image_tokens and text_only. Findings are the paper's, but for those of order and image_loss_weight, of which it \
+reports nothing.
 
 | study | finding | measured by | difference | p | Holm | BH | alone | holds here? |
 |---|---|---|---|---|---|---|---|---|"""
