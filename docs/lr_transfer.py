@@ -16,6 +16,8 @@ from statistics import mean
 import matplotlib.pyplot as plt
 import yaml
 
+from lit_transfusion.wording import counted
+
 ROOT = Path(__file__).parents[1]
 RUNS, REPORT = Path("runs/lr_transfer"), ROOT / "docs" / "studies" / "lr_transfer"
 WIDTHS, RATES, BASE, HEAD = (32, 64, 128), (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), 32, 32
@@ -66,8 +68,13 @@ def draw(found: dict[tuple[str, str], list[float]], path: Path) -> None:
     figure, panels = plt.subplots(
         len(COLUMNS), len(RULES), figsize=(9, 7), sharex=True, sharey="row", layout="constrained"
     )
+    for panel, title in zip(panels[0], RULES.values(), strict=True):
+        panel.set_title(title, fontsize=10)
+    for panel in panels[1]:
+        panel.set_xlabel("learning rate")
     for row, (column, label) in zip(panels, COLUMNS.items(), strict=True):
-        for panel, (rule, title) in zip(row, RULES.items(), strict=True):
+        row[0].set_ylabel(label)
+        for panel, rule in zip(row, RULES, strict=True):
             for number, width in enumerate(WIDTHS):
                 seeds = [found[name(rule, width, rate), column] for rate in RATES]
                 means, color = [mean(values) for values in seeds], plt.get_cmap("viridis")(0.8 - 0.35 * number)
@@ -79,9 +86,6 @@ def draw(found: dict[tuple[str, str], list[float]], path: Path) -> None:
                 panel.plot(RATES[best], means[best], color=color, marker="*", markersize=13)
             panel.set_xscale("log", base=2)
             panel.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
-            panel.set_ylabel(label if panel is row[0] else "")
-            panel.set_title(title if row is panels[0] else "", fontsize=10)
-            panel.set_xlabel("learning rate" if row is panels[-1] else "")
             panel.grid(alpha=0.2)
     panels[0][0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
@@ -112,10 +116,11 @@ if __name__ == "__main__":
     REPORT.mkdir(parents=True, exist_ok=True)
     draw(numbers, REPORT / "losses.png")
     command = " ".join(["python docs/lr_transfer.py", *sys.argv[1:]])
+    seeds = counted(len(next(iter(numbers.values()))), "seed")
     head = (
         f"# Does the best learning rate hold at other widths?\n\n`{command}`: held-out losses after 600 steps, mean "
-        f"over {len(next(iter(numbers.values())))} seeds; the best rate of each row is bold, and a star in the plot. "
-        "The band is the range over seeds.\n\n![losses by learning rate](losses.png)\n"
+        f"and range over {seeds}. The best rate of each row is bold, and a star in the plot.\n\n"
+        "![losses by learning rate](losses.png)\n"
     )
     (REPORT / "README.md").write_text(head + table(numbers) + "\n", encoding="utf-8")
     print(head + table(numbers))
