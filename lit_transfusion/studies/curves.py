@@ -1,6 +1,7 @@
 """The held-out losses of a study over training: the mean of the seeds of each arm, with their range."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from lit_transfusion.run_folder import metrics_files
 from lit_transfusion.studies.plan import ArmPlan
 from lit_transfusion.studies.runner import Job
 
-TEXT, IMAGES = "val/loss_text", "val/loss_image"  # names in the metrics files
+LOGGED = re.compile(r"val/(?:(.+)/)?loss_(text|image)")  # names in the metrics files; a mix has one for each source
 DECADE = 10  # an axis over less than this ratio has ticks at multiples of a number, otherwise at 1, 2, 5, 10, …
 
 
@@ -34,14 +35,16 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def curve_of(job: Job, name: str) -> Curve:
-    """Read a loss from the metrics files of all starts; where they overlap, use the later start."""
-    points: dict[int, float] = {}
+def curves_of(job: Job) -> dict[str, Curve]:
+    """Read the losses by name from the metrics files of all starts; where they overlap, use the later start."""
+    points: dict[str, dict[int, float]] = {}
     for path in metrics_files(job.folder):
         with path.open(encoding="utf-8", newline="") as file:
-            points |= {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(file) if row.get(name)}
-    steps = sorted(points)
-    return Curve(steps, [points[step] for step in steps])
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and LOGGED.fullmatch(name or ""):
+                        points.setdefault(name, {})[int(row["step"]) + 1] = float(value)
+    return {name: Curve(steps := sorted(found), [found[step] for step in steps]) for name, found in points.items()}
 
 
 def band_of(curves: Sequence[Curve]) -> Band:
@@ -56,17 +59,7 @@ def band_of(curves: Sequence[Curve]) -> Band:
 
 def plot_curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> None:
     """Plot the losses of all arms, by tokens and by operations. Different kinds of loss have rows of their own."""
-    kinds = [
-        ("text: cross-entropy", TEXT, plans),
-        ("images: diffusion loss", IMAGES, [plan for plan in plans if not plan.images_are_tokens]),
-        ("images: cross-entropy of codes", IMAGES, [plan for plan in plans if plan.images_are_tokens]),
-    ]
-    rows = []
-    for label, name, members in kinds:
-        bands = [(plan, bands_of(jobs, plan.arm, name)) for plan in members]
-        bands = [(plan, band) for plan, band in bands if len(band.steps)]
-        if bands:
-            rows.append((label, bands))
+    rows = rows_of(jobs, plans)
     figure = Figure(figsize=(11, 3.75 * max(len(rows), 1)), layout="constrained")
     grid = figure.subplots(max(len(rows), 1), 2, sharey="row", sharex="col", squeeze=False)
     colors = {plan.arm: f"C{number % 10}" for number, plan in enumerate(plans)}
@@ -85,9 +78,21 @@ def plot_curves(jobs: Sequence[Job], plans: Sequence[ArmPlan], path: Path) -> No
     figure.savefig(path, dpi=100)
 
 
-def bands_of(jobs: Sequence[Job], arm: str, name: str) -> Band:
-    curves = [curve_of(job, name) for job in jobs if job.arm == arm]
-    return band_of([curve for curve in curves if curve.steps])
+def rows_of(jobs: Sequence[Job], plans: Sequence[ArmPlan]) -> list[tuple[str, list[tuple[ArmPlan, Band]]]]:
+    """The label of each kind of loss, with the arms that have it; first those of text."""
+    found: dict[tuple[str, str], list[tuple[ArmPlan, Band]]] = {}
+    for plan in plans:
+        curves = [curves_of(job) for job in jobs if job.arm == plan.arm]
+        for name in dict.fromkeys(name for one in curves for name in one):
+            source, loss = LOGGED.fullmatch(name).groups(default="")
+            kind = "text: cross-entropy"
+            if loss == "image":
+                kind = "images: cross-entropy of codes" if plan.images_are_tokens else "images: diffusion loss"
+            band = band_of([one[name] for one in curves if name in one])
+            if len(band.steps):
+                found.setdefault((kind, source), []).append((plan, band))
+    order = sorted(found, key=lambda key: (not key[0].startswith("text"), key[0] != "images: diffusion loss", key[1]))
+    return [(f"{kind}, of {source}" if source else kind, found[kind, source]) for kind, source in order]
 
 
 def log_axis(panel: Axes, low: float, high: float) -> None:
