@@ -1,7 +1,9 @@
 """Runs `fit` in processes that are forked from one that has imported everything, so that each starts seconds faster."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import time
 from pathlib import Path
@@ -26,14 +28,12 @@ class ForkedFit:
         context = multiprocessing.get_context("forkserver")
         # Python 3.11 ignores modules that are not found without the paths that pytest adds, such as this one.
         context.set_forkserver_preload(["lit_transfusion.config.lightning"])
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         (folder / "errors").write_text("")
         self.processes = []
         self.pid = 0
         for rank in range(ranks):
-            environment = meeting | {"LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            environment = meeting | ({"LOCAL_RANK": str(rank)} if ranks > 1 else {})
             process = context.Process(target=run, args=(arguments, folder, environment, self.pid))
             process.start()
             self.pid = self.pid or process.pid
@@ -52,6 +52,14 @@ class ForkedFit:
             process.join(max(deadline - time.monotonic(), 0))
         statuses = [process.exitcode for process in self.processes]
         return None if None in statuses else next(filter(None, statuses), 0)
+
+
+def free_port() -> int:
+    """A free port that the system gives to no other connection by itself, as it does with ports from 32768 on."""
+    while True:
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("", port := random.SystemRandom().randrange(20_000, 32_000)))
+            return port
 
 
 def run(arguments: list[str], folder: Path, environment: dict[str, str], group: int) -> None:
