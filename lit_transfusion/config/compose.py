@@ -123,7 +123,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         names = [str(other.relative_to(CONFIGS).with_suffix("")) for other in CONFIGS.rglob("*.yaml")]
         close = get_close_matches(path.stem, names, n=3, cutoff=0.5)
-        hint = f"; of this package's configs, {' and '.join(close)} have similar names" if close else ""
+        hint = f", or use a similar one of this package: {', '.join(close)}" if close else ""
         raise InputError(f"config file {path} not found; check the path{hint}")
     text = OLD_PATHS.sub(lambda found: f"lit_transfusion.shapes.{MOVED[found[1]]}.{found[1]}", read_text(path))
     try:
