@@ -20,7 +20,7 @@ DECADE = 10  # an axis over less than this ratio has ticks at multiples of a num
 
 
 class Curve(NamedTuple):
-    """A loss of one run, or the mean over runs."""
+    """A loss of one run."""
 
     steps: list[int]
     losses: list[float]
